@@ -1,0 +1,144 @@
+"""A case: the arrays and the configuration of one trial, and the truth about it, from `lora_ref` alone."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import ml_dtypes
+import numpy as np
+
+from conformance.compare import wide
+from conformance.subject import LayerConfig
+from lora_ref import bounds, lora
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+BITS = {"float32": 24, "float64": 53, "float16": 11, "bfloat16": 8}  # of the significand
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """x (…, in), W (out, in), b (out) or None, A (in, rank), B (rank, out), dy (…, out), all of the config's dtype."""
+
+    config: LayerConfig
+    W: np.ndarray
+    b: np.ndarray | None
+    A: np.ndarray
+    B: np.ndarray
+    x: np.ndarray
+    dy: np.ndarray
+
+    @property
+    def adapter(self) -> dict[str, np.ndarray]:
+        return {"A": self.A, "B": self.B}
+
+    @property
+    def dtype(self) -> np.dtype:
+        return DTYPES[self.config.dtype]
+
+    @property
+    def scale(self) -> float:
+        return lora.scale(self.config.alpha, self.config.rank, self.config.scaling)
+
+    @property
+    def size(self) -> tuple[int, float]:
+        """What makes a counterexample small: few numbers, then small ones."""
+        arrays = [wide(a) for a in (self.W, self.A, self.B, self.x, self.dy)]
+        return sum(a.size for a in arrays), float(sum(np.abs(a[np.isfinite(a)]).sum() for a in arrays))
+
+    def but(self, **changes) -> "Case":
+        """The same case with other arrays, or (by the names of LayerConfig) another configuration."""
+        arrays = {k: v for k, v in changes.items() if k in ("W", "b", "A", "B", "x", "dy")}
+        config = {k: v for k, v in changes.items() if k not in arrays}
+        return replace(self, config=replace(self.config, **config), **arrays)
+
+    @cached_property
+    def truth(self) -> "Truth":
+        return Truth(self)
+
+    @cached_property
+    def bound(self) -> "Bound":
+        return Bound(self)
+
+
+class Truth:
+    """y, dx, dA, dB and the merged W of a case, in longdouble for float64 layers and in float64 for all others."""
+
+    def __init__(self, case: Case):
+        kind = np.longdouble if case.config.dtype == "float64" else np.float64
+        W, A, B, x, dy = (wide(a).astype(kind) for a in (case.W, case.A, case.B, case.x, case.dy))
+        b = None if case.b is None else wide(case.b).astype(kind)
+        p = lora.LoRA(A, B)
+        self.y, cache = lora.forward(x, W, b, p, case.scale)
+        self.base = lora.forward(x, W, b, lora.LoRA(0 * A, 0 * B), case.scale)[0]
+        self.dx, (self.dA, self.dB) = lora.backward(dy, cache)
+        self.merged, _ = lora.merge(W, b, p, case.scale)
+
+
+class Bound:
+    """How far from the truth an honest layer of the case's dtype may be, the truth's own rounding included."""
+
+    def __init__(self, case: Case):
+        p = lora.LoRA(case.A, case.B)
+        for precision in (case.config.dtype, "longdouble" if case.config.dtype == "float64" else "float64"):
+            dx, (dA, dB) = bounds.backward(case.dy, case.x, case.W, p, case.scale, precision)
+            found = {
+                "y": bounds.forward(case.x, case.W, case.b, p, case.scale, precision),
+                "dx": dx, "dA": dA, "dB": dB,
+                "merged": bounds.merge(case.W, p, case.scale, precision),
+                "merged_once": bounds.merge_rounded_once(case.W, p, case.scale, precision),
+                "unmerged": bounds.unmerge(case.W, p, case.scale, precision),
+            }  # fmt: skip
+            for name, value in found.items():
+                setattr(self, name, getattr(self, name, 0.0) + value)
+
+    y: np.ndarray
+    dx: np.ndarray
+    dA: np.ndarray
+    dB: np.ndarray
+    merged: np.ndarray
+    merged_once: np.ndarray
+    unmerged: np.ndarray
+
+
+def exact_in_any_order(case: Case) -> bool:
+    """Whether every honest way of computing the case is free of rounding in its dtype: all that can occur in a step
+    are multiples of one last bit, and the sums of absolute values stay below 2^bits of them."""
+    arrays = [wide(a).astype(np.float64) for a in (case.W, case.A, case.B, case.x, case.dy)]
+    W, A, B, x, dy = map(np.abs, arrays)
+    gW, gA, gB, gx, gdy = map(last_bit, arrays)
+    b, gb = (0.0, np.inf) if case.b is None else (np.abs(wide(case.b).astype(np.float64)), last_bit(case.b))
+    s, gs = max(abs(case.scale), 1.0), min(last_bit(np.array(case.scale)), 1.0)  # before or after scaling
+    x2, dy2 = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    h, u = s * (x2 @ A), s * (dy2 @ B.T)
+    sums = (
+        (h, gs * gx * gA),
+        (u, gs * gdy * gB),
+        (x2 @ W.T + b + h @ B, min(gx * gW, gb, gs * gx * gA * gB)),
+        (dy2 @ W + u @ A.T, min(gdy * gW, gs * gdy * gA * gB)),
+        (x2.T @ u, gs * gx * gdy * gB),
+        (h.T @ dy2, gs * gx * gdy * gA),
+        (W + s * (A @ B).T, min(gW, gs * gA * gB)),
+        (x2.T @ dy2, gx * gdy),  # of an implementation that forms dW first
+    )
+    return all(total.size == 0 or float(total.max()) <= bit * 2.0 ** BITS[case.config.dtype] for total, bit in sums)
+
+
+def last_bit(array: np.ndarray) -> float:
+    """The largest power of two of which every entry is a multiple; infinite if all are zero."""
+    mantissa, exponent = np.frexp(wide(array).astype(np.float64))
+    whole = (mantissa * 2.0**53).astype(np.int64)
+    bits = np.where(whole == 0, np.inf, np.ldexp((whole & -whole).astype(np.float64), exponent - 53))
+    return float(bits.min(initial=np.inf))
+
+
+def telling(case: Case) -> bool:
+    """Whether the LoRA part moves the output and every gradient: a case in which it does not could tell nothing."""
+    W, A, B, x, dy = (wide(a).astype(np.float64) for a in (case.W, case.A, case.B, case.x, case.dy))
+    x2, dy2 = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    parts = (x @ A @ B, dy @ B.T @ A.T, x2.T @ dy2 @ B.T, A.T @ x2.T @ dy2)
+    return all(part.any() for part in parts)
+

@@ -1,0 +1,127 @@
+"""The only file that decides how far apart two arrays may be.
+
+Three kinds of judgement, none with a chosen tolerance:
+* `same`: bit equality, for cases in which every honest way of computing is exact;
+* `within`: componentwise, |got − want| ≤ bound, the bound derived in `lora_ref.bounds`;
+* statistics of random draws, each with a false-alarm probability of at most ALARM for an honest implementation.
+
+Each returns error / bound (0 where equal), or raises Mismatch with what a report needs.
+"""
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+
+ALARM = 1e-11  # per statistical check; a run makes fewer than 100 of them, so at most 1e-9 in a run
+
+
+class Mismatch(AssertionError):
+    """The subject's answer is not the one expected."""
+
+    def __init__(self, what: str, got, want, *, where: str = "", error: float | None = None, bound: float | None = None):
+        self.what, self.where, self.error, self.bound = what, where, error, bound
+        self.got, self.want = _text(got), _text(want)
+        super().__init__(f"{what}{where}: got {self.got}, want {self.want}{self.ratio_text()}")
+
+    @property
+    def ratio(self) -> float | None:
+        """error / bound; infinite where the bound is zero, None where no two numbers were compared."""
+        if self.error is None or self.bound is None:
+            return None
+        return self.error / self.bound if self.bound else math.inf
+
+    def ratio_text(self) -> str:
+        if self.error is None or self.bound is None:
+            return ""
+        if not self.bound:
+            return f" (error {self.error:.3g}; the case is exact, so the bound is 0)"
+        return f" (error {self.error:.3g} / bound {self.bound:.3g} = {self.ratio:.3g})"
+
+
+def same(got, want, what: str) -> float:
+    """Equal bit for bit, whatever the dtype it is stored in; −0 equals 0, and NaN equals NaN."""
+    got, want = wide(got), wide(want)
+    _same_shape(got, want, what)
+    wrong = ~((got == want) | (np.isnan(got) & np.isnan(want)))
+    if wrong.any():
+        raise _at(what, got, want, np.zeros(got.shape), wrong)
+    return 0.0
+
+
+def within(got, want, bound, what: str) -> float:
+    """Each component within its bound. Returns the largest error / bound."""
+    got, want = wide(got), wide(want)
+    _same_shape(got, want, what)
+    bound = np.broadcast_to(np.asarray(bound, np.float64), got.shape)
+    error = np.abs(got - want)
+    wrong = ~(error <= bound)  # written so that NaN is wrong
+    if wrong.any():
+        raise _at(what, got, want, bound, wrong)
+    inside = bound > 0
+    return float((error[inside] / bound[inside]).max()) if inside.any() else 0.0
+
+
+def holds(condition, what: str, got, want) -> None:
+    """A plain fact, with what was seen and what should have been."""
+    if not condition:
+        raise Mismatch(what, got, want)
+
+
+def mean_is_zero(sample: np.ndarray, what: str) -> float:
+    """The mean of independent draws from one symmetric, light-tailed distribution (normal, uniform) is zero."""
+    sample = wide(sample).ravel()
+    bound = _z(ALARM) * float(sample.std()) / math.sqrt(sample.size)
+    return _statistic(float(sample.mean()), 0.0, bound, what)
+
+
+def same_spread(first: np.ndarray, second: np.ndarray, what: str) -> float:
+    """Two samples have one standard deviation. The log of a sample's standard deviation has variance 1/(2 N) for
+    normal draws, and less for uniform ones."""
+    first, second = wide(first).ravel(), wide(second).ravel()
+    bound = _z(ALARM) * math.sqrt(1 / (2 * first.size) + 1 / (2 * second.size))
+    return _statistic(math.log(float(first.std())) - math.log(float(second.std())), 0.0, bound, what)
+
+
+def fraction_is(count: int, trials: int, probability: float, what: str) -> float:
+    """`count` successes in independent `trials` of that probability, by Hoeffding's inequality."""
+    return _statistic(count / trials, probability, math.sqrt(math.log(2 / ALARM) / (2 * trials)), what)
+
+
+def wide(array) -> np.ndarray:
+    """The same values in longdouble, in which every dtype of a subject is exact."""
+    array = np.asarray(array)
+    if array.dtype != np.longdouble:
+        array = array.astype(np.float64)  # bfloat16 has no cast of its own to longdouble
+    return array.astype(np.longdouble)
+
+
+def _statistic(got: float, want: float, bound: float, what: str) -> float:
+    error = abs(got - want)
+    if not error <= bound:
+        raise Mismatch(what, got, want, error=error, bound=bound)
+    return error / bound if bound else 0.0
+
+
+def _z(alarm: float) -> float:
+    return -NormalDist().inv_cdf(alarm / 2)
+
+
+def _same_shape(got: np.ndarray, want: np.ndarray, what: str) -> None:
+    if got.shape != want.shape:
+        raise Mismatch(f"shape of {what}", got.shape, want.shape)
+
+
+def _at(what: str, got: np.ndarray, want: np.ndarray, bound: np.ndarray, wrong: np.ndarray) -> Mismatch:
+    """The worst component, as an error."""
+    error = np.abs(got - want)
+    severity = np.where(wrong, np.where(np.isnan(error), np.inf, error), -1)
+    index = np.unravel_index(int(severity.argmax()), severity.shape)
+    where = f"[{', '.join(map(str, index))}]" if index else ""
+    return Mismatch(
+        what, float(got[index]), float(want[index]), where=where, error=float(error[index]), bound=float(bound[index])
+    )
+
+
+def _text(value) -> str:
+    return f"{value:.9g}" if isinstance(value, float) else str(value)

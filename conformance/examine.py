@@ -1,0 +1,168 @@
+"""Tries one requirement on one subject, in this process: many cases, and of a failure the smallest one found."""
+
+import time
+import warnings
+from dataclasses import asdict, dataclass, field
+
+import hypothesis
+import numpy as np
+from hypothesis.errors import HypothesisException
+
+from conformance.case import DTYPES, Case
+from conformance.compare import Mismatch
+from conformance.requirements import Requirement
+from conformance.subject import LayerConfig, Subject, Unsupported
+from conformance.trace import SubjectError, Traced
+
+SHRINK_SECONDS = 4.0  # after the first failure; the smallest case found by then is reported
+SHRINK_CALLS = 600
+UNSUPPORTED_IN_A_ROW = 8  # cases, none decided: the subject does not offer what the requirement needs
+
+
+@dataclass
+class Outcome:
+    """What came of one requirement. `status` is one of the contract's: pass, fail, unsupported, indeterminate, error,
+    crash, timeout. `worst` is the largest error / bound; `failure` holds the parts of a report of a failure."""
+
+    id: str
+    status: str
+    message: str = ""
+    examples: int = 0
+    seconds: float = 0.0
+    worst: float | None = None
+    diagnosis: str | None = None
+    reproduce: str | None = None
+    failure: dict = field(default_factory=dict)
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+class _Enough(BaseException):
+    """Ends a search. No Exception, so that Hypothesis lets it through."""
+
+
+def examine(requirement: Requirement, subject: Subject, spec: str, *, dtypes: tuple[str, ...], examples: int, seed: int,
+            device: str = "cpu") -> Outcome:
+    """The verdict on one requirement, of about `examples` cases of the dtypes in play. Never raises for what a
+    subject does; an error in the harness itself is an `error` that says so."""
+    search = _Search(requirement, subject, spec, device)
+    started = time.perf_counter()
+    try:
+        cases = requirement.cases(dtypes)
+        settings = hypothesis.settings(
+            max_examples=max(1, round(examples * requirement.examples)),
+            database=None, deadline=None, derandomize=False, report_multiple_bugs=False, print_blob=False,
+            suppress_health_check=list(hypothesis.HealthCheck), verbosity=hypothesis.Verbosity.quiet,
+            phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+        )
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            hypothesis.seed(seed)(settings(hypothesis.given(cases)(search.attempt)))()
+    except Unsupported as reason:
+        search.unsupported.append(str(reason))
+    except (_Enough, Mismatch, SubjectError, HypothesisException):
+        pass  # all is in the search
+    except Exception as error:
+        return Outcome(requirement.id, "error", f"the harness itself failed: {type(error).__name__}: {error}")
+    outcome = search.outcome(seed)
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+class _Search:
+    """One run of Hypothesis over a requirement; remembers the smallest failure itself, so that the search can be cut short."""
+
+    def __init__(self, requirement: Requirement, subject: Subject, spec: str, device: str):
+        self.requirement, self.subject, self.spec, self.device = requirement, subject, spec, device
+        self.decided, self.worst = 0, 0.0
+        self.unsupported: list[str] = []
+        self.best: tuple[tuple, Case, Exception, Traced] | None = None
+        self.deadline, self.calls = float("inf"), 0
+
+    def attempt(self, case: Case) -> None:
+        if self.best is not None:
+            self.calls += 1
+            if time.perf_counter() > self.deadline or self.calls > SHRINK_CALLS:
+                raise _Enough
+        if self.device != "cpu":
+            case = case.but(device=self.device)
+        traced = Traced(self.subject)
+        try:
+            self.worst = max(self.worst, self.requirement.check(traced, case) or 0.0)
+            self.decided += 1
+        except Unsupported as reason:
+            self.unsupported.append(str(reason))
+            if not self.decided and self.best is None and len(self.unsupported) >= UNSUPPORTED_IN_A_ROW:
+                raise _Enough from None
+        except (Mismatch, SubjectError) as failure:
+            if self.best is None:
+                self.deadline = time.perf_counter() + SHRINK_SECONDS
+            if self.best is None or case.size < self.best[0]:
+                self.best = (case.size, case, failure, traced)
+            raise
+
+    def outcome(self, seed: int) -> Outcome:
+        id = self.requirement.id
+        if self.best is not None:
+            return self._failed(seed)
+        if self.decided:
+            return Outcome(id, "pass", examples=self.decided, worst=self.worst)
+        if self.unsupported:
+            return Outcome(id, "unsupported", f"not offered: {self.unsupported[-1]}")
+        return Outcome(id, "indeterminate", "no case could tell: every one was rejected")
+
+    def _failed(self, seed: int) -> Outcome:
+        assert self.best is not None
+        _, case, failure, traced = self.best
+        command = f"conformance run {self.spec} --only {self.requirement.id} --seed {seed}"
+        script = traced.script(self.spec)
+        outcome = Outcome(self.requirement.id, "fail", str(failure), self.decided + 1)
+        outcome.failure = {"case": _described(case)}
+        if isinstance(failure, SubjectError):
+            outcome.status = "crash" if isinstance(failure.error, SystemExit) else "error"
+            want = "an answer"
+            outcome.failure |= {"what": failure.call, "got": f"{type(failure.error).__name__}: {failure.error}"}
+        else:
+            assert isinstance(failure, Mismatch)
+            want = failure.want
+            outcome.worst = failure.ratio
+            outcome.failure |= {"what": failure.what + failure.where, "got": failure.got}
+            if failure.error is not None:
+                outcome.failure |= {"error": failure.error, "bound": failure.bound}
+        outcome.failure["want"] = want
+        what = outcome.failure["what"]
+        outcome.reproduce = f"{script}\n# {what}: want {want}\n# or: {command}" if script else command
+        return outcome
+
+
+def offered_dtypes(subject: Subject, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the dtypes in which the subject builds a layer. One that raises anything but Unsupported stays in, so
+    that the failure is seen."""
+    found = []
+    for dtype in dtypes:
+        W = np.ones((2, 3), DTYPES[dtype])
+        try:
+            subject.build(LayerConfig(3, 2, 1, 2.0, bias=False, dtype=dtype), W, None)
+        except Unsupported:
+            try:
+                subject.build(LayerConfig(3, 2, 1, 2.0, dtype=dtype), W, W[:, 0].copy())
+            except Unsupported:
+                continue
+            except (Exception, SystemExit):
+                pass
+        except (Exception, SystemExit):
+            pass
+        found.append(dtype)
+    return tuple(found)
+
+
+def _described(case: Case) -> str:
+    """The case in a few words; its arrays are in the script."""
+    config = case.config
+    text = f"in {config.in_features}, out {config.out_features}, rank {config.rank}, alpha {config.alpha:g}"
+    text += f", x {case.x.shape}, {config.dtype}"
+    text += "" if config.bias else ", no bias"
+    text += f", dropout {config.dropout:g}" if config.dropout else ""
+    return text + (f", {config.scaling}" if config.scaling != "standard" else "")
+

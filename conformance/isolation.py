@@ -1,0 +1,145 @@
+"""Each subject runs in a process of its own: `Worker` is this side of it, `serve` the other.
+
+One JSON object per line: the worker says `ready` or `unloadable` first, then answers each requirement id with an
+outcome. What the subject prints goes to a file, and reading from standard input gets it nothing, so that neither can
+disturb the talk. A worker that dies, or that does not answer in time, costs one requirement: the next starts a new one.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+
+from conformance.examine import Outcome
+
+START_SECONDS = 120.0  # at least, for importing what a subject needs
+
+
+class Unloadable(Exception):
+    """The subject could not be loaded, in the worker's words."""
+
+
+class Worker:
+    """Examines requirements of one subject, one at a time, in a process that is started when it is needed."""
+
+    def __init__(self, spec: str, options: dict, timeout: float):
+        self.spec, self.options, self.timeout = spec, options, timeout
+        self.about: dict = {}  # name, version, dtypes of the subject, once it has been loaded
+        self._process: subprocess.Popen[str] | None = None
+        self._lines: queue.Queue[str | None] = queue.Queue()
+
+    def start(self) -> None:
+        """Raises Unloadable."""
+        self._noise = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "conformance.isolation", self.spec, json.dumps(self.options)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._noise, text=True, encoding="utf-8",
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, start_new_session=True,
+        )
+        self._lines = queue.Queue()
+        threading.Thread(target=_read, args=(self._process, self._lines), daemon=True).start()
+        answer = self._answer(max(self.timeout, START_SECONDS))
+        if isinstance(answer, str):
+            self.stop()
+            raise Unloadable(f"loading it {answer}{self._last_words()}")
+        if "unloadable" in answer:
+            self.stop()
+            raise Unloadable(answer["unloadable"])
+        self.about = answer["ready"]
+
+    def examine(self, id: str) -> Outcome:
+        """Raises Unloadable if a new process is needed and cannot be had."""
+        if self._process is None:
+            self.start()
+        assert self._process is not None and self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(id + "\n")
+            self._process.stdin.flush()
+        answer = self._answer(self.timeout)
+        if not isinstance(answer, str):
+            return Outcome(**answer["outcome"])
+        status = "timeout" if answer.startswith("took") else "crash"
+        words = self._last_words()
+        self.stop()
+        command = f"conformance run {self.spec} --only {id} --seed {self.options['seed']}"
+        failure = {"what": "the subject's process", "got": answer, "want": "an answer"}
+        seconds = self.timeout if status == "timeout" else 0.0
+        message = f"the subject's process {answer}{words}"
+        return Outcome(id, status, message, seconds=seconds, reproduce=command, failure=failure)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                with contextlib.suppress(OSError):
+                    pipe and pipe.close()
+            self._process = None
+
+    def _answer(self, seconds: float) -> dict | str:
+        """The next answer, or how it failed to come."""
+        assert self._process is not None
+        try:
+            line = self._lines.get(timeout=seconds)
+        except queue.Empty:
+            return f"took longer than {seconds:g} s"
+        if line is not None:
+            return json.loads(line)
+        code = self._process.wait()
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+
+    def _last_words(self) -> str:
+        """The last line of what it printed: of a crash, often the reason."""
+        self._noise.seek(0)
+        lines = self._noise.read().decode(errors="replace").strip().splitlines()
+        return f"; it last printed: {lines[-1][:200]}" if lines else ""
+
+
+def _read(process: subprocess.Popen[str], lines: queue.Queue) -> None:
+    assert process.stdout is not None
+    with contextlib.suppress(ValueError, OSError):  # closed by stop()
+        for line in process.stdout:
+            lines.put(line)
+    lines.put(None)
+
+
+def serve(spec: str, options: dict) -> None:
+    """The worker's side: load the subject, then answer until there is nothing more to read."""
+    questions, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(2, 1)  # what the subject prints goes where its errors go
+
+    def say(answer: dict) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    from conformance.examine import examine, offered_dtypes
+    from conformance.loading import LoadError, load
+    from conformance.requirements import all_requirements
+
+    try:
+        subject = load(spec)
+        dtypes = offered_dtypes(subject, tuple(options["dtypes"]))
+    except LoadError as error:
+        say({"unloadable": str(error)})
+        return
+    name, version = str(getattr(subject, "name", "") or spec), str(getattr(subject, "version", "") or "")
+    say({"ready": {"name": name, "version": version, "dtypes": dtypes}})
+    requirements = {r.id: r for r in all_requirements()}
+    for line in questions:
+        outcome = examine(
+            requirements[line.strip()], subject, spec, dtypes=dtypes, examples=options["examples"],
+            seed=options["seed"], device=options["device"],
+        )
+        say({"outcome": outcome.as_dict()})
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], json.loads(sys.argv[2]))

@@ -1,0 +1,90 @@
+"""From what a user types to a Subject: a built-in name, `package.module:attribute`, or `path/to/file.py:attribute`."""
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from pathlib import Path
+
+from conformance import subjects
+from conformance.subject import Subject
+
+
+class LoadError(Exception):
+    """The subject could not be loaded; the message says what was looked for, and why it was not found."""
+
+
+def built_in() -> dict[str, str]:
+    """Name → what it needs that is not installed, or "" if it can run here. Imports none of them."""
+    found = {}
+    for info in pkgutil.iter_modules(subjects.__path__):
+        module = importlib.import_module(f"conformance.subjects.{info.name}")
+        missing = [name for name in module.NEEDS if importlib.util.find_spec(name) is None]
+        found[info.name] = ", ".join(missing)
+    return found
+
+
+def load(spec: str) -> Subject:
+    """The subject that `spec` names. Raises LoadError with the reason."""
+    if spec.startswith("cmd:"):
+        raise LoadError(f"{spec}: programs of another process cannot be checked yet")
+    if ":" not in spec:
+        return _built_in(spec)
+    place, _, attribute = spec.rpartition(":")
+    module = _from_file(Path(place)) if place.endswith(".py") else _from_module(place)
+    value = module
+    for name in attribute.split("."):
+        try:
+            value = getattr(value, name)
+        except AttributeError:
+            public = ", ".join(n for n in vars(module) if not n.startswith("_")) or "nothing"
+            raise LoadError(f"{place} has no attribute {attribute!r}; it has: {public}") from None
+    return as_subject(value, spec)
+
+
+def as_subject(value, spec: str) -> Subject:
+    """A Subject as it is, one made of a Subject class, or one around an nn.Module class. Anything with a `build` is a Subject."""
+    if callable(getattr(value, "build", None)):
+        return value() if isinstance(value, type) else value
+    torch = sys.modules.get("torch")  # whoever defines an nn.Module has imported it
+    if torch is not None and isinstance(value, type) and issubclass(value, torch.nn.Module):
+        from conformance.torch import ModuleSubject
+
+        return ModuleSubject(value)
+    kind = value.__name__ if isinstance(value, type) else type(value).__name__
+    raise LoadError(
+        f"{spec} is {kind}; expected a conformance.Subject (class or instance) or a torch.nn.Module class whose constructor "
+        "takes (in_features, out_features, rank, alpha)"
+    )
+
+
+def _built_in(name: str) -> Subject:
+    known = built_in()
+    if name not in known:
+        raise LoadError(f"no built-in subject {name!r}; there are {', '.join(known)}; others are module:attribute or file.py:attribute")
+    if known[name]:
+        raise LoadError(f"{name} is not available: {known[name]} is not installed (pip install '.[peers]')")
+    return importlib.import_module(f"conformance.subjects.{name}").subject()
+
+
+def _from_file(path: Path):
+    if not path.is_file():
+        raise LoadError(f"no file {path}")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert module_spec is not None and module_spec.loader is not None  # it ends in .py
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules.setdefault(path.stem, module)  # pickle and dataclasses look a module up by its name
+    sys.path.insert(0, str(path.resolve().parent))
+    return _executed(lambda: module_spec.loader.exec_module(module) or module, str(path))
+
+
+def _from_module(name: str):
+    sys.path.insert(0, "")
+    return _executed(lambda: importlib.import_module(name), name)
+
+
+def _executed(run, name: str):
+    try:
+        return run()
+    except (Exception, SystemExit) as error:
+        raise LoadError(f"importing {name} raised {type(error).__name__}: {error}") from error

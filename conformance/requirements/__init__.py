@@ -1,0 +1,125 @@
+"""The requirements: one file per group, and a requirement is a sentence, its sources and a property of a subject.
+
+A property is a function of (subject, case) that raises Mismatch, or returns the largest error / bound that it saw. Its
+docstring says why the requirement is there. Every module of this folder is read; there is no list to edit.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from hypothesis.strategies import SearchStrategy
+
+from conformance.case import Case
+from conformance.compare import holds
+from conformance.subject import Layer, Subject, Unsupported
+
+Check = Callable[[Subject, Case], float | None]
+LEVELS = ("MUST", "SHOULD", "MAY")
+# What a subject is judged for as a whole; a group counts towards one profile unless the requirement names another.
+PROFILES = {
+    "inference": ("FWD", "SCALE", "DTYPE", "INPUT"),
+    "training": ("INIT", "GRAD", "PARAM", "DROP", "LEARN"),
+    "merge": ("MERGE",),
+    "files": ("STATE",),
+}
+GROUPS = {
+    "FWD": "Forward", "INIT": "Initialisation", "GRAD": "Gradients", "PARAM": "Parameters", "SCALE": "Scale",
+    "MERGE": "Merging", "DROP": "Dropout", "STATE": "Saving and loading", "DTYPE": "Number formats",
+    "INPUT": "Bad input", "LEARN": "Learning",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Requirement:
+    id: str
+    sentence: str  # holds MUST, SHOULD or MAY, which is its level (RFC 2119)
+    check: Check
+    cases: Callable[[tuple[str, ...]], SearchStrategy[Case]]  # dtypes in play → cases
+    needs: tuple[str, ...]  # methods of Layer, beyond build
+    formula: str
+    sources: tuple[str, ...]
+    faults: tuple[str, ...]  # rows of known_faults.json that it catches
+    profile: str
+    where_offered: bool  # a profile does not wait for it: binding only on those that offer the feature
+    examples: float  # of the number of cases that a run is asked for
+
+    @property
+    def level(self) -> str:
+        return next(level for level in LEVELS if level in self.sentence.split())
+
+    @property
+    def group(self) -> str:
+        return self.id.split("-")[0]
+
+    @property
+    def title(self) -> str:
+        return self.check.__name__.replace("_", " ")
+
+    @property
+    def why(self) -> str:
+        return " ".join((self.check.__doc__ or "").split())
+
+
+def requirement(
+    id: str, sentence: str, *, cases, needs: str, formula: str = "", sources: tuple[str, ...] = (),
+    faults: str = "", profile: str = "", where_offered: bool = False, examples: float = 1.0,
+) -> Callable[[Check], Requirement]:  # fmt: skip
+    """Makes a Requirement of a property. `needs` are method names, `faults` row numbers, divided by spaces."""
+    group = id.split("-")[0]
+    profile = profile or next(name for name, groups in PROFILES.items() if group in groups)
+    rows = tuple(f"BUG-{number}" for number in faults.split())
+    return lambda check: Requirement(
+        id, sentence, check, cases, tuple(needs.split()), formula, sources, rows, profile, where_offered, examples
+    )
+
+
+@cache
+def all_requirements() -> tuple[Requirement, ...]:
+    """Every requirement, by group in the order of GROUPS, then by number."""
+    found = []
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        found += [value for value in vars(module).values() if isinstance(value, Requirement)]
+    return tuple(sorted(found, key=lambda r: (list(GROUPS).index(r.group), r.id)))
+
+
+def fresh(subject: Subject, case: Case) -> Layer:
+    """The layer as built, around copies of W and b, in training mode."""
+    layer = subject.build(case.config, case.W.copy(), None if case.b is None else case.b.copy())
+    set_mode(layer, training=True)
+    return layer
+
+
+def prepared(subject: Subject, case: Case, training: bool = False) -> Layer:
+    """The layer with the case's A and B, which are set in training mode, since some layers merge on eval()."""
+    layer = fresh(subject, case)
+    layer.set_adapter({name: array.copy() for name, array in case.adapter.items()})
+    set_mode(layer, training)
+    return layer
+
+
+def set_mode(layer: Layer, training: bool) -> None:
+    """Training or inference mode; a layer that knows no modes is the same in both."""
+    try:
+        layer.train(training)
+    except Unsupported:
+        pass
+
+
+def gradients(layer: Layer, x: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarray]:
+    """One forward and one backward pass. Demands dA and dB: a gradient that is not there is a failure."""
+    layer.forward(x)
+    found = layer.backward(dy)
+    for name in ("A", "B"):
+        holds(name in found, f"gradients after backward: d{name}", f"only {sorted(found)}", f"d{name} among them")
+    return found
+
+
+PAPER = "Hu et al., LoRA, arXiv:2106.09685v2"
+HIGHAM = "Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 2002, §3.1, §3.5"
+PEFT = "huggingface/peft, tuners/lora/layer.py"
+LORALIB = "microsoft/LoRA, loralib/layers.py"

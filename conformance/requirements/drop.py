@@ -1,0 +1,146 @@
+"""DROP: dropout on the LoRA path."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from conformance.compare import fraction_is, holds, same, wide
+from conformance.requirements import LORALIB, PEFT, fresh, prepared, requirement
+from conformance.strategies import exact, sized
+
+SOURCES = (
+    "Srivastava et al. 2014, Dropout, JMLR 15",
+    f"{PEFT}, Linear.forward: lora_B(lora_A(dropout(x)))",
+    f"{LORALIB}, Linear.forward",
+)
+NEEDS = "set_adapter forward train"
+K = 32  # in the cases that read the mask off the output, in = out = rank = K
+
+
+def readable(rate: float):
+    return sized(K, K, K, 2.0 * K, dropout=rate)
+
+
+def mask(subject, case, train_again: bool = False):
+    """A training-mode layer with W = 0, b = 0 and A = B = I, so that the output is scale · mask · x / (1 − rate), and a
+    function that reads the mask, as multiples of x, off a new forward pass."""
+    eye = np.eye(K, dtype=case.dtype)
+    x = np.ones((64, K), case.dtype)
+    case = case.but(W=0 * case.W, b=None if case.b is None else 0 * case.b, A=eye, B=eye, x=x)
+    layer = prepared(subject, case, training=True)
+    layer.train(True)
+    if train_again:
+        layer.train(False)
+        same(layer.forward(x), case.scale * x, "y in inference mode")
+        layer.train(True)
+    return lambda: wide(layer.forward(x)) / case.scale
+
+
+@requirement(
+    "DROP-01",
+    "In inference mode there MUST be no dropout: the output is that of the formula.",
+    formula="eval: y = x Wᵀ + b + scale · (x A) B", sources=SOURCES, needs=NEEDS, faults="74", where_offered=True,
+    cases=exact(dropout=0.5), examples=0.5,
+)
+def none_in_inference(subject, case):
+    """Inverted dropout needs no correction at inference; a second factor of 1 − p there weakens the adapter."""
+    layer = prepared(subject, case, training=True)
+    layer.train(False)
+    return same(layer.forward(case.x), case.truth.y, "y in inference mode")
+
+
+@requirement(
+    "DROP-02",
+    "Dropout MUST act on the LoRA path only: the base product sees x whole.",
+    formula="B = 0 ⇒ y = x Wᵀ + b in training mode", sources=SOURCES, needs=NEEDS, faults="43 60", where_offered=True,
+    cases=exact(dropout=0.5), examples=0.5,
+)
+def base_path_is_not_dropped(subject, case):
+    """The frozen model was not trained to do without a part of its input."""
+    case = case.but(B=0 * case.B)
+    return same(prepared(subject, case, training=True).forward(case.x), case.truth.base, "y in training mode with B = 0")
+
+
+@requirement(
+    "DROP-03",
+    "In training mode every entry MUST be dropped with probability p, and kept ones scaled by 1 / (1 − p).",
+    formula="x̃ = x · m / (1 − p), m ~ Bernoulli(1 − p)", sources=SOURCES, needs=NEEDS, faults="69 70 71 72",
+    where_offered=True, cases=readable(0.75), examples=0.1,
+)
+def inverted_scaling(subject, case):
+    """With A = B = I the mask can be read off the output. A rate that was never wired in, or p taken for 1 − p, shows."""
+    found = mask(subject, case)()
+    keep = 1 / (1 - case.config.dropout)
+    kept = found != 0
+    same(found, np.where(kept, keep, 0.0), "entries of the LoRA path in training mode, as multiples of x")
+    return fraction_is(int(kept.sum()), kept.size, 1 - case.config.dropout, "fraction of kept entries")
+
+
+@requirement(
+    "DROP-04",
+    "The backward pass MUST use the mask of its forward pass: ⟨dy, y⟩ = ⟨dx, x⟩ = ⟨dA, A⟩ = ⟨dB, B⟩ when W and b are zero.",
+    formula="⟨dy, y⟩ = ⟨dx, x⟩ = ⟨dA, A⟩ = ⟨dB, B⟩", sources=(*SOURCES, "the LoRA part is linear in x, in A and in B"),
+    needs=f"{NEEDS} backward", faults="70 73", where_offered=True,
+    cases=exact(dropout=0.5, only=("float32", "float64"), leading=st.tuples(st.integers(2, 6))),
+)
+def one_mask_for_both_passes(subject, case):
+    """Whatever mask was drawn, and wherever it was applied. A mask that is drawn anew in the backward pass, or left
+    out of one gradient, breaks the identity at once; with fixed masks no comparison of outputs would see it."""
+    case = case.but(W=0 * case.W, b=None if case.b is None else 0 * case.b)
+    layer = prepared(subject, case, training=True)
+    layer.train(True)
+    y = wide(layer.forward(case.x))
+    found = layer.backward(case.dy)
+    want = (wide(case.dy) * y).sum()
+    for name, array in {"A": case.A, "B": case.B, "x": case.x}.items():
+        if name == "x" and name not in found:
+            continue
+        holds(name in found, f"d{name} in training mode", "none", "a gradient")
+        same((wide(found[name]) * wide(array)).sum(), want, f"⟨d{name}, {name}⟩ against ⟨dy, y⟩")
+
+
+@requirement(
+    "DROP-05",
+    "Going to inference mode and back MUST bring the dropout back.",
+    formula="train → eval → train", sources=SOURCES, needs=NEEDS, faults="75", where_offered=True,
+    cases=readable(0.5), examples=0.1,
+)
+def comes_back_after_inference(subject, case):
+    """After the first evaluation the rest of a training run went on without dropout, and no loss curve showed it."""
+    found = mask(subject, case, train_again=True)()
+    holds((found == 0).any(), "dropped entries after train, eval, train", 0, f"about {found.size // 2}")
+
+
+@requirement(
+    "DROP-06",
+    "With p = 0 training mode MUST change nothing.",
+    formula="p = 0 ⇒ y = x Wᵀ + b + scale · (x A) B", sources=SOURCES, needs="set_adapter forward", cases=exact(),
+    examples=0.5,
+)
+def rate_zero(subject, case):
+    """No dropout is the value 0 of the option, and not a path of its own."""
+    return same(prepared(subject, case, training=True).forward(case.x), case.truth.y, "y in training mode with p = 0")
+
+
+@requirement(
+    "DROP-07",
+    "Every forward pass in training mode MUST draw a mask of its own.",
+    formula="m₁ ≠ m₂", sources=SOURCES, needs=NEEDS, faults="69 70", where_offered=True, cases=readable(0.5), examples=0.1,
+)
+def masks_differ(subject, case):
+    """A mask that was drawn once is a smaller layer, not regularisation. Two masks of 2048 entries are equal by chance
+    with probability 2⁻²⁰⁴⁸, and all 64 rows of one mask with 2⁻²⁰¹⁶."""
+    read = mask(subject, case)
+    first, second = read(), read()
+    holds(not np.array_equal(first, second), "the masks of two forward passes", "equal", "different")
+    holds(len(np.unique(first, axis=0)) > 1, "the masks of the rows of a batch", "all equal", "different")
+
+
+@requirement(
+    "DROP-08",
+    "A fresh layer with dropout MUST equal the base layer in training mode, too.",
+    formula="A B = 0 ⇒ y = x Wᵀ + b", sources=SOURCES, needs="forward", faults="43", where_offered=True,
+    cases=exact(dropout=0.5, degenerate=True), examples=0.5,
+)
+def fresh_with_dropout(subject, case):
+    """Whatever the mask, it multiplies zero."""
+    return same(fresh(subject, case).forward(case.x), case.truth.base, "y of a fresh layer in training mode")

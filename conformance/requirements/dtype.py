@@ -1,0 +1,114 @@
+"""DTYPE: number formats, and what rounding may cost in each."""
+
+from conformance.compare import holds, same, within
+from conformance.requirements import HIGHAM, PEFT, gradients, prepared, requirement
+from conformance.requirements.grad import judged, within_bound
+from conformance.strategies import exact, rounding
+
+SOURCES = (HIGHAM, "IEEE 754-2019; bfloat16: 8 bits of significand, the exponent of binary32")
+NEEDS = "set_adapter forward"
+HALVES = ("float16", "bfloat16")
+
+
+@requirement(
+    "DTYPE-01",
+    "The output and the gradient of x MUST have the dtype of the base layer.",
+    formula="dtype(y) = dtype(x Wᵀ)", sources=(f"{PEFT}, Linear.forward: result.to(torch_result_dtype)",),
+    needs=NEEDS, faults="126 127 129", cases=exact(degenerate=True),
+)
+def output_dtype(subject, case):
+    """Adapters in float32 over a half-precision base are legitimate; an output in float32 turns all that follows into
+    float32 as well, and costs twice the memory."""
+    layer = prepared(subject, case)
+    y = layer.forward(case.x)
+    holds(y.dtype == case.dtype, f"dtype of y of a {case.dtype} layer", y.dtype, case.dtype)
+
+
+@requirement(
+    "DTYPE-02",
+    "The gradient of x MUST have the dtype of x.",
+    formula="dtype(dx) = dtype(x)", sources=("torch.autograd: a gradient has the dtype of its tensor",), profile="training",
+    needs=f"{NEEDS} backward", faults="126 127", cases=exact(), examples=0.5,
+)
+def gradient_dtype(subject, case):
+    """The layer below is of the same dtype, and expects it."""
+    layer = prepared(subject, case, training=True)
+    found = gradients(layer, case.x, case.dy)
+    if "x" in found:
+        holds(found["x"].dtype == case.dtype, f"dtype of dx of a {case.dtype} layer", found["x"].dtype, case.dtype)
+
+
+@requirement(
+    "DTYPE-03",
+    "In float16 the output MUST be within the rounding-error bound.",
+    formula="u = 2⁻¹¹ per stored value, float32 sums", sources=SOURCES, needs=NEEDS, faults="128 129", where_offered=True,
+    cases=rounding(only=("float16",)),
+)
+def float16_output(subject, case):
+    """The bound allows a rounding after every product, scaling and addition, and sums in float32; not sums in float16."""
+    return within(prepared(subject, case).forward(case.x), case.truth.y, case.bound.y, "y in float16")
+
+
+@requirement(
+    "DTYPE-04",
+    "In bfloat16 the output MUST be within the rounding-error bound.",
+    formula="u = 2⁻⁸ per stored value, float32 sums", sources=SOURCES, needs=NEEDS, faults="128 129", where_offered=True,
+    cases=rounding(only=("bfloat16",)),
+)
+def bfloat16_output(subject, case):
+    """The bound allows a rounding after every product, scaling and addition, and sums in float32; not sums in bfloat16."""
+    return within(prepared(subject, case).forward(case.x), case.truth.y, case.bound.y, "y in bfloat16")
+
+
+@requirement(
+    "DTYPE-05",
+    "In float16 and bfloat16 the gradients MUST be within their rounding-error bounds.",
+    formula="u = 2⁻¹¹, 2⁻⁸ per stored value, float32 sums", sources=SOURCES, profile="training", needs=f"{NEEDS} backward",
+    faults="128 129", where_offered=True, cases=rounding(only=HALVES),
+)
+def low_precision_gradients(subject, case):
+    """The closed form of the gradients makes this a check without finite differences, which half precision rules out."""
+    layer = prepared(subject, case, training=True)
+    return judged(gradients(layer, case.x, case.dy), case, within_bound)
+
+
+@requirement(
+    "DTYPE-06",
+    "In float16 and bfloat16 the merged weight MUST be within the rounding-error bound.",
+    formula="|W' − exact| ≤ u |W| + 4 u |scale| (|A||B|)ᵀ + …", sources=SOURCES, profile="merge",
+    needs="set_adapter merge weight", faults="98", where_offered=True, cases=rounding(only=HALVES),
+)
+def low_precision_merge(subject, case):
+    """The bound allows the product, the scaling and the sum to be rounded one by one."""
+    layer = prepared(subject, case, training=True)
+    layer.merge()
+    return within(layer.weight(), case.truth.merged, case.bound.merged, "W after merge")
+
+
+@requirement(
+    "DTYPE-07",
+    "In float16 and bfloat16 a merge SHOULD round once: the product and the sum in float32, then one rounding.",
+    formula="W' = round(W + scale · (A B)ᵀ)", sources=(*SOURCES, f"{PEFT}, get_delta_weight: fp32 on the CPU, then a cast"),
+    profile="merge", needs="set_adapter merge weight", faults="96 97 98", where_offered=True, cases=rounding(only=HALVES),
+)
+def low_precision_merge_rounds_once(subject, case):
+    """The merged weight is what is shipped. A delta that is rounded before it is added loses up to as much again."""
+    layer = prepared(subject, case, training=True)
+    layer.merge()
+    return within(layer.weight(), case.truth.merged, case.bound.merged_once, "W after merge")
+
+
+@requirement(
+    "DTYPE-08",
+    "In float16 and bfloat16 small integers MUST come out exact, in the output and in every gradient.",
+    formula="integers below 2¹¹, 2⁸ are exact", sources=SOURCES, profile="training", needs=f"{NEEDS} backward",
+    where_offered=True, cases=exact(only=HALVES),
+)
+def low_precision_is_exact_on_integers(subject, case):
+    """Meaning is decided here: no fault of structure can hide in the wide bounds of low precision."""
+    layer = prepared(subject, case, training=True)
+    same(layer.forward(case.x), case.truth.y, "y")
+    found = gradients(layer, case.x, case.dy)
+    for name in ("x", "A", "B"):
+        if name in found:
+            same(found[name], getattr(case.truth, f"d{name}"), f"d{name}")

@@ -1,0 +1,196 @@
+"""FWD: what a layer computes."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from conformance.compare import holds, same, wide, within
+from conformance.requirements import HIGHAM, LORALIB, PAPER, PEFT, prepared, requirement
+from conformance.strategies import exact, rounding
+
+FORMULA = "y = x Wᵀ + b + scale · (x A) B"
+SOURCES = (f"{PAPER}, §4.1 eq. 3", f"{PEFT}, Linear.forward", f"{LORALIB}, Linear.forward")
+
+
+@requirement(
+    "FWD-01",
+    "The output MUST equal x Wᵀ + b + scale · (x A) B, for x with one leading dimension or several.",
+    formula=FORMULA, sources=SOURCES, needs="set_adapter forward", faults="01 02 03 43 52 78", cases=exact(), examples=2,
+)
+def formula(subject, case):
+    """This is the definition of the layer. On small integers every honest way of computing it is exact, so the
+    answer must be equal bit for bit, and no tolerance can hide a wrong term, factor, sign or orientation."""
+    return same(prepared(subject, case).forward(case.x), case.truth.y, "y")
+
+
+@requirement(
+    "FWD-02",
+    "On real numbers the output MUST be within the rounding-error bound of the formula.",
+    formula="|y − exact| ≤ γ(in + …) |x||W|ᵀ + γ(2 in + …) |scale| (|x||A|)|B| + …", sources=(HIGHAM,),
+    needs="set_adapter forward", faults="53 126", cases=rounding(), examples=2,
+)
+def formula_within_rounding(subject, case):
+    """Exact cases hold small numbers only. Here a lower precision on the way, a flushed or clipped value, or an
+    approximation shows. The bound is derived in lora_ref/bounds.py and covers every order of summation."""
+    return within(prepared(subject, case).forward(case.x), case.truth.y, case.bound.y, "y")
+
+
+@requirement(
+    "FWD-03",
+    "A single sample without a leading dimension, x of shape (in,), MUST give y of shape (out,).",
+    formula=FORMULA, sources=SOURCES, needs="set_adapter forward", faults="44",
+    cases=exact(leading=st.just(())), examples=0.5,
+)
+def no_leading_dimension(subject, case):
+    """A leading dimension is a convention of batches, not part of the formula."""
+    return same(prepared(subject, case).forward(case.x), case.truth.y, "y")
+
+
+@requirement(
+    "FWD-04",
+    "An empty batch, x of shape (0, in) or with a 0 among more leading dimensions, MUST give an empty y of that shape.",
+    formula=FORMULA, sources=SOURCES, needs="set_adapter forward",
+    cases=exact(leading=st.sampled_from([(0,), (0, 3), (3, 0), (2, 0, 3)]), degenerate=True), examples=0.5,
+)
+def empty_batch(subject, case):
+    """Filtering and sharding make empty batches; a layer must not be the place where they break."""
+    return same(prepared(subject, case).forward(case.x), case.truth.y, "y")
+
+
+@requirement(
+    "FWD-05",
+    "Three and four leading dimensions MUST give what the flattened rows give, in their places.",
+    formula="y[i, j, k] = f(x[i, j, k])", sources=SOURCES, needs="set_adapter forward", faults="44",
+    cases=exact(leading=st.lists(st.integers(1, 3), min_size=3, max_size=4).map(tuple)), examples=0.5,
+)
+def many_leading_dimensions(subject, case):
+    """An implementation that tells shapes apart by their number of dimensions takes a 4-d input for an image."""
+    return same(prepared(subject, case).forward(case.x), case.truth.y, "y")
+
+
+@requirement(
+    "FWD-06",
+    "A rank of 1 MUST be computed like any other.",
+    formula=FORMULA, sources=SOURCES, needs="set_adapter forward", cases=exact(rank=st.just(1), degenerate=True),
+    examples=0.5,
+)
+def rank_one(subject, case):
+    """A factor with a dimension of 1 invites broadcasting where a product was meant."""
+    return same(prepared(subject, case).forward(case.x), case.truth.y, "y")
+
+
+@requirement(
+    "FWD-07",
+    "A rank greater than min(in, out) MUST be computed like any other.",
+    formula=FORMULA, sources=SOURCES, needs="set_adapter forward",
+    cases=exact(in_features=st.integers(1, 3), out_features=st.integers(1, 3), rank=st.integers(4, 6), degenerate=True),
+    examples=0.5,
+)
+def rank_above_both_sizes(subject, case):
+    """Useless for training, but well defined; a clipped rank is a silent change of the configuration."""
+    return same(prepared(subject, case).forward(case.x), case.truth.y, "y")
+
+
+@requirement(
+    "FWD-08",
+    "A layer without a bias MUST compute x Wᵀ + scale · (x A) B.",
+    formula="y = x Wᵀ + scale · (x A) B", sources=SOURCES, needs="set_adapter forward", where_offered=True,
+    cases=exact(bias=st.just(False)), examples=0.5,
+)
+def no_bias(subject, case):
+    """Most projections of today's language models have none."""
+    return same(prepared(subject, case).forward(case.x), case.truth.y, "y")
+
+
+@requirement(
+    "FWD-09",
+    "Each row of a batch of 1, 65 or 257 MUST give what it gives alone.",
+    formula="f(x)[i] = f(x[i])", sources=SOURCES, needs="set_adapter forward", faults="53",
+    cases=exact(leading=st.sampled_from([(257,), (65,), (1,)]), only=("float32", "float64")), examples=0.25,
+)
+def rows_are_independent(subject, case):
+    """Kernels work in tiles, and the last tile, which is not full, is where they go wrong."""
+    layer = prepared(subject, case)
+    y = layer.forward(case.x)
+    rows = sorted({0, len(case.x) // 2, len(case.x) - 1})
+    alone = [same(layer.forward(case.x[i : i + 1]), wide(y)[i : i + 1], f"y of row {i} alone, against the batch") for i in rows]
+    return max(same(y, case.truth.y, "y"), *alone)
+
+
+@requirement(
+    "FWD-10",
+    "Non-contiguous, broadcast, reversed and read-only inputs MUST give what a plain copy of them gives.",
+    formula=FORMULA, sources=SOURCES, needs="set_adapter forward", faults="61",
+    cases=exact(leading=st.tuples(st.integers(2, 3), st.integers(2, 3))), examples=0.5,
+)
+def any_memory_layout(subject, case):
+    """A view is a value; where its numbers lie in memory is not part of the formula."""
+    layer = prepared(subject, case)
+    for name, view in layouts(case.x).items():
+        same(layer.forward(view), layer.forward(view.copy()), f"y of a {name} x, against its copy")
+        same(layer.forward(view.copy()), case.but(x=view.copy()).truth.y, "y")
+
+
+@requirement(
+    "FWD-11",
+    "A forward pass MUST NOT change its input.",
+    formula="x after = x before", sources=SOURCES, needs="set_adapter forward", faults="66 122", cases=exact(), examples=0.5,
+)
+def input_is_not_changed(subject, case):
+    """The caller goes on using x: in a transformer it is shared by the query, key and value projections."""
+    for training in (False, True):
+        x = case.x.copy()
+        prepared(subject, case, training).forward(x)
+        same(x, case.x, "x after the forward pass")
+
+
+@requirement(
+    "FWD-12",
+    "In inference mode the same input MUST give the same bits again.",
+    formula="f(x) = f(x)", sources=SOURCES, needs="set_adapter forward", cases=rounding(), examples=0.5,
+)
+def deterministic_in_inference(subject, case):
+    """A forward pass has no state that it could change."""
+    layer = prepared(subject, case)
+    first = layer.forward(case.x).copy()
+    layer.forward(case.x[:1])
+    return same(layer.forward(case.x), first, "y at the second call, against the first")
+
+
+@requirement(
+    "FWD-13",
+    "NaN and infinity in the input or in the factors MUST reach every output that depends on them, and no other row.",
+    formula="x[i] not finite ⇒ y[i] not finite", sources=SOURCES, needs="set_adapter forward",
+    cases=exact(leading=st.tuples(st.integers(2, 3))), examples=0.5,
+)
+def not_finite_propagates(subject, case):
+    """A layer that hides an overflow hides the fault that caused it."""
+    W = np.where(case.W == 0, np.ones_like(case.W), case.W)  # infinity times zero is another matter
+    case = case.but(W=W)
+    layer = prepared(subject, case)
+    for bad in (np.nan, np.inf):
+        x = case.x.copy()
+        x[0, 0] = bad
+        y = wide(layer.forward(x))
+        holds(not np.isfinite(y[0]).any(), f"y[0] where x[0, 0] is {bad}", y[0].astype(float), "nothing finite")
+        same(y[1:], case.truth.y[1:], f"the other rows of y where x[0, 0] is {bad}")
+    B = case.B.copy()
+    B[0, 0] = np.nan
+    y = wide(prepared(subject, case.but(B=B)).forward(case.x))
+    holds(np.isnan(y[:, 0]).all(), "y[:, 0] where B[0, 0] is nan", y[:, 0].astype(float), "nan")
+    same(y[:, 1:], case.truth.y[:, 1:], "the other columns of y where B[0, 0] is nan")
+
+
+def layouts(x: np.ndarray) -> dict[str, np.ndarray]:
+    """Views of the shape of x (…, k) that are not plain: x has at least two dimensions of its own."""
+    reversed_copy = np.ascontiguousarray(x[::-1])[::-1]
+    strided = np.zeros((*x.shape[:-1], 2 * x.shape[-1]), x.dtype)
+    strided[..., ::2] = x
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    return {
+        "transposed": np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 0, -1)), -1, 0),
+        "strided": strided[..., ::2],
+        "reversed": reversed_copy,
+        "broadcast": np.broadcast_to(x[:1], x.shape),
+        "read-only": frozen,
+    }

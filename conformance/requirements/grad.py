@@ -1,0 +1,273 @@
+"""GRAD: what flows back."""
+
+import numpy as np
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from conformance.case import Case, exact_in_any_order
+from conformance.compare import Mismatch, holds, same, wide, within
+from conformance.requirements import HIGHAM, PAPER, gradients, prepared, requirement
+from conformance.requirements.fwd import layouts
+from conformance.strategies import exact, rounding
+from conformance.subject import Unsupported
+
+SOURCES = (f"{PAPER}, §4.1 eq. 3, differentiated in lora_ref/derivations/lora.md",)
+NEEDS = "set_adapter forward backward"
+
+
+@requirement(
+    "GRAD-01",
+    "The gradient of x MUST be dy W + scale · (dy Bᵀ) Aᵀ.",
+    formula="dx = dy W + scale · (dy Bᵀ) Aᵀ", sources=SOURCES, needs=NEEDS, faults="55 58", cases=exact(),
+)
+def gradient_of_x(subject, case):
+    """Whatever lies below the layer learns from this alone."""
+    layer = prepared(subject, case, training=True)
+    return same(gradient(layer, case, "x"), case.truth.dx, "dx")
+
+
+@requirement(
+    "GRAD-02",
+    "The gradient of A MUST be scale · xᵀ (dy Bᵀ).",
+    formula="dA = scale · xᵀ (dy Bᵀ)", sources=SOURCES, needs=NEEDS, faults="48 49 57 58", cases=exact(),
+)
+def gradient_of_A(subject, case):
+    """Summed over every leading dimension, and not averaged. On small integers the answer is exact."""
+    layer = prepared(subject, case, training=True)
+    return same(gradient(layer, case, "A"), case.truth.dA, "dA")
+
+
+@requirement(
+    "GRAD-03",
+    "The gradient of B MUST be scale · (x A)ᵀ dy.",
+    formula="dB = scale · (x A)ᵀ dy", sources=SOURCES, needs=NEEDS, faults="48 49 57 58", cases=exact(),
+)
+def gradient_of_B(subject, case):
+    """Summed over every leading dimension, and not averaged. On small integers the answer is exact."""
+    layer = prepared(subject, case, training=True)
+    return same(gradient(layer, case, "B"), case.truth.dB, "dB")
+
+
+@requirement(
+    "GRAD-04",
+    "On real numbers dx, dA and dB MUST be within the rounding-error bounds of their formulas.",
+    formula="|dA − exact| ≤ γ(out + n + …) |scale| |x|ᵀ(|dy||B|ᵀ), …", sources=(HIGHAM,), needs=NEEDS, cases=rounding(),
+    examples=2,
+)
+def gradients_within_rounding(subject, case):
+    """Gradients kept, or computed, in a lower precision than the layer's show here."""
+    layer = prepared(subject, case, training=True)
+    found = gradients(layer, case.x, case.dy)
+    return judged(found, case, within_bound)
+
+
+@requirement(
+    "GRAD-05",
+    "The gradient of x MUST hold both paths: dy W when A or B is zero, scale · (dy Bᵀ) Aᵀ when W is zero.",
+    formula="dx|B=0 = dy W, dx|W=0 = scale · (dy Bᵀ) Aᵀ", sources=SOURCES, needs=NEEDS, faults="55 66", cases=exact(),
+    examples=0.5,
+)
+def both_paths_reach_x(subject, case):
+    """A path that is cut leaves a plausible gradient, and a model that trains, worse."""
+    for changed in (case.but(B=0 * case.B), case.but(W=0 * case.W)):
+        same(gradient(prepared(subject, changed, training=True), changed, "x"), changed.truth.dx, "dx")
+
+
+@requirement(
+    "GRAD-06",
+    "While B is zero the gradient of A MUST be zero and that of B MUST NOT be.",
+    formula="B = 0 ⇒ dA = 0, dB = scale · (x A)ᵀ dy", sources=SOURCES, needs=NEEDS, cases=exact(), examples=0.5,
+)
+def gradients_at_the_start(subject, case):
+    """dA = 0 at the first step is right, and often reported as a fault. B must get its gradient all the same."""
+    case = case.but(B=0 * case.B)
+    found = gradients(prepared(subject, case, training=True), case.x, case.dy)
+    same(found["A"], 0 * case.A, "dA while B is zero")
+    return same(found["B"], case.truth.dB, "dB while B is zero")
+
+
+@requirement(
+    "GRAD-07",
+    "Gradients MUST add up over backward passes, and start again from zero after zero_grad.",
+    formula="dA = dA₁ + dA₂", sources=("torch.Tensor.backward: gradients accumulate in the leaves",),
+    needs=f"{NEEDS} zero_grad", cases=exact(), examples=0.5,
+)
+def gradients_accumulate(subject, case):
+    """Large batches are made of small ones in this way. Sums of two are exact wherever the doubled gradient is."""
+    layer = prepared(subject, case, training=True)
+    gradients(layer, case.x, case.dy)
+    twice = gradients(layer, case.x, case.dy)
+    for name, want in (("A", case.truth.dA), ("B", case.truth.dB)):
+        same(twice[name], 2 * want, f"d{name} after two backward passes")
+    layer.zero_grad()
+    once = gradients(layer, case.x, case.dy)
+    for name, want in (("A", case.truth.dA), ("B", case.truth.dB)):
+        same(once[name], want, f"d{name} after zero_grad and one backward pass")
+
+
+@requirement(
+    "GRAD-08",
+    "The gradients of A and B of a batch MUST be the sum of those of its rows.",
+    formula="dA(x, dy) = Σᵢ dA(xᵢ, dyᵢ)", sources=SOURCES, needs=f"{NEEDS} zero_grad",
+    cases=exact(leading=st.tuples(st.integers(2, 4))), examples=0.5,
+)
+def batch_is_the_sum_of_rows(subject, case):
+    """A mean in the place of the sum, or a row counted twice, depends on the batch size and on nothing else."""
+    layer = prepared(subject, case, training=True)
+    batch = {name: wide(array) for name, array in gradients(layer, case.x, case.dy).items()}
+    layer.zero_grad()
+    rows = [gradients(layer, case.x[i : i + 1], case.dy[i : i + 1]) for i in range(len(case.x))]
+    same(rows[-1]["A"], batch["A"], "dA summed row by row, against the batch")
+    same(rows[-1]["B"], batch["B"], "dB summed row by row, against the batch")
+
+
+@requirement(
+    "GRAD-09",
+    "An upstream gradient of any strides MUST give what a plain copy of it gives.",
+    formula="backward(view) = backward(copy)", sources=SOURCES, needs=f"{NEEDS} zero_grad", faults="61",
+    cases=exact(leading=st.tuples(st.integers(2, 3), st.integers(2, 3))), examples=0.5,
+)
+def any_strides_of_dy(subject, case):
+    """Autograd hands over expanded gradients (of a sum) and transposed ones; hand-written backward passes assume."""
+    layer = prepared(subject, case, training=True)
+    for name, dy in layouts(case.dy).items():
+        layer.zero_grad()
+        found = gradients(layer, case.x, dy)
+        judged(found, case.but(dy=dy.copy()), exactly, f" of a {name} dy")
+
+
+@requirement(
+    "GRAD-10",
+    "No parameter other than A and B MUST get a gradient.",
+    formula="dW, db: none", sources=(f"{PAPER}, §4.1: W₀ is frozen and does not receive gradient updates",), needs=NEEDS,
+    faults="31 64", cases=exact(), examples=0.5,
+)
+def frozen_parameters_get_none(subject, case):
+    """A frozen weight that gets a gradient costs its memory, and moves with the first optimiser that is given it."""
+    layer = prepared(subject, case, training=True)
+    found = gradients(layer, case.x, case.dy)
+    others = sorted(set(found) - {"x", "A", "B"})
+    holds(not others, "parameters that got a gradient, beside A and B", ", ".join(others), "none")
+
+
+@requirement(
+    "GRAD-11",
+    "The backward pass MUST be the adjoint of the forward pass: ⟨dy, J v⟩ = ⟨Jᵀ dy, v⟩ for x, for A and for B.",
+    formula="⟨dy, f(x + v) − f(x)⟩ = ⟨dx, v⟩, and likewise in A and in B", sources=SOURCES,
+    needs=f"{NEEDS} zero_grad", faults="57 58", cases=exact(), examples=0.5,
+)
+def backward_is_the_adjoint(subject, case):
+    """A law of the layer itself, that no oracle is needed for: the layer is affine in x, in A and in B, so a difference
+    of two outputs is the derivative, exactly."""
+    layer = prepared(subject, case, training=True)
+    y = wide(layer.forward(case.x))
+    found = layer.backward(case.dy)
+    for name, changed in {
+        "x": case.but(x=np.flip(case.x).copy()),
+        "A": case.but(A=np.flip(case.A).copy()),
+        "B": case.but(B=np.flip(case.B).copy()),
+    }.items():
+        assume(exact_in_any_order(changed))
+        other = prepared(subject, changed, training=True)
+        before = getattr(case, name)
+        v = wide(getattr(changed, name)) - wide(before)
+        if name in found:
+            left = (wide(case.dy) * (wide(other.forward(changed.x)) - y)).sum()
+            same((wide(found[name]) * v).sum(), left, f"⟨d{name}, v⟩ against ⟨dy, J v⟩")
+
+
+@requirement(
+    "GRAD-12",
+    "Without dropout, training and inference mode MUST give the same output and the same gradients; those of A and B MAY "
+    "be withheld in inference mode while merged.",
+    formula="f_train = f_eval", sources=SOURCES, needs=f"{NEEDS} train", faults="57 74 75", cases=exact(), examples=0.5,
+)
+def modes_agree(subject, case):
+    """Evaluation and analysis differentiate in inference mode. A layer that merges there has no A and B to give."""
+    for training in (True, False):
+        layer = prepared(subject, case)
+        layer.train(training)
+        mode = "training" if training else "inference"
+        same(layer.forward(case.x), case.truth.y, f"y in {mode} mode")
+        found = layer.backward(case.dy)
+        same(found.get("x", np.zeros(0)), case.truth.dx, f"dx in {mode} mode")
+        for name, want in (("A", case.truth.dA), ("B", case.truth.dB)):
+            if name in found:
+                same(found[name], want, f"d{name} in {mode} mode")
+            elif training or not merged(layer, case):
+                raise Mismatch(f"d{name} in {mode} mode", "none", "a gradient, since the layer is not merged")
+
+
+@requirement(
+    "GRAD-13",
+    "A and B MUST get the same gradients when x needs none.",
+    formula="dA, dB do not depend on whether dx is wanted", sources=SOURCES, needs=f"{NEEDS} input_needs_grad",
+    faults="55 56 59", cases=exact(), where_offered=True, examples=0.5,
+)
+def input_without_gradient(subject, case):
+    """The first adapted layer of a model sits on a frozen embedding, whose output needs no gradient."""
+    layer = prepared(subject, case, training=True)
+    layer.input_needs_grad(False)
+    judged(gradients(layer, case.x, case.dy), case, exactly, " when x needs none")
+
+
+@requirement(
+    "GRAD-14",
+    "Gradients MUST hold for no leading dimension, for many, and for an empty batch, where dA and dB are zero.",
+    formula="dA = scale · Σ xᵀ (dy Bᵀ) over all leading dimensions", sources=SOURCES, needs=NEEDS, faults="44 61",
+    cases=exact(leading=st.sampled_from([(), (2, 1, 3), (0,), (2, 0)]), degenerate=True),
+)
+def gradients_of_any_leading_dimensions(subject, case):
+    """The forward pass treats leading dimensions as rows; the backward pass must sum over all of them."""
+    layer = prepared(subject, case, training=True)
+    layer.forward(case.x)
+    found = layer.backward(case.dy)
+    for name in ("A", "B"):
+        if case.x.size and case.dy.size or name in found:  # of an empty batch, none is as good as zero
+            holds(name in found, f"d{name}", "none", "a gradient")
+    judged(found, case, exactly)
+
+
+@requirement(
+    "GRAD-15",
+    "A backward pass MUST NOT change dy, x, W, b, A or B.",
+    formula="all as before", sources=SOURCES, needs=f"{NEEDS} adapter", faults="16 66", cases=exact(), examples=0.5,
+)
+def backward_changes_nothing_else(subject, case):
+    """Writing dx over the saved x, or dy, saves a buffer and breaks whoever else holds it."""
+    x, dy = case.x.copy(), case.dy.copy()
+    layer = prepared(subject, case, training=True)
+    gradients(layer, x, dy)
+    same(x, case.x, "x after the backward pass")
+    same(dy, case.dy, "dy after the backward pass")
+    for name, want in case.adapter.items():
+        same(layer.adapter()[name], want, f"{name} after the backward pass")
+    same(layer.forward(case.x), case.truth.y, "y after the backward pass")
+
+
+def gradient(layer, case: Case, name: str) -> np.ndarray:
+    layer.forward(case.x)
+    found = layer.backward(case.dy)
+    holds(name in found, f"gradients after backward: d{name}", f"only {sorted(found)}", f"d{name} among them")
+    return found[name]
+
+
+def judged(found, case: Case, judge, note: str = "") -> float:
+    """dx, dA and dB, as far as they are there, by `exactly` or `within_bound`."""
+    return max((judge(found[n], case, f"d{n}", f"d{n}{note}") for n in ("x", "A", "B") if n in found), default=0.0)
+
+
+def exactly(got, case: Case, name: str, what: str) -> float:
+    return same(got, getattr(case.truth, name), what)
+
+
+def within_bound(got, case: Case, name: str, what: str) -> float:
+    return within(got, getattr(case.truth, name), getattr(case.bound, name), what)
+
+
+def merged(layer, case: Case) -> bool:
+    """Whether the base product uses another weight than W now; a layer that cannot tell is believed."""
+    try:
+        return not np.array_equal(wide(layer.weight()), wide(case.W))
+    except Unsupported:
+        return True

@@ -1,0 +1,154 @@
+"""INIT: what a layer is before it has learned anything."""
+
+import numpy as np
+
+from conformance.compare import holds, mean_is_zero, same, same_spread, wide, within
+from conformance.requirements import LORALIB, PAPER, PEFT, fresh, requirement, set_mode
+from conformance.strategies import exact, rounding, sized
+
+SOURCES = (f"{PAPER}, §4.1", f"{PEFT}, reset_lora_parameters", f"{LORALIB}, Linear.reset_parameters")
+
+
+@requirement(
+    "INIT-01",
+    "A fresh layer MUST equal the base layer with the given weights, bit for bit, in both modes.",
+    formula="f(x) = x Wᵀ + b", sources=SOURCES, needs="forward", faults="27 31 43 54", cases=exact(degenerate=True),
+)
+def fresh_equals_base(subject, case):
+    """Training starts from the pretrained model, not from a random neighbour of it. The weights compared with are the
+    ones that were handed over, not the ones that the layer says it has."""
+    layer = fresh(subject, case)
+    for training in (True, False):
+        set_mode(layer, training)
+        same(layer.forward(case.x), case.truth.base, "y of a fresh layer")
+
+
+@requirement(
+    "INIT-02",
+    "The frozen weight and bias of a fresh layer MUST be the given ones, bit for bit.",
+    formula="W = W₀, b = b₀", sources=SOURCES, needs="weight bias", faults="31", cases=rounding(), examples=0.5,
+)
+def keeps_given_weights(subject, case):
+    """A constructor that initialises its base layer after it was handed the weights destroys the model."""
+    layer = fresh(subject, case)
+    same(layer.weight(), case.W, "W of a fresh layer")
+    if case.b is not None:
+        same(layer.bias(), case.b, "b of a fresh layer")
+
+
+@requirement(
+    "INIT-03",
+    "Exactly one of A and B MUST be zero in a fresh layer.",
+    formula="A = 0 ≠ B or B = 0 ≠ A", sources=SOURCES, needs="adapter", faults="26 27", cases=sized(12, 7, 5, 10.0),
+    examples=0.25,
+)
+def exactly_one_factor_is_zero(subject, case):
+    """With neither zero the model is altered before the first step; with both zero both gradients are zero, and it
+    never learns. Which of the two is zero is a convention: the paper zeroes B, embeddings often A."""
+    arrays = fresh(subject, case).adapter()
+    zero = {name: not wide(arrays[name]).any() for name in ("A", "B")}
+    holds(sum(zero.values()) == 1, "which factors are zero in a fresh layer", zero, "exactly one")
+
+
+@requirement(
+    "INIT-04",
+    "The factor that is not zero MUST have mean 0 and a spread.",
+    formula="E[A] = 0, Var[A] > 0", sources=SOURCES, needs="adapter", faults="28", cases=sized(256, 192, 16, 32.0),
+    examples=0.1,
+)
+def random_factor_is_centred(subject, case):
+    """A common offset of all entries is one direction that every rank shares. The test is one of statistics, with the
+    false-alarm probability that conformance/compare.py states."""
+    factor = random_factor(fresh(subject, case))
+    holds(len(np.unique(factor)) > factor.size // 4, "distinct values in the random factor", len(np.unique(factor)), "many")
+    return mean_is_zero(factor, "mean of the random factor")
+
+
+@requirement(
+    "INIT-05",
+    "The factor that is not zero MUST have full rank.",
+    formula="rank(A) = min(in, rank)", sources=SOURCES, needs="adapter", cases=sized(48, 40, 8, 16.0), examples=0.25,
+)
+def random_factor_has_full_rank(subject, case):
+    """A repeated or a zero column is a parameter that is paid for and does nothing."""
+    factor = random_factor(fresh(subject, case)).astype(np.float64)
+    holds(
+        np.linalg.matrix_rank(factor) == min(factor.shape), "rank of the random factor",
+        int(np.linalg.matrix_rank(factor)), min(factor.shape),
+    )
+
+
+@requirement(
+    "INIT-06",
+    "Layers of different seeds MUST differ in the factor that is not zero.",
+    formula="A(seed 1) ≠ A(seed 2)", sources=SOURCES, needs="adapter", cases=sized(12, 7, 5, 10.0), examples=0.25,
+)
+def seeds_differ(subject, case):
+    """Otherwise every layer of a model, or every run of an experiment, starts from the same numbers."""
+    first, second = (random_factor(fresh(subject, case.but(seed=case.config.seed + i))) for i in (0, 1))
+    holds(not np.array_equal(first, second), "the random factor of two seeds", "equal", "different")
+
+
+@requirement(
+    "INIT-07",
+    "The spread of the random factor SHOULD NOT depend on the rank.",
+    formula="std(A | rank 4) = std(A | rank 32)", sources=(*SOURCES, "torch.nn.init: fan_in of a 2-d tensor is its size(1)"),
+    needs="adapter", faults="29 30", cases=sized(768, 512, 4, 8.0), examples=0.1,
+)
+def spread_is_independent_of_rank(subject, case):
+    """kaiming initialisers take the second dimension as the fan-in. Applied to A stored as (in, rank), they divide by
+    the rank in place of in_features, and the size of an update depends on the rank twice."""
+    narrow, wider = (random_factor(fresh(subject, case.but(rank=r, alpha=2.0 * r))) for r in (4, 32))
+    return same_spread(narrow, wider, "log(std at rank 4 / std at rank 32)")
+
+
+@requirement(
+    "INIT-08",
+    "After one SGD step the zero factor MUST have moved, and after two the other one as well.",
+    formula="dB ≠ 0 at B = 0; dA ≠ 0 once B ≠ 0", sources=SOURCES, needs="adapter forward backward zero_grad step",
+    faults="26 58", cases=sized(6, 5, 3, 6.0), examples=0.25,
+)
+def both_factors_start_to_learn(subject, case):
+    """The initialisation is a saddle, but not a trap."""
+    layer = fresh(subject, case)
+    start = {name: array.copy() for name, array in layer.adapter().items()}
+    for _ in range(2):
+        layer.zero_grad()
+        layer.forward(case.x)
+        layer.backward(case.dy)
+        layer.step(0.125)
+        first = "B" if not wide(start["B"]).any() else "A"
+        moved = not np.array_equal(wide(layer.adapter()[first]), wide(start[first]))
+        holds(moved, f"{first}, zero at the start, after an SGD step", "unchanged", "changed")
+    for name in ("A", "B"):
+        moved = not np.array_equal(wide(layer.adapter()[name]), wide(start[name]))
+        holds(moved, f"{name} after two SGD steps", "unchanged", "changed")
+
+
+@requirement(
+    "INIT-09",
+    "On real numbers a fresh layer MUST be within the rounding-error bound of the base layer, and give the same bits as "
+    "with both factors zero.",
+    formula="f(x) = f(x; A = B = 0)", sources=SOURCES, needs="set_adapter forward", faults="27 54", cases=rounding(),
+    examples=0.5,
+)
+def fresh_adds_nothing(subject, case):
+    """The same statement as INIT-01 at realistic sizes, where a small random B would be no integer."""
+    zero = case.but(A=0 * case.A, B=0 * case.B)
+    layer = fresh(subject, case)
+    set_mode(layer, False)
+    y = layer.forward(case.x).copy()
+    ratio = within(y, zero.truth.y, zero.bound.y, "y of a fresh layer")
+    set_mode(layer, True)
+    layer.set_adapter(zero.adapter)
+    set_mode(layer, False)
+    same(layer.forward(case.x), y, "y with both factors zero, against the fresh layer")
+    return ratio
+
+
+def random_factor(layer) -> np.ndarray:
+    """The factor of a fresh layer that is not zero."""
+    arrays = layer.adapter()
+    factor = wide(arrays["A"] if wide(arrays["A"]).any() else arrays["B"])
+    holds(factor.any(), "the factors of a fresh layer", "both zero", "exactly one zero")
+    return factor

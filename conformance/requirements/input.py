@@ -1,0 +1,103 @@
+"""INPUT: what is no layer, or no input of one."""
+
+import math
+
+from hypothesis import strategies as st
+
+from conformance.compare import holds, same
+from conformance.requirements import PEFT, fresh, prepared, requirement
+from conformance.strategies import exact
+from conformance.trace import SubjectError, refuses
+
+SOURCES = (f"{PEFT}, update_layer: r must be positive", "torch.nn.Linear and torch.nn.Dropout refuse the like")
+
+
+def accepted(subject, case) -> bool:
+    """Whether a layer can be built and run; Unsupported passes through."""
+    try:
+        fresh(subject, case).forward(case.x)
+    except SubjectError as error:
+        if isinstance(error.error, SystemExit):
+            raise
+        return False
+    return True
+
+
+def all_refused(subject, case, argument: str, values: tuple) -> None:
+    """The case as it stands works, and no layer comes of any of the values."""
+    fresh(subject, case).forward(case.x)
+    for value in values:
+        holds(not accepted(subject, case.but(**{argument: value})), f"a layer with {argument} = {value}", "a result", "an error")
+
+
+@requirement(
+    "INPUT-01",
+    "An input whose last dimension is not in_features MUST be refused with an error, and the layer go on working.",
+    formula="x (…, k), k ≠ in ⇒ an error", sources=SOURCES, needs="set_adapter forward",
+    cases=exact(in_features=st.integers(2, 5), leading=st.tuples(st.integers(1, 3))), examples=0.5,
+)
+def wrong_last_dimension(subject, case):
+    """Broadcasting makes a result of a last dimension of 1, and reshaping one of a multiple."""
+    layer = prepared(subject, case)
+    n_in = case.config.in_features
+    for wrong in (1, n_in - 1, n_in + 1, 2 * n_in):
+        if wrong != n_in:
+            x = case.x[:, :1].repeat(wrong, 1)
+            holds(refuses(layer.forward, x), f"forward of x {x.shape} with in = {n_in}", "a result", "an error")
+    return same(layer.forward(case.x), case.truth.y, "y after the refusals")
+
+
+@requirement(
+    "INPUT-02",
+    "A negative rank MUST be refused with an error.",
+    formula="rank < 0 ⇒ an error", sources=SOURCES, needs="forward", cases=exact(degenerate=True), examples=0.2,
+)
+def negative_rank(subject, case):
+    """Slicing and ranges take negative numbers without complaint."""
+    all_refused(subject, case, "rank", (-1, -case.config.rank - 1))
+
+
+@requirement(
+    "INPUT-03",
+    "A rank of 0 MUST be refused with an error, or give exactly the base layer.",
+    formula="rank = 0 ⇒ an error, or y = x Wᵀ + b", sources=(*SOURCES, "loralib: r = 0 turns LoRA off"), needs="forward",
+    cases=exact(degenerate=True), examples=0.2,
+)
+def rank_zero(subject, case):
+    """Both readings are in use; a division by zero that turns into NaN, or a default rank, is neither."""
+    fresh(subject, case).forward(case.x)
+    none = case.but(rank=0)
+    if accepted(subject, none):
+        same(fresh(subject, none).forward(case.x), case.truth.base, "y with rank = 0")
+
+
+@requirement(
+    "INPUT-04",
+    "A rank that is no integer SHOULD be refused with an error.",
+    formula="rank ∉ ℤ ⇒ an error", sources=SOURCES, needs="forward", cases=exact(degenerate=True), examples=0.2,
+)
+def fractional_rank(subject, case):
+    """Rounded somewhere and divided by elsewhere, it makes two ranks of one."""
+    all_refused(subject, case, "rank", (2.5,))
+
+
+@requirement(
+    "INPUT-05",
+    "An alpha that is not finite SHOULD be refused with an error.",
+    formula="alpha ∈ {NaN, ±∞} ⇒ an error", sources=SOURCES, needs="forward", faults="14", cases=exact(degenerate=True),
+    examples=0.2,
+)
+def alpha_not_finite(subject, case):
+    """At B = 0 it gives NaN in place of the base model, or waits for the first step to do so."""
+    all_refused(subject, case, "alpha", (math.nan, math.inf, -math.inf))
+
+
+@requirement(
+    "INPUT-06",
+    "A dropout outside [0, 1) SHOULD be refused with an error.",
+    formula="p ∉ [0, 1) ⇒ an error", sources=SOURCES, needs="forward", where_offered=True,
+    cases=exact(dropout=0.5, degenerate=True), examples=0.2,
+)
+def dropout_out_of_range(subject, case):
+    """p = 1 divides by zero; a percentage in the place of a fraction drops everything."""
+    all_refused(subject, case, "dropout", (-0.1, 1.0, 1.5, math.nan))

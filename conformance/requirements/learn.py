@@ -1,0 +1,106 @@
+"""LEARN: several steps in a row."""
+
+import numpy as np
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from conformance.case import Case, exact_in_any_order, last_bit
+from conformance.compare import holds, same, wide
+from conformance.requirements import PAPER, fresh, prepared, requirement
+from conformance.strategies import exact, sized
+from lora_ref import lora
+
+SOURCES = (f"{PAPER}, §4.1", "gradient descent on ½ ‖y − target‖²")
+NEEDS = "set_adapter adapter forward backward zero_grad step"
+RATE = 2.0**-3
+
+
+@requirement(
+    "LEARN-01",
+    "Several SGD steps MUST follow the trajectory of the reference, bit for bit where it is exact.",
+    formula="Aₖ₊₁ = Aₖ − lr · dA(Aₖ, Bₖ), and B likewise", sources=SOURCES, needs=NEEDS, faults="57 63 64 68",
+    cases=exact(
+        only=("float32", "float64"), in_features=st.integers(1, 3), out_features=st.integers(1, 3), rank=st.integers(1, 3),
+        leading=st.tuples(st.integers(1, 2)), scales=(2.0, 0.5),
+    ),
+)
+def trajectory(subject, case):
+    """One step shows a gradient; the second shows what the first one left behind: stale copies, gradients that were
+    not cleared, a factor that does not move. The loss is ½ ‖y − dy‖², so the gradient depends on the output."""
+    layer = prepared(subject, case, training=True)
+    target, now = case.dy, case
+    for step in range(1, 4):
+        residual = (now.truth.y - wide(target)).astype(case.dtype)
+        now = now.but(dy=residual)
+        following = stepped(now)
+        if following is None:  # no longer exact: what came before was judged
+            assume(step > 2)
+            return
+        layer.zero_grad()
+        y = layer.forward(case.x)
+        same(y, now.truth.y, f"y before step {step}")
+        layer.backward((wide(y) - wide(target)).astype(case.dtype))
+        layer.step(RATE)
+        now = following
+        for name, want in now.adapter.items():
+            same(layer.adapter()[name], want, f"{name} after {step} SGD steps")
+
+
+@requirement(
+    "LEARN-02",
+    "Fitting a target that is W plus a change of the layer's rank MUST converge.",
+    formula="min ‖x (W + scale · (A B)ᵀ)ᵀ − target‖²", sources=SOURCES, needs=NEEDS, faults="26 55 58 63",
+    cases=sized(8, 6, 2, 4.0), examples=0.05,
+)
+def convergence(subject, case):
+    """From the layer's own initialisation, by its own forward, backward and step. It must get at least as far as the
+    reference, started from the same factors, gets with half as many steps: no threshold is chosen."""
+    layer = fresh(subject, case)
+    rng = np.random.default_rng(case.config.seed)
+    start = lora.LoRA(*(wide(layer.adapter()[name]).astype(np.float64) for name in ("A", "B")))
+    change = lora.LoRA(rng.standard_normal(start.A.shape), rng.standard_normal(start.B.shape))
+    W, b = wide(case.W).astype(np.float64), None if case.b is None else wide(case.b).astype(np.float64)
+    x = rng.standard_normal((32, case.config.in_features)).astype(case.dtype)
+    wide_x = wide(x).astype(np.float64)
+    target, _ = lora.forward(wide_x, W, b, change, case.scale / np.sqrt(start.A.size))
+
+    steps, rate = 240, safe_rate(wide_x, start, target, case.scale)
+    losses, p = [], start
+    for _ in range(steps):
+        y, cache = lora.forward(wide_x, W, b, p, case.scale)
+        losses.append(float(((y - target) ** 2).sum()))
+        _, d = lora.backward((y - target) / len(x), cache)
+        p = lora.LoRA(p.A - rate * d.A, p.B - rate * d.B)
+    assume(losses[-1] < losses[steps // 2] < losses[0] / 2)
+
+    y = layer.forward(x)
+    for _ in range(steps):
+        layer.zero_grad()
+        layer.backward(((wide(y) - target) / len(x)).astype(case.dtype))
+        layer.step(rate)
+        y = layer.forward(x)
+    loss = float(((wide(y) - target) ** 2).sum())
+    holds(loss <= losses[steps // 2], f"squared error after {steps} steps", loss, f"at most {losses[steps // 2]:.3g}")
+
+
+def stepped(case: Case) -> Case | None:
+    """The case after one SGD step, or None if anything on the way could be rounded."""
+    if not exact_in_any_order(case):
+        return None
+    arrays = {}
+    for name, before in case.adapter.items():
+        moved = RATE * getattr(case.truth, f"d{name}")
+        last = min(last_bit(before), last_bit(moved))
+        after = wide(before) - moved
+        size = float((np.abs(wide(before)) + np.abs(moved)).max())
+        if size > last * 2.0 ** (24 if case.config.dtype == "float32" else 53):
+            return None
+        arrays[name] = after.astype(case.dtype)
+    return case.but(**arrays)
+
+
+def safe_rate(x, start: lora.LoRA, target, scale: float) -> float:
+    """A rate below 2 / (largest curvature): of B at the start, and of A where the fit can take B."""
+    curvature = np.linalg.eigvalsh(x.T @ x / len(x)).max() * scale**2
+    size = max(np.linalg.norm(start.A, 2), np.linalg.norm(start.B, 2), 1.0)
+    return float(0.5 / (curvature * size**2))

@@ -1,0 +1,209 @@
+"""MERGE: folding the adapter into the weight, and taking it out again."""
+
+import numpy as np
+from hypothesis import assume
+
+from conformance.case import exact_in_any_order
+from conformance.compare import holds, same, wide, within
+from conformance.requirements import HIGHAM, LORALIB, PAPER, PEFT, gradients, prepared, requirement, set_mode
+from conformance.strategies import exact, rounding
+from conformance.trace import refuses
+
+SOURCES = (f"{PAPER}, §4.1: W = W₀ + B A can be computed and stored explicitly", f"{PEFT}, Linear.merge", f"{LORALIB}, train")
+NEEDS = "set_adapter forward merge"
+MERGED = "W' = W + scale · (A B)ᵀ"
+
+
+@requirement(
+    "MERGE-01",
+    "The merged weight MUST be W + scale · (A B)ᵀ.",
+    formula=MERGED, sources=SOURCES, needs="set_adapter merge weight", faults="10 22 35 76 77 78 79 80 84 85 102 109",
+    cases=exact(),
+)
+def merged_weight(subject, case):
+    """Judged by an oracle of its own: a merge and an unmerge that are wrong in the same way undo each other, and a
+    round trip certifies the fault. On small integers the answer is exact."""
+    layer = prepared(subject, case, training=True)
+    layer.merge()
+    return same(layer.weight(), case.truth.merged, "W after merge")
+
+
+@requirement(
+    "MERGE-02",
+    "On real numbers the merged weight MUST be within the rounding-error bound of its formula.",
+    formula="|W' − exact| ≤ γ(1)|W| + γ(rank + …) |scale| (|A||B|)ᵀ", sources=(HIGHAM,), needs="set_adapter merge weight",
+    faults="84 85 98", cases=rounding(),
+)
+def merged_weight_within_rounding(subject, case):
+    """A merge carried out in a lower precision than the layer's shows here."""
+    layer = prepared(subject, case, training=True)
+    layer.merge()
+    return within(layer.weight(), case.truth.merged, case.bound.merged, "W after merge")
+
+
+@requirement(
+    "MERGE-03",
+    "The merged layer MUST compute what the unmerged one does, in both modes; no delta is added twice or left out.",
+    formula="x W'ᵀ + b = x Wᵀ + b + scale · (x A) B", sources=SOURCES, needs=NEEDS, faults="10 22 35 40 85 106 109",
+    cases=exact(),
+)
+def merged_equals_unmerged(subject, case):
+    """The promise of LoRA: no latency and no difference. A forward pass that does not know of the merge adds twice."""
+    layer = prepared(subject, case, training=True)
+    layer.merge()
+    same(layer.forward(case.x), case.truth.y, "y after merge")
+    for training in (False, True):
+        set_mode(layer, training)
+        mode = "training" if training else "inference"
+        same(layer.forward(case.x), case.truth.y, f"y after merge, then in {mode} mode")
+
+
+@requirement(
+    "MERGE-04",
+    "On real numbers the merged layer MUST be within the rounding-error bound, that of the merge included.",
+    formula="|y' − exact| ≤ bound of y", sources=(HIGHAM,), needs=NEEDS, faults="10 85 98", cases=rounding(), examples=0.5,
+)
+def merged_within_rounding(subject, case):
+    """How far merged and unmerged may differ: at most the bound, and not a chosen tolerance."""
+    layer = prepared(subject, case, training=True)
+    layer.merge()
+    return within(layer.forward(case.x), case.truth.y, case.bound.y, "y after merge")
+
+
+@requirement(
+    "MERGE-05",
+    "Merging twice MUST equal merging once, or be refused with nothing changed.",
+    formula="merge ∘ merge = merge", sources=SOURCES, needs=f"{NEEDS} weight", faults="86 87 100", cases=exact(), examples=0.5,
+)
+def merging_twice(subject, case):
+    """Saving, exporting and evaluating all merge; the second one must not add the delta again."""
+    layer = prepared(subject, case, training=True)
+    layer.merge()
+    refuses(layer.merge)
+    same(layer.weight(), case.truth.merged, "W after a second merge")
+    same(layer.forward(case.x), case.truth.y, "y after a second merge")
+
+
+@requirement(
+    "MERGE-06",
+    "Where every sum is exact, unmerge MUST restore W bit for bit, in every cycle.",
+    formula="unmerge ∘ merge = id", sources=(*SOURCES, HIGHAM), needs=f"{NEEDS} unmerge weight", faults="78 88 100",
+    cases=exact(), examples=0.5,
+)
+def unmerge_restores(subject, case):
+    """On exact cases the weight must come back bit for bit, cycle after cycle, and so must the function."""
+    layer = prepared(subject, case, training=True)
+    for cycle in ("first", "second"):
+        layer.merge()
+        layer.unmerge()
+        same(layer.weight(), case.W, f"W after the {cycle} merge and unmerge")
+        same(layer.forward(case.x), case.truth.y, f"y after the {cycle} merge and unmerge")
+
+
+@requirement(
+    "MERGE-07",
+    "On real numbers unmerge MUST restore W within the rounding of a merge and a subtraction.",
+    formula="|W'' − W| ≤ bound of W' + bound of W' − scale · (A B)ᵀ", sources=(HIGHAM,), needs="set_adapter merge unmerge weight",
+    faults="88 100", cases=rounding(), examples=0.5,
+)
+def unmerge_restores_within_rounding(subject, case):
+    """An unmerge that subtracts is honest; it loses the last bits and no more."""
+    layer = prepared(subject, case, training=True)
+    layer.merge()
+    layer.unmerge()
+    return within(layer.weight(), case.W, case.bound.unmerged, "W after merge and unmerge")
+
+
+@requirement(
+    "MERGE-08",
+    "Unmerge SHOULD restore W bit for bit, whatever the factors hold.",
+    formula="W after = W before", sources=SOURCES, needs="set_adapter merge unmerge weight", faults="99 100",
+    cases=rounding(only=("float32", "float64", "float16", "bfloat16")), examples=0.5,
+)
+def unmerge_restores_every_bit(subject, case):
+    """Subtraction drifts with every cycle, and cannot undo an overflow: one bad adapter spoils the model for all that
+    come after it. A kept copy, or a delta never applied in place, does not."""
+    layer = prepared(subject, case, training=True)
+    layer.merge()
+    layer.unmerge()
+    same(layer.weight(), case.W, "W after merge and unmerge")
+    layer.set_adapter({"A": case.A, "B": np.full_like(case.B, np.inf)})
+    refuses(layer.merge) or layer.unmerge()
+    same(layer.weight(), case.W, "W after merging and unmerging an infinite delta")
+
+
+@requirement(
+    "MERGE-09",
+    "Merge MUST leave A, B and b as they are.",
+    formula="A, B, b after = A, B, b before", sources=SOURCES, needs="set_adapter adapter merge bias", faults="83 92 93",
+    cases=rounding(), examples=0.5,
+)
+def merge_leaves_the_rest(subject, case):
+    """They are needed to unmerge, to save and to train on."""
+    layer = prepared(subject, case, training=True)
+    layer.merge()
+    for name, want in case.adapter.items():
+        same(layer.adapter()[name], want, f"{name} after merge")
+    if case.b is not None:
+        same(layer.bias(), case.b, "b after merge")
+
+
+@requirement(
+    "MERGE-10",
+    "After unmerge the layer MUST train on as if it had never been merged.",
+    formula="gradients and step after unmerge = before", sources=SOURCES, needs=f"{NEEDS} unmerge backward step adapter zero_grad",
+    faults="75 100", cases=exact(only=("float32", "float64")), examples=0.5,
+)
+def training_after_unmerge(subject, case):
+    """Evaluation in the middle of training is a merge and an unmerge."""
+    layer = prepared(subject, case, training=True)
+    layer.merge()
+    layer.forward(case.x)
+    layer.unmerge()
+    set_mode(layer, True)
+    layer.zero_grad()
+    found = gradients(layer, case.x, case.dy)
+    for name in ("A", "B"):
+        same(found[name], getattr(case.truth, f"d{name}"), f"d{name} after unmerge")
+    layer.step(0.5)
+    for name, before in case.adapter.items():
+        same(layer.adapter()[name], before - 0.5 * getattr(case.truth, f"d{name}"), f"{name} after unmerge and a step")
+
+
+@requirement(
+    "MERGE-11",
+    "Setting the adapter while merged MUST NOT corrupt W: after unmerge W is back, and the layer has the new adapter; or the "
+    "setting is refused, and nothing has changed.",
+    formula="unmerge ∘ set_adapter ∘ merge ⇒ W, A', B'", sources=SOURCES, needs=f"{NEEDS} unmerge adapter weight",
+    faults="99 105 110 111", cases=exact(), examples=0.5,
+)
+def setting_while_merged(subject, case):
+    """An unmerge that subtracts the new delta from a weight that holds the old one leaves the difference in W for
+    ever. It happens whenever a checkpoint is loaded into a model that is merged."""
+    new = case.but(A=np.flip(case.A).copy(), B=np.flip(case.B).copy())
+    assume(exact_in_any_order(new) and not np.array_equal(wide(new.truth.merged), wide(case.truth.merged)))
+    layer = prepared(subject, case, training=True)
+    layer.merge()
+    if refuses(layer.set_adapter, {name: array.copy() for name, array in new.adapter.items()}):
+        new = case
+        same(layer.forward(case.x), case.truth.y, "y after set_adapter was refused")
+    layer.unmerge()
+    same(layer.weight(), case.W, "W after merge, set_adapter and unmerge")
+    same(layer.forward(case.x), new.truth.y, "y after merge, set_adapter and unmerge")
+
+
+@requirement(
+    "MERGE-12",
+    "A merge MUST change W where scale · (A B)ᵀ does, and nothing where B is zero.",
+    formula="W' = W ⇔ scale · (A B)ᵀ = 0", sources=SOURCES, needs="set_adapter merge weight", faults="35 76 102 109",
+    cases=exact(), examples=0.5,
+)
+def merge_has_an_effect(subject, case):
+    """Exports that hold the base model under the name of the trained one are among the most reported faults."""
+    layer = prepared(subject, case, training=True)
+    layer.merge()
+    holds(not np.array_equal(wide(layer.weight()), wide(case.W)), "W after merge", "W as before", "W + scale · (A B)ᵀ")
+    none = case.but(B=0 * case.B)
+    layer = prepared(subject, none, training=True)
+    layer.merge()
+    same(layer.weight(), case.W, "W after a merge with B = 0")

@@ -1,0 +1,81 @@
+"""PARAM: what trains, and what does not."""
+
+import math
+
+import numpy as np
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from conformance.case import exact_in_any_order
+from conformance.compare import holds, same
+from conformance.requirements import PAPER, fresh, gradients, prepared, requirement
+from conformance.strategies import exact, rounding
+
+SOURCES = (f"{PAPER}, §4.2: |Θ| = 2 · L · d_model · r for square matrices",)
+# For a matrix out × in: the general form of the paper's count, see methods: r (in + out) is 2 d r when in = out = d.
+
+
+@requirement(
+    "PARAM-01",
+    "The number of trainable parameters MUST be rank · (in + out), which is 2 · d · rank for a square matrix.",
+    formula="|Θ| = rank · (in + out)", sources=SOURCES, needs="trainable", faults="52 64 124",
+    cases=exact(in_features=st.integers(1, 40), out_features=st.integers(1, 40), rank=st.integers(1, 9), degenerate=True),
+)
+def trainable_count(subject, case):
+    """The count is what LoRA is chosen for, and the shortest proof that nothing else trains."""
+    n = case.config.in_features
+    b = None if case.b is None else np.resize(case.b, n)
+    for c in (case, case.but(out_features=n, W=np.resize(case.W, (n, n)), b=b)):
+        shapes = fresh(subject, c).trainable()
+        want = c.config.rank * (c.config.in_features + c.config.out_features)
+        holds(sum(map(math.prod, shapes.values())) == want, "trainable parameters", shapes, f"{want} in all")
+
+
+@requirement(
+    "PARAM-02",
+    "Only A and B MUST train: W, b and everything else are frozen.",
+    formula="Θ = {A, B}", sources=(f"{PAPER}, §4.1: W₀ is frozen",), needs="trainable", faults="31 52 64",
+    cases=exact(degenerate=True), examples=0.5,
+)
+def only_the_factors_train(subject, case):
+    """A count can be right by accident."""
+    names = sorted(fresh(subject, case).trainable())
+    holds(names == ["A", "B"], "names of the trainable parameters", names, ["A", "B"])
+
+
+@requirement(
+    "PARAM-03",
+    "An optimiser step MUST leave W and b bit-identical.",
+    formula="W, b after = W, b before", sources=(f"{PAPER}, §4.1: W₀ is frozen",), profile="training",
+    needs="set_adapter forward backward step weight bias", faults="31 64", cases=rounding(), examples=0.5,
+)
+def step_leaves_frozen_weights(subject, case):
+    """What an optimiser is handed is what moves, whatever the flags say."""
+    layer = prepared(subject, case, training=True)
+    for _ in range(2):
+        gradients(layer, case.x, case.dy)
+        layer.step(0.25)
+    same(layer.weight(), case.W, "W after two SGD steps")
+    if case.b is not None:
+        same(layer.bias(), case.b, "b after two SGD steps")
+
+
+@requirement(
+    "PARAM-04",
+    "An SGD step MUST move A and B by −lr times their gradients, and by nothing else.",
+    formula="A ← A − lr · dA, B ← B − lr · dB", sources=("Robbins and Monro 1951; torch.optim.SGD without options",),
+    needs="set_adapter forward backward step adapter", faults="57 63 68", cases=exact(only=("float32", "float64")),
+    examples=0.5,
+)
+def step_is_plain_sgd(subject, case):
+    """Exact with a power of two as the rate. A factor that has a gradient but does not move is not trained."""
+    layer = prepared(subject, case, training=True)
+    gradients(layer, case.x, case.dy)
+    layer.step(0.5)
+    after = case.but(
+        A=(case.A - 0.5 * case.truth.dA).astype(case.dtype), B=(case.B - 0.5 * case.truth.dB).astype(case.dtype)
+    )
+    for name, want in after.adapter.items():
+        same(layer.adapter()[name], want, f"{name} after an SGD step")
+    assume(exact_in_any_order(after))
+    same(layer.forward(case.x), after.truth.y, "y after an SGD step")

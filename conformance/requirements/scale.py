@@ -1,0 +1,123 @@
+"""SCALE: how strongly the adapter counts."""
+
+import numpy as np
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from conformance.case import exact_in_any_order
+from conformance.compare import same, wide, within
+from conformance.requirements import HIGHAM, PAPER, PEFT, prepared, requirement
+from conformance.strategies import exact, rounding
+
+STANDARD = (f"{PAPER}, §4.1: ΔW x is scaled by α / r", f"{PEFT}, update_layer")
+RSLORA = ("Kalajdzievski 2023, rsLoRA, arXiv:2312.03732: α / √r", f"{PEFT}, update_layer, use_rslora")
+NEEDS = "set_adapter forward"
+
+
+@requirement(
+    "SCALE-01",
+    "The scale MUST be alpha / rank, for ranks that are powers of two and for others.",
+    formula="scale = alpha / rank", sources=STANDARD, needs=NEEDS, faults="01 02 03 71",
+    cases=exact(rank=st.integers(2, 7)),
+)
+def alpha_over_rank(subject, case):
+    """The fault that is reported most. With the base taken away, the output is the scale times integers."""
+    case = case.but(W=0 * case.W, b=None if case.b is None else 0 * case.b)
+    return same(prepared(subject, case).forward(case.x), case.truth.y, "y with W = 0 and b = 0, scale · (x A) B")
+
+
+@requirement(
+    "SCALE-02",
+    "For an alpha and a rank whose quotient is no short fraction the scale MUST be right to within rounding.",
+    formula="scale = alpha / rank", sources=(*STANDARD, HIGHAM), needs=NEEDS, faults="01 02 03",
+    cases=rounding(rank=st.sampled_from([3, 5, 6, 7])),
+)
+def scale_within_rounding(subject, case):
+    """An integer division, or a scale kept in low precision, is exact for the pairs that people try."""
+    case = case.but(alpha=16.0, W=0 * case.W, b=None if case.b is None else 0 * case.b)
+    y = prepared(subject, case).forward(case.x)
+    return within(y, case.truth.y, case.bound.y, "y with W = 0 and b = 0, scale · (x A) B")
+
+
+@requirement(
+    "SCALE-03",
+    "Where rank-stabilised scaling is offered, the scale MUST be alpha / √rank.",
+    formula="scale = alpha / √rank", sources=RSLORA, needs=NEEDS, faults="04 05 06 07 22", where_offered=True,
+    cases=exact(scaling="rslora", rank=st.just(4), in_features=st.integers(1, 6), out_features=st.integers(1, 6)),
+)
+def alpha_over_root_rank(subject, case):
+    """Accepted and ignored, the option changes the strength by √rank without a word. At rank 4 it is exact."""
+    return same(prepared(subject, case).forward(case.x), case.truth.y, "y with rslora scaling")
+
+
+@requirement(
+    "SCALE-04",
+    "Where rank-stabilised scaling is offered, it MUST hold to within rounding for every rank.",
+    formula="scale = alpha / √rank", sources=(*RSLORA, HIGHAM), needs=NEEDS, faults="04 05 06", where_offered=True,
+    cases=rounding(scaling="rslora", rank=st.integers(2, 9)), examples=0.5,
+)
+def root_rank_within_rounding(subject, case):
+    """√rank is no integer in general, and a rank that was rounded shows only then."""
+    y = prepared(subject, case).forward(case.x)
+    return within(y, case.truth.y, case.bound.y, "y with rslora scaling")
+
+
+@requirement(
+    "SCALE-05",
+    "The LoRA part MUST be linear in alpha.",
+    formula="y(2 alpha) − y(0) = 2 (y(alpha) − y(0))", sources=STANDARD, needs=NEEDS, faults="03 71", cases=exact(),
+    examples=0.5,
+)
+def linear_in_alpha(subject, case):
+    """A law that needs no oracle: it holds for every convention of the scale that alpha enters at all."""
+    doubled = case.but(alpha=2 * case.config.alpha)
+    assume(exact_in_any_order(doubled))
+    once, twice = (wide(prepared(subject, c).forward(c.x)) - c.truth.base for c in (case, doubled))
+    return same(twice, 2 * once, "LoRA part at twice the alpha, against twice the part")
+
+
+@requirement(
+    "SCALE-06",
+    "With alpha = 0 the layer MUST be the base layer.",
+    formula="alpha = 0 ⇒ y = x Wᵀ + b", sources=STANDARD, needs=NEEDS, faults="11 14", cases=exact(), examples=0.5,
+)
+def alpha_zero_is_the_base(subject, case):
+    """Zero is a value, not a missing one: a default put in its place turns an adapter on that was turned off."""
+    case = case.but(alpha=0.0)
+    return same(prepared(subject, case).forward(case.x), case.truth.base, "y with alpha = 0")
+
+
+@requirement(
+    "SCALE-07",
+    "Padding the rank with zero columns of A, and scaling alpha with it, MUST change nothing.",
+    formula="f(A, B; r, alpha) = f([A 0], [B; *]; r', alpha r' / r)", sources=STANDARD, needs=NEEDS, faults="01 02 12 21",
+    cases=exact(), examples=0.5,
+)
+def padding_the_rank(subject, case):
+    """Ties the rank that divides alpha to the rank that the factors have."""
+    r, more = case.config.rank, case.config.rank * 2
+    fill = np.ones((more - r, case.B.shape[1]), case.dtype)
+    padded = case.but(
+        rank=more, alpha=case.config.alpha * more / r,
+        A=np.concatenate([case.A, 0 * case.A], 1), B=np.concatenate([case.B, fill]),
+    )
+    assume(exact_in_any_order(padded))
+    return same(prepared(subject, padded).forward(case.x), case.truth.y, "y of the padded layer, against the layer")
+
+
+@requirement(
+    "SCALE-08",
+    "The scale MUST belong to the layer: another layer with another alpha and rank changes nothing.",
+    formula="scale₁ = alpha₁ / rank₁ whatever alpha₂, rank₂", sources=STANDARD, needs=NEEDS, faults="06 09 17",
+    cases=exact(), examples=0.5,
+)
+def scale_is_per_layer(subject, case):
+    """Models have layers of different rank. A scale kept by the class, or by the process, is that of the last one."""
+    first = prepared(subject, case)
+    same(first.forward(case.x), case.truth.y, "y before the second layer is made")
+    other = case.but(
+        rank=case.config.rank + 1, alpha=8 * case.config.alpha,
+        A=np.pad(case.A, ((0, 0), (0, 1))), B=np.pad(case.B, ((0, 1), (0, 0))),
+    )
+    prepared(subject, other).forward(case.x)
+    return same(first.forward(case.x), case.truth.y, "y after a second layer was made and used")

@@ -1,0 +1,185 @@
+"""STATE: what is written, and what comes back."""
+
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from conformance.compare import Mismatch, holds, same, wide
+from conformance.requirements import PEFT, fresh, prepared, requirement, set_mode
+from conformance.strategies import exact, rounding
+from conformance.subject import Unsupported
+from conformance.trace import refuses
+
+SOURCES = ("torch.nn.Module.state_dict and load_state_dict", f"{PEFT.split(',')[0]}, utils/save_and_load.py")
+NEEDS = "set_adapter adapter forward save load"
+
+
+@contextmanager
+def saved(layer):
+    """A directory that holds what the layer saved."""
+    with tempfile.TemporaryDirectory(prefix="conformance-") as name:
+        directory = Path(name)
+        layer.save(directory)
+        holds(any(directory.iterdir()), "what save() wrote", "nothing", "at least one file")
+        yield directory
+
+
+def other(case):
+    """The configuration of the case with another seed, so that nothing agrees by chance."""
+    return case.but(seed=case.config.seed + 1)
+
+
+@requirement(
+    "STATE-01",
+    "Loading what was saved into a fresh layer MUST give the same A and B, bit for bit, in every dtype.",
+    formula="load(save(A, B)) = A, B", sources=SOURCES, needs="set_adapter adapter save load",
+    faults="13 22 24 112 113 115 116 117", cases=rounding(only=("float32", "float64", "float16", "bfloat16")), examples=0.5,
+)
+def arrays_survive(subject, case):
+    """A file written in another precision, or tensors that are found under other names and skipped, lose the work."""
+    layer = prepared(subject, case, training=True)
+    before = {name: array.copy() for name, array in layer.adapter().items()}
+    with saved(layer) as directory:
+        again = fresh(subject, other(case))
+        again.load(directory)
+    for name, want in before.items():
+        same(again.adapter()[name], want, f"{name} after save and load")
+
+
+@requirement(
+    "STATE-02",
+    "Loading what was saved into a fresh layer MUST give the same function, in both modes.",
+    formula="f ∘ load ∘ save = f", sources=SOURCES, needs=NEEDS, faults="11 13 14 24 111 114 115 117 118", cases=exact(),
+    examples=0.5,
+)
+def function_survives(subject, case):
+    """The arrays may be right and the scale, or the base weight, wrong."""
+    with saved(prepared(subject, case, training=True)) as directory:
+        again = fresh(subject, other(case))
+        again.load(directory)
+    for training in (True, False):
+        set_mode(again, training)
+        same(again.forward(case.x), case.truth.y, f"y after save and load, in {'training' if training else 'inference'} mode")
+
+
+@requirement(
+    "STATE-03",
+    "Loading into a layer of another rank or another size MUST be refused.",
+    formula="shapes differ ⇒ an error", sources=SOURCES, needs="set_adapter save load", faults="102 107 115", cases=exact(),
+    examples=0.5,
+)
+def other_shapes_are_refused(subject, case):
+    """Cut, padded, broadcast or skipped tensors are a silent change of the model."""
+    config = case.config
+    with saved(prepared(subject, case, training=True)) as directory:
+        fresh(subject, case).load(directory)
+        for changed in (
+            case.but(rank=config.rank + 1, alpha=config.alpha + 1),
+            case.but(in_features=config.in_features + 1, W=case.W[:, :1].repeat(config.in_features + 1, 1)),
+        ):
+            layer = fresh(subject, changed)
+            if not refuses(layer.load, directory):
+                got = f"accepted by rank {changed.config.rank}, in {changed.config.in_features}"
+                raise Mismatch(f"a file of rank {config.rank}, in {config.in_features}", got, "an error")
+
+
+@requirement(
+    "STATE-04",
+    "Saving MUST change nothing: not the function, not W, A, B or the mode; and saving twice MUST load the same.",
+    formula="f after save = f before", sources=SOURCES, needs=NEEDS, faults="87 92 93 122 123", cases=exact(), examples=0.5,
+)
+def saving_is_pure(subject, case):
+    """A save that merges, and leaves the layer merged, is found by the next one."""
+    for training in (True, False):
+        layer = prepared(subject, case, training)
+        weight = known_weight(layer)
+        for _ in range(2):
+            with saved(layer) as directory:
+                same(layer.forward(case.x), case.truth.y, "y after save")
+                for name, want in case.adapter.items():
+                    same(layer.adapter()[name], want, f"{name} after save")
+                if weight is not None:
+                    same(layer.weight(), weight, "W after save")
+                again = fresh(subject, other(case))
+                again.load(directory)
+                same(again.forward(case.x), case.truth.y, "y of a fresh layer, loaded")
+
+
+@requirement(
+    "STATE-05",
+    "What is saved MUST NOT depend on the mode.",
+    formula="save ∘ eval = save ∘ train", sources=SOURCES, needs=f"{NEEDS} train", faults="87 111", cases=exact(), examples=0.5,
+)
+def mode_does_not_matter(subject, case):
+    """A layer that merges in inference mode must not write the merged weight under the name of the base weight."""
+    layer = prepared(subject, case, training=True)
+    layer.train(False)
+    with saved(layer) as directory:
+        again = fresh(subject, other(case))
+        again.load(directory)
+    judge_loaded(again, case, "saved in inference mode")
+
+
+@requirement(
+    "STATE-06",
+    "What is saved MUST NOT depend on being merged.",
+    formula="save ∘ merge = save", sources=SOURCES, needs=f"{NEEDS} merge", faults="87 92 111", cases=exact(), examples=0.5,
+)
+def merged_does_not_matter(subject, case):
+    """Saved merged and loaded unmerged, the delta counts twice, and W drifts with every cycle."""
+    layer = prepared(subject, case, training=True)
+    layer.merge()
+    with saved(layer) as directory:
+        again = fresh(subject, other(case))
+        again.load(directory)
+    judge_loaded(again, case, "saved while merged")
+
+
+@requirement(
+    "STATE-07",
+    "A layer in inference mode SHOULD load like one in training mode.",
+    formula="load ∘ eval = load ∘ train", sources=SOURCES, needs=f"{NEEDS} train", faults="111", cases=exact(), examples=0.5,
+)
+def loading_in_inference_mode(subject, case):
+    """Most models are in inference mode when an adapter is loaded. One that merged its zeros there goes on without."""
+    with saved(prepared(subject, case, training=True)) as directory:
+        again = fresh(subject, other(case))
+        again.train(False)
+        again.load(directory)
+    judge_loaded(again, case, "loaded in inference mode")
+
+
+@requirement(
+    "STATE-08",
+    "A load that is refused SHOULD leave the layer as it was.",
+    formula="load fails ⇒ A, B as before", sources=SOURCES, needs="set_adapter adapter save load", faults="104 115",
+    cases=exact(), examples=0.5,
+)
+def refused_load_changes_nothing(subject, case):
+    """Half a checkpoint is worse than none: the error is caught, and the model goes on with one factor of another."""
+    config = case.config
+    wider = case.but(in_features=config.in_features + 1, W=case.W[:, :1].repeat(config.in_features + 1, 1))
+    with saved(prepared(subject, case, training=True)) as directory:
+        layer = fresh(subject, wider)
+        before = {name: array.copy() for name, array in layer.adapter().items()}
+        if not refuses(layer.load, directory):
+            raise Mismatch(f"a file of in {config.in_features}", f"accepted by in {wider.config.in_features}", "an error")
+    for name, want in before.items():
+        same(layer.adapter()[name], want, f"{name} after a load that was refused")
+
+
+def judge_loaded(layer, case, how: str) -> None:
+    """The function of the case in both modes, and W where it can be seen in training mode."""
+    for training in (True, False, True):
+        set_mode(layer, training)
+        same(layer.forward(case.x), case.truth.y, f"y, {how}, in {'training' if training else 'inference'} mode")
+    weight = known_weight(layer)
+    if weight is not None:
+        same(weight, case.W, f"W, {how}")
+
+
+def known_weight(layer):
+    try:
+        return wide(layer.weight())
+    except Unsupported:
+        return None

@@ -1,0 +1,135 @@
+"""Plans a run, hands the requirements out to workers, and turns outcomes into verdicts. Knows nothing of numerics."""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from conformance.examine import Outcome
+from conformance.isolation import Unloadable, Worker
+from conformance.requirements import LEVELS, PROFILES, Requirement, all_requirements
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+FAILING = ("fail", "error", "crash", "timeout")
+CORE = "FWD-01"  # a run that did not decide the formula itself has said nothing
+
+
+@dataclass(frozen=True)
+class Options:
+    only: tuple[str, ...] = ()
+    level: str = "may"
+    dtypes: tuple[str, ...] = DTYPES
+    device: str = "cpu"
+    examples: int = 24
+    seed: int = 0
+    jobs: int = os.cpu_count() or 1
+    timeout: float = 30.0
+
+
+@dataclass
+class Report:
+    """All that a run says of one subject."""
+
+    spec: str
+    name: str = ""
+    version: str = ""
+    planned: tuple[Requirement, ...] = ()
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    seconds: float = 0.0
+    unloadable: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """conformant, nonconformant, void, or error: see the contract's table of exit statuses."""
+        if self.unloadable or not any(o.status in ("pass", "fail") for o in self.outcomes.values()):
+            broke = any(o.status in FAILING for o in self.outcomes.values())
+            return "error" if self.unloadable or broke else "void"
+        if any(r.level == "MUST" and self.status(r) in FAILING for r in self.planned):
+            return "nonconformant"
+        core_planned = any(r.id == CORE for r in self.planned)
+        decided = not core_planned or self.outcomes[CORE].status == "pass"
+        return "conformant" if decided and len(self.outcomes) == len(self.planned) else "void"
+
+    @property
+    def exit_status(self) -> int:
+        return {"conformant": 0, "nonconformant": 1, "void": 3, "error": 4}[self.verdict]
+
+    @property
+    def profiles(self) -> dict[str, str]:
+        return {name: self._profile(name) for name in PROFILES}
+
+    def status(self, requirement: Requirement) -> str:
+        outcome = self.outcomes.get(requirement.id)
+        return outcome.status if outcome else "unsupported"
+
+    def _profile(self, name: str) -> str:
+        """conformant, partial, nonconformant or not offered. Requirements of features that are not offered do not count."""
+        members = [r for r in self.planned if r.profile == name and r.level == "MUST"]
+        needed = [self.status(r) for r in members if not r.where_offered or self.status(r) != "unsupported"]
+        if any(status in FAILING for status in needed):
+            return "nonconformant"
+        if not any(status == "pass" for status in needed):
+            return "not offered"
+        return "conformant" if all(status == "pass" for status in needed) else "partial"
+
+
+def plan(options: Options) -> tuple[Requirement, ...]:
+    """The requirements of a run. Raises ValueError for an id or a group that is not there."""
+    every = all_requirements()
+    known = {r.id for r in every} | {r.group for r in every}
+    unknown = [name for name in options.only if name.upper() not in known]
+    if unknown:
+        raise ValueError(f"--only {unknown[0]}: no such requirement or group; `conformance list` shows them")
+    levels = LEVELS[: [level.lower() for level in LEVELS].index(options.level) + 1]
+    only = {name.upper() for name in options.only}
+    return tuple(r for r in every if r.level in levels and (not only or r.id in only or r.group in only))
+
+
+Progress = Callable[[Report, Outcome | None], None]
+
+
+def run(specs: list[str], options: Options, progress: Progress = lambda report, outcome: None) -> list[Report]:
+    """One report per subject, in the order given. `progress` is told of each outcome as it comes, and of the end of a
+    subject, with None; it may be called from several threads."""
+    planned = plan(options)
+    each = max(1, options.jobs // len(specs))
+    with ThreadPoolExecutor(max(1, options.jobs // each)) as pool:
+        return list(pool.map(lambda spec: _run_subject(spec, planned, options, each, progress), specs))
+
+
+def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, jobs: int, progress: Progress) -> Report:
+    report = Report(spec, spec.rpartition(":")[2], planned=planned)
+    waiting, lock, started = deque(planned), threading.Lock(), time.perf_counter()
+    sent = {"dtypes": options.dtypes, "examples": options.examples, "seed": options.seed, "device": options.device}
+
+    def work() -> None:
+        worker = Worker(spec, sent, options.timeout)
+        try:
+            worker.start()
+            with lock:
+                report.name, report.version = worker.about["name"], worker.about["version"]
+            while not report.unloadable:
+                try:
+                    requirement = waiting.popleft()
+                except IndexError:
+                    return
+                outcome = worker.examine(requirement.id)
+                with lock:
+                    report.outcomes[requirement.id] = outcome
+                progress(report, outcome)
+        except Unloadable as error:
+            report.unloadable = str(error)
+        finally:
+            worker.stop()
+
+    threads = [threading.Thread(target=work) for _ in range(min(jobs, max(1, len(planned))))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    report.seconds = time.perf_counter() - started
+    progress(report, None)
+    return report

@@ -1,0 +1,129 @@
+"""Hypothesis strategies for cases. Each function here returns a function of the dtypes in play that returns the
+strategy, so that `--dtype` reaches every requirement in the same way.
+
+Exact cases hold small integers, and scales with few bits: every sum is exact in every dtype and in every order, so an
+honest layer is right bit for bit. Rounding cases hold normal draws, scaled as in practice; they are judged by the bound.
+"""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from conformance.case import DTYPES, Case, exact_in_any_order, telling
+from conformance.subject import LayerConfig, Unsupported
+
+# The simplest first, since Hypothesis shrinks bytes towards 0.
+_SMALL = np.array([0, 1, -1, *[1, -1, 1, -1, 0] * 50])
+_LARGER = np.array([0, 1, -1, 2, -2, 3, -3, *[1, -1, 2, -2, 3, -3, 0] * 35])
+EXACT_SCALES = (2.0, 0.5, 4.0, 3.0, 0.25, 1.5)  # never 0 or 1: those hide faults
+SIZES = st.integers(1, 5)
+
+
+def integers(draw, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Small integers that shrink one by one, from a single draw of bytes."""
+    table = _SMALL if DTYPES[dtype].itemsize == 2 else _LARGER
+    count = int(np.prod(shape))
+    drawn = np.frombuffer(draw(st.binary(min_size=count, max_size=count)), np.uint8)
+    return table[drawn % len(table)].reshape(shape).astype(DTYPES[dtype])
+
+
+def normals(rng: np.random.Generator, shape: tuple[int, ...], std: float, dtype: str) -> np.ndarray:
+    return (std * rng.standard_normal(shape)).astype(DTYPES[dtype])
+
+
+def among(only: tuple[str, ...], dtypes: tuple[str, ...]):
+    """One of the dtypes that a requirement is about, of those in play."""
+    both = [dtype for dtype in only if dtype in dtypes]
+    if not both:
+        raise Unsupported(f"{' or '.join(only)}")
+    return st.sampled_from(both)
+
+
+def exact(
+    *,
+    in_features=SIZES, out_features=SIZES, rank=st.integers(1, 4), scales=EXACT_SCALES, leading=None, bias=st.booleans(),
+    scaling: str = "standard", dropout: float = 0.0, only: tuple[str, ...] = tuple(DTYPES), degenerate: bool = False,
+):
+    """Cases of small integers. Sizes are all different and the LoRA part is visible, unless `degenerate`.
+
+    `leading` is a strategy for the leading dimensions of x; `only` are the dtypes that the requirement is about.
+    """
+    leading = st.lists(st.integers(1, 3), min_size=1, max_size=2).map(tuple) if leading is None else leading
+
+    def of(dtypes: tuple[str, ...]):
+        dtype_of = among(only, dtypes)
+
+        @st.composite
+        def case(draw) -> Case:
+            dtype = draw(dtype_of)
+            n_in, n_out, r = draw(st.tuples(in_features, out_features, rank).filter(lambda s: degenerate or len(set(s)) == 3))
+            factor = r**0.5 if scaling == "rslora" else r
+            alpha = draw(st.sampled_from(scales)) * factor
+            config = LayerConfig(n_in, n_out, r, alpha, draw(bias), dtype, dropout=dropout, scaling=scaling)
+            lead = draw(leading)
+            return Case(
+                config,
+                W=integers(draw, (n_out, n_in), dtype),
+                b=integers(draw, (n_out,), dtype) if config.bias else None,
+                A=integers(draw, (n_in, r), dtype),
+                B=integers(draw, (r, n_out), dtype),
+                x=integers(draw, (*lead, n_in), dtype),
+                dy=integers(draw, (*lead, n_out), dtype),
+            )
+        return case().filter(lambda c: exact_in_any_order(c) and (degenerate or telling(c)))
+
+    return of
+
+
+def rounding(
+    *, only: tuple[str, ...] = ("float32", "float64"), bias=st.booleans(), scaling: str = "standard", dropout: float = 0.0,
+    sizes=st.integers(2, 40), rank=st.integers(1, 9),
+):
+    """Cases of normal draws, W and A of standard deviation 1/√in, alpha from a twentieth to twenty times the rank."""
+
+    def of(dtypes: tuple[str, ...]):
+        dtype_of = among(only, dtypes)
+
+        @st.composite
+        def case(draw) -> Case:
+            dtype = draw(dtype_of)
+            n, n_in, n_out, r = draw(st.tuples(st.integers(1, 20), sizes, sizes, rank))
+            alpha = r * draw(st.sampled_from([2.75, 0.3, 1.7, 8.0, 0.05, 20.0]))
+            config = LayerConfig(n_in, n_out, r, alpha, draw(bias), dtype, dropout=dropout, scaling=scaling)
+            rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+            return Case(
+                config,
+                W=normals(rng, (n_out, n_in), n_in**-0.5, dtype),
+                b=normals(rng, (n_out,), 1.0, dtype) if config.bias else None,
+                A=normals(rng, (n_in, r), n_in**-0.5, dtype),
+                B=normals(rng, (r, n_out), r**-0.5, dtype),
+                x=normals(rng, (n, n_in), 1.0, dtype),
+                dy=normals(rng, (n, n_out), 1.0, dtype),
+            )
+
+        return case()
+
+    return of
+
+
+def sized(in_features: int, out_features: int, rank: int, alpha: float, **config):
+    """One configuration, other weights and seeds: for what is said of a fresh layer. x, dy as in `rounding`."""
+
+    def of(dtypes: tuple[str, ...]):
+        dtype = "float32" if "float32" in dtypes else dtypes[0]
+
+        def case(seed: int) -> Case:
+            rng = np.random.default_rng(seed)
+            made = LayerConfig(in_features, out_features, rank, alpha, dtype=dtype, seed=seed, **config)
+            return Case(
+                made,
+                W=normals(rng, (out_features, in_features), in_features**-0.5, dtype),
+                b=normals(rng, (out_features,), 1.0, dtype) if made.bias else None,
+                A=normals(rng, (in_features, rank), in_features**-0.5, dtype),
+                B=normals(rng, (rank, out_features), 1.0, dtype),
+                x=normals(rng, (4, in_features), 1.0, dtype),
+                dy=normals(rng, (4, out_features), 1.0, dtype),
+            )
+
+        return st.integers(0, 2**31 - 1).map(case)
+
+    return of

@@ -1,0 +1,119 @@
+"""What an implementation under test provides: a Subject builds Layers; NumPy arrays go in, NumPy arrays come out.
+
+Rows are samples: x (…, in), W (out, in), b (out), A (in, rank), B (rank, out). An implementation that stores its
+factors the other way round transposes them here, at the edge. bfloat16 arrays are `ml_dtypes.bfloat16`.
+
+    class MyLayer(Layer):
+        def forward(self, x): ...
+
+    class MySubject(Subject):
+        name, version = "mine", "1.0"
+        def build(self, config, weight, bias): return MyLayer(...)
+"""
+
+from dataclasses import dataclass
+from os import PathLike
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+class Unsupported(Exception):
+    """Raised by a subject for what it does not offer: the requirements that need it are neither passed nor failed."""
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """What a layer is to be: sizes, scaling, dtype, place. `seed` seeds the initialisation and the dropout masks."""
+
+    in_features: int
+    out_features: int
+    rank: int
+    alpha: float
+    bias: bool = True
+    dtype: str = "float32"
+    device: str = "cpu"
+    dropout: float = 0.0
+    scaling: str = "standard"  # scale = alpha / rank; "rslora": alpha / √rank
+    method: str = "lora"
+    seed: int = 0
+
+
+class Layer:
+    """One LoRA layer. Every method raises Unsupported unless it is overridden."""
+
+    def adapter(self) -> Arrays:
+        """The trainable factors now: {"A": (in, rank), "B": (rank, out)}."""
+        raise Unsupported("adapter()")
+
+    def set_adapter(self, arrays: Arrays) -> None:
+        """Overwrite the factors, shaped as `adapter` gives them."""
+        raise Unsupported("set_adapter()")
+
+    def weight(self) -> np.ndarray:
+        """W (out, in), as the base product uses it now: the merged weight while merged."""
+        raise Unsupported("weight()")
+
+    def bias(self) -> np.ndarray | None:
+        """b (out), or None."""
+        raise Unsupported("bias()")
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """y (…, out) of x (…, in)."""
+        raise Unsupported("forward()")
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        """Gradients after the last forward, given dy (…, out): "x", the adapter's names, and any other parameter
+        that got one. Those of parameters add up until `zero_grad`; "x" is that of the last forward alone."""
+        raise Unsupported("backward()")
+
+    def zero_grad(self) -> None:
+        """Clear the gradients of all parameters."""
+        raise Unsupported("zero_grad()")
+
+    def input_needs_grad(self, needed: bool = True) -> None:
+        """Whether x asks for a gradient in the forward passes that follow (it does at the start)."""
+        raise Unsupported("input_needs_grad()")
+
+    def trainable(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape of every parameter that would train; the factors under their names in `adapter`."""
+        raise Unsupported("trainable()")
+
+    def train(self, mode: bool = True) -> None:
+        """Training mode, or with mode=False inference mode."""
+        raise Unsupported("train()")
+
+    def merge(self) -> None:
+        """Fold scale · (A B)ᵀ into W."""
+        raise Unsupported("merge()")
+
+    def unmerge(self) -> None:
+        """Take it out again."""
+        raise Unsupported("unmerge()")
+
+    def step(self, lr: float) -> None:
+        """One plain SGD step, p ← p − lr · dp, on everything that is trainable."""
+        raise Unsupported("step()")
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        """Write what this layer has learned into an existing, empty directory."""
+        raise Unsupported("save()")
+
+    def load(self, directory: str | PathLike[str]) -> None:
+        """Read it back into this layer, which was built with the same configuration and base weights."""
+        raise Unsupported("load()")
+
+
+class Subject:
+    """An implementation under test."""
+
+    name: str = ""
+    version: str = ""
+
+    def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> Layer:
+        """A fresh layer around the given frozen weight (out, in) and bias (out), in training mode.
+
+        Raises Unsupported for a configuration that the implementation does not offer.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.build")
