@@ -44,10 +44,10 @@ class Case:
         return lora.scale(self.config.alpha, self.config.rank, self.config.scaling)
 
     @property
-    def size(self) -> tuple[int, float]:
-        """What makes a counterexample small: few numbers, then small ones."""
+    def size(self) -> float:
+        """What makes a counterexample easy to read: few numbers, and small ones."""
         arrays = [wide(a) for a in (self.W, self.A, self.B, self.x, self.dy)]
-        return sum(a.size for a in arrays), float(sum(np.abs(a[np.isfinite(a)]).sum() for a in arrays))
+        return float(sum(a.size + np.abs(a[np.isfinite(a)]).sum() for a in arrays))
 
     def but(self, **changes) -> "Case":
         """The same case with other arrays, or (by the names of LayerConfig) another configuration."""
@@ -91,7 +91,7 @@ class Bound:
                 "merged": bounds.merge(case.W, p, case.scale, precision),
                 "merged_once": bounds.merge_rounded_once(case.W, p, case.scale, precision),
                 "unmerged": bounds.unmerge(case.W, p, case.scale, precision),
-            }  # fmt: skip
+            }
             for name, value in found.items():
                 setattr(self, name, getattr(self, name, 0.0) + value)
 

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 
 import hypothesis
@@ -15,7 +16,7 @@ from conformance.subject import LayerConfig, Subject, Unsupported
 from conformance.trace import SubjectError, Traced
 
 SHRINK_SECONDS = 4.0  # after the first failure; the smallest case found by then is reported
-SHRINK_CALLS = 600
+SHRINK_CALLS = 4000
 UNSUPPORTED_IN_A_ROW = 8  # cases, none decided: the subject does not offer what the requirement needs
 
 
@@ -77,7 +78,7 @@ class _Search:
         self.requirement, self.subject, self.spec, self.device = requirement, subject, spec, device
         self.decided, self.worst = 0, 0.0
         self.unsupported: list[str] = []
-        self.best: tuple[tuple, Case, Exception, Traced] | None = None
+        self.best: tuple[float, Case, Exception, Traced] | None = None
         self.deadline, self.calls = float("inf"), 0
 
     def attempt(self, case: Case) -> None:
@@ -109,7 +110,7 @@ class _Search:
         if self.decided:
             return Outcome(id, "pass", examples=self.decided, worst=self.worst)
         if self.unsupported:
-            return Outcome(id, "unsupported", f"not offered: {self.unsupported[-1]}")
+            return Outcome(id, "unsupported", f"not offered: {Counter(self.unsupported).most_common(1)[0][0]}")
         return Outcome(id, "indeterminate", "no case could tell: every one was rejected")
 
     def _failed(self, seed: int) -> Outcome:

@@ -176,7 +176,7 @@ class ModuleSubject(Subject):
             "in_features": config.in_features, "out_features": config.out_features, "rank": config.rank,
             "alpha": config.alpha, "bias": config.bias, "dropout": config.dropout, "dtype": dtype, "device": device,
             "scaling": config.scaling, "rslora": config.scaling == "rslora",
-        }  # fmt: skip
+        }
         torch.manual_seed(config.seed)
         given, used = {}, set()
         for argument in self.arguments:

@@ -9,7 +9,7 @@ from conformance.subject import Layer, LayerConfig, Subject, Unsupported
 _ANSWERS = {
     "adapter": dict, "backward": dict, "trainable": dict,
     "forward": np.ndarray, "weight": np.ndarray, "bias": (np.ndarray, type(None)),
-}  # fmt: skip
+}
 MAX_SCRIPT_ELEMENTS = 400
 
 
@@ -37,7 +37,7 @@ class Traced(Subject):
 
     def __init__(self, subject: Subject):
         self._subject, self._layers = subject, 0
-        self.calls: list[tuple[str, tuple]] = []  # what was asked, with copies of the arguments as they were then
+        self.calls: list[list] = []  # [what was asked, copies of the arguments as they were then, whether it raised]
         self.elements = 0  # of all arrays handed over, to know whether a script stays readable
 
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> "TracedLayer":
@@ -50,12 +50,13 @@ class Traced(Subject):
     def _ask(self, label: str, method, args: tuple, answer=None):
         self.elements += sum(a.size for a in _arrays(args))
         if self.elements <= MAX_SCRIPT_ELEMENTS:
-            self.calls.append((label, _copied(args)))
+            self.calls.append([label, _copied(args), False])
         try:
             result = method(*args)
         except Unsupported:
             raise
         except (Exception, SystemExit) as error:
+            self.calls[-1][2] = True
             raise SubjectError(label.split(" = ")[-1].replace("subject.", "").split(".")[-1] + "()", error) from error
         if answer is not None and not isinstance(result, answer):
             name = label.split(".")[-1]
@@ -70,7 +71,7 @@ class Traced(Subject):
         """The calls as a Python script that needs this package and the subject, or None if it would be too long."""
         if self.elements > MAX_SCRIPT_ELEMENTS:
             return None
-        body = "\n".join(_line(label, args) for label, args in self.calls)
+        body = "\n".join(_line(*call, last=call is self.calls[-1]) for call in self.calls)
         head = ["from numpy import array, inf, nan", "from conformance import LayerConfig, load"]
         if "bfloat16" in body:
             head.append("from ml_dtypes import bfloat16")
@@ -119,8 +120,10 @@ def _copied(value):
 def _source(value) -> str:
     """Python source of an argument."""
     if isinstance(value, np.ndarray):
-        name = value.dtype.name
-        return f"array({value.astype(np.float64).tolist()}, {'bfloat16' if name == 'bfloat16' else repr(name)})"
+        name, plain = value.dtype.name, value.astype(np.float64)
+        whole = np.isfinite(plain).all() and (plain == np.trunc(plain)).all()
+        numbers = (plain.astype(np.int64) if whole else plain).tolist()
+        return f"array({numbers}, {'bfloat16' if name == 'bfloat16' else repr(name)})"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key!r}: {_source(item)}" for key, item in value.items()) + "}"
     if isinstance(value, LayerConfig):
@@ -133,6 +136,8 @@ def _source(value) -> str:
     return repr(value)
 
 
-def _line(label: str, args: tuple) -> str:
+def _line(label: str, args: tuple, raised: bool, last: bool) -> str:
+    """One call; an error on the way is caught and shown, and at the end it is left to speak for itself."""
     call = f"{label}({', '.join(map(_source, args))})"
-    return f"print({call})" if label.split(".")[-1] in _ANSWERS else call
+    call = f"print({call})" if label.split(".")[-1] in _ANSWERS else call
+    return f"try: {call}\nexcept Exception as error: print(error)" if raised and not last else call

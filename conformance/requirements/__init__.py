@@ -30,7 +30,7 @@ GROUPS = {
     "FWD": "Forward", "INIT": "Initialisation", "GRAD": "Gradients", "PARAM": "Parameters", "SCALE": "Scale",
     "MERGE": "Merging", "DROP": "Dropout", "STATE": "Saving and loading", "DTYPE": "Number formats",
     "INPUT": "Bad input", "LEARN": "Learning",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class Requirement:
 def requirement(
     id: str, sentence: str, *, cases, needs: str, formula: str = "", sources: tuple[str, ...] = (),
     faults: str = "", profile: str = "", where_offered: bool = False, examples: float = 1.0,
-) -> Callable[[Check], Requirement]:  # fmt: skip
+) -> Callable[[Check], Requirement]:
     """Makes a Requirement of a property. `needs` are method names, `faults` row numbers, divided by spaces."""
     group = id.split("-")[0]
     profile = profile or next(name for name, groups in PROFILES.items() if group in groups)
@@ -98,7 +98,8 @@ def prepared(subject: Subject, case: Case, training: bool = False) -> Layer:
     """The layer with the case's A and B, which are set in training mode, since some layers merge on eval()."""
     layer = fresh(subject, case)
     layer.set_adapter({name: array.copy() for name, array in case.adapter.items()})
-    set_mode(layer, training)
+    if not training:
+        set_mode(layer, training)
     return layer
 
 

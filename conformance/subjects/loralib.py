@@ -4,7 +4,7 @@ NEEDS = ("torch", "loralib")
 
 
 def subject():
-    from importlib.metadata import version
+    import importlib.metadata
     from pathlib import Path
 
     import loralib
@@ -27,8 +27,7 @@ def subject():
             self.module.load_state_dict(torch.load(Path(directory) / "lora.pt", weights_only=True), strict=False)
 
     class Loralib(Subject):
-        name = "loralib"
-        version = version("loralib")
+        name, version = "loralib", importlib.metadata.version("loralib")
 
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard":

@@ -9,7 +9,9 @@ def subject():
     from torch import nn
 
     from conformance.subject import LayerConfig, Subject
-    from conformance.torch import TorchLayer
+    from conformance.torch import TorchLayer, to_tensor
+
+    base = "base_model.model.linear"
 
     class Model(nn.Module):
         def __init__(self, linear: nn.Linear):
@@ -21,6 +23,10 @@ def subject():
 
     class PeftLayer(TorchLayer):
         module: peft.PeftModel
+
+        def set_adapter(self, arrays):
+            tensors = {f"{base}.lora_{name}.weight": to_tensor(array.T.copy()) for name, array in arrays.items()}
+            peft.set_peft_model_state_dict(self.module, tensors)
 
         def merge(self):
             self.module.merge_adapter()
@@ -48,7 +54,6 @@ def subject():
                 use_rslora=config.scaling == "rslora",
             )
             module = peft.get_peft_model(Model(linear), options)
-            base = "base_model.model.linear"
             layer = PeftLayer(
                 module, W=f"{base}.base_layer.weight", b=f"{base}.base_layer.bias" if config.bias else None,
                 A=f"{base}.lora_A.default.weight", B=f"{base}.lora_B.default.weight", transposed="AB",

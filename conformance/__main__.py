@@ -1,0 +1,190 @@
+"""The command line: `conformance …`, or `python -m conformance …`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from conformance import __version__, runner
+from conformance.loading import built_in
+from conformance.report import json as json_report
+from conformance.report import junit, terminal
+from conformance.requirements import GROUPS, all_requirements
+
+EXAMPLES = """\
+examples:
+  conformance run                            check lora_torch, this project's layer
+  conformance run peft loralib               check installed libraries, side by side
+  conformance run my_layer.py:MyLoRA         check an nn.Module class, or a Subject
+  conformance run peft --only MERGE GRAD-04  some groups or requirements alone
+  conformance explain MERGE-01               what is asked, why, and who says so
+  conformance init my_subject.py             a subject to start from
+
+exit status: 0 conformant; 1 a MUST failed; 2 usage; 3 void or incomplete; 4 a subject could not be loaded
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.command(arguments)
+    except (ValueError, OSError) as error:
+        print(f"conformance {arguments.name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "conformance", description="Tells, with proof, whether a LoRA implementation is right.", epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"conformance {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="name")
+
+    def command(name: str, function, help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=help, epilog=EXAMPLES if name == "run" else None,
+                                    formatter_class=argparse.RawDescriptionHelpFormatter)
+        added.set_defaults(command=function)
+        return added
+
+    default = runner.Options()
+    run = command("run", _run, "check implementations against every requirement, and give a verdict on each")
+    run.add_argument("subjects", nargs="*", default=["lora_torch"], metavar="SUBJECT",
+                     help="a built-in name, package.module:attribute, or path/to/file.py:attribute (default: lora_torch)")
+    run.add_argument("--only", nargs="+", default=[], metavar="ID|GROUP", help="these requirements or groups alone")
+    run.add_argument("--level", choices=("must", "should", "may"), default="may", help="leave out what is below this level")
+    run.add_argument("--dtype", nargs="+", choices=runner.DTYPES, default=list(runner.DTYPES), metavar="D",
+                     help=f"of {', '.join(runner.DTYPES)}: these alone")
+    run.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where layers are built (default: cpu)")
+    run.add_argument("--examples", type=_positive(int), default=default.examples, metavar="N",
+                     help=f"cases per requirement, about (default: {default.examples})")
+    run.add_argument("--seed", type=int, default=0, metavar="N", help="of the cases (default: 0); one seed gives the same run again")
+    run.add_argument("--jobs", type=_positive(int), default=default.jobs, metavar="N",
+                     help=f"processes at a time (default: one per core, here {default.jobs})")
+    run.add_argument("--timeout", type=_positive(float), default=default.timeout, metavar="S",
+                     help=f"seconds that one requirement may take (default: {default.timeout:g})")
+    run.add_argument("--json", metavar="F", help="write the report to F as JSON")
+    run.add_argument("--junit", metavar="F", help="write the report to F as JUnit XML")
+
+    listing = command("list", _list, "every requirement: id, level, group, sentence")
+    listing.add_argument("--json", action="store_true", help="as JSON, with formula, sources and faults")
+    explain = command("explain", _explain, "one requirement: sentence, formula, why, sources, the known faults it catches")
+    explain.add_argument("id", metavar="ID", help="as in `conformance list`, for example MERGE-01")
+    command("subjects", _subjects, "the built-in subjects, and which of them can run here")
+    init = command("init", _init, "write a commented subject to start from, which passes as it stands")
+    init.add_argument("file", metavar="FILE", help="the Python file to write; it must not exist")
+    return parser
+
+
+def _positive(kind):
+    def parse(text: str):
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not positive")
+        return value
+
+    parse.__name__ = "number"
+    return parse
+
+
+def _run(arguments) -> int:
+    for path in filter(None, (arguments.json, arguments.junit)):
+        if not Path(path).resolve().parent.is_dir():
+            raise ValueError(f"{path}: there is no folder {Path(path).parent}")
+    if arguments.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("--device cuda: torch finds no CUDA device here")
+    repeated = [spec for spec in arguments.subjects if arguments.subjects.count(spec) > 1]
+    if repeated:
+        raise ValueError(f"{repeated[0]} is named twice")
+    options = runner.Options(
+        tuple(arguments.only), arguments.level, tuple(arguments.dtype), arguments.device, arguments.examples,
+        arguments.seed, arguments.jobs, arguments.timeout,
+    )
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
+    with terminal.progress(console, arguments.subjects, len(runner.plan(options))) as told:
+        reports = runner.run(arguments.subjects, options, told)
+    terminal.show(console, reports)
+    if arguments.json:
+        json_report.write(arguments.json, reports, arguments.device)
+    if arguments.junit:
+        junit.write(arguments.junit, reports)
+    return max(report.exit_status for report in reports)
+
+
+def _list(arguments) -> int:
+    if arguments.json:
+        rows = [{
+            "id": r.id, "level": r.level, "group": r.group, "profile": r.profile, "title": r.title, "sentence": r.sentence,
+            "formula": r.formula, "why": r.why, "sources": r.sources, "needs": r.needs, "where_offered": r.where_offered,
+            "faults": r.faults,
+        } for r in all_requirements()]
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return 0
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("id", "level", "group", "sentence"):
+        table.add_column(column, no_wrap=column != "sentence", max_width=None if column == "sentence" else 10)
+    for r in all_requirements():
+        table.add_row(r.id, r.level, r.group, Text(r.sentence))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 80).print(table)
+    return 0
+
+
+def _explain(arguments) -> int:
+    found = next((r for r in all_requirements() if r.id == arguments.id.upper()), None)
+    if found is None:
+        raise ValueError(f"no requirement {arguments.id}; `conformance list` shows them")
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
+    optional = " — for those that offer it" if found.where_offered else ""
+    console.print(Text(f"{found.id} {found.title} ({found.level}, profile {found.profile}{optional})", style="bold"))
+    table = Table.grid(padding=(0, 2))
+    table.add_row("sentence", Text(found.sentence))
+    table.add_row("formula", Text(found.formula))
+    table.add_row("why", Text(found.why))
+    table.add_row("derivation", "lora_ref/derivations/lora.md; bounds: lora_ref/bounds.py")
+    table.add_row("needs", Text(", ".join(("build", *found.needs))))
+    for i, source in enumerate(found.sources):
+        table.add_row("" if i else "sources", Text(source))
+    for i, row in enumerate(known_faults(found.faults)):
+        text = f"{row['id']} {row['project']}: {row['symptom']} ({row['links'][0]})"
+        table.add_row("" if i else "known faults", Text(text))
+    console.print(table)
+    return 0
+
+
+def known_faults(ids: tuple[str, ...]) -> list[dict]:
+    rows = json.loads((Path(__file__).parent / "known_faults.json").read_text(encoding="utf-8"))["faults"]
+    return [row for row in rows if row["id"] in ids]
+
+
+def _subjects(arguments) -> int:
+    from importlib import import_module
+
+    for name, missing in built_in().items():
+        doc = (import_module(f"conformance.subjects.{name}").__doc__ or "").splitlines()[0]
+        state = f"not available: {missing} not installed (pip install '.[peers]')" if missing else "ready"
+        print(f"{name:12}{state}\n{'':12}{doc}")
+    return 0
+
+
+def _init(arguments) -> int:
+    path = Path(arguments.file)
+    if path.exists():
+        raise ValueError(f"{path} exists already; nothing was written")
+    if path.suffix != ".py":
+        raise ValueError(f"{path}: expected a name that ends in .py")
+    path.write_text((Path(__file__).parent / "skeleton.py").read_text(encoding="utf-8"), encoding="utf-8")
+    print(f"wrote {path}\nnow run: conformance run {path}:MySubject")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The report for people: progress while it runs, each failure with all that is needed to see it again, then the verdict.
+
+Readable at 80 columns and without colour: colours repeat what words say.
+"""
+
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from conformance.examine import Outcome
+from conformance.requirements import GROUPS, PROFILES, Requirement
+from conformance.runner import FAILING, Report
+
+SUBJECTS_PER_TABLE = 4
+COLOURS = {"conformant": "green", "partial": "yellow", "nonconformant": "red", "void": "yellow", "error": "red"}
+SHORT = {"conformant": "yes", "nonconformant": "NO", "partial": "partial", "not offered": "–"}
+
+
+@contextmanager
+def progress(console: Console, specs: list[str], planned: int):
+    """Yields the callback for `runner.run`; draws bars on a terminal and nothing elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks = {spec: bars.add_task(spec, total=planned, note="loading") for spec in specs}
+
+        def told(report: Report, outcome: Outcome | None) -> None:
+            failed = sum(o.status in FAILING for o in report.outcomes.values())
+            note = f"{outcome.id}" if outcome else ""
+            bars.update(tasks[report.spec], completed=len(report.outcomes), note=f"{note} {f'{failed} failed' if failed else ''}")
+
+        yield told
+
+
+def show(console: Console, reports: list[Report]) -> None:
+    for report in reports:
+        failures = [(r, report.outcomes[r.id]) for r in report.planned if report.status(r) in FAILING and r.id in report.outcomes]
+        for requirement, outcome in sorted(failures, key=lambda pair: pair[0].level != "MUST"):
+            _failure(console, report, requirement, outcome)
+    for start in range(0, len(reports), SUBJECTS_PER_TABLE):
+        console.print(_table(reports[start : start + SUBJECTS_PER_TABLE]))
+    console.print("passed / decided;  ! a MUST failed,  ~ a SHOULD failed,  – not offered", style="dim")
+    console.print()
+    for report in reports:
+        _verdict(console, report)
+
+
+def _failure(console: Console, report: Report, requirement: Requirement, outcome: Outcome) -> None:
+    head = Text.assemble((f"{outcome.status.upper()} ", "bold red" if requirement.level == "MUST" else "bold yellow"),
+                         (f"{report.name} {requirement.id}", "bold"), f" {requirement.title}")
+    console.print(head)
+    _indented(console, requirement.sentence)
+    grid = Table.grid(padding=(0, 2))
+    failure = outcome.failure
+    for name in ("case", "what", "got", "want"):
+        if name in failure:
+            grid.add_row(name, Text(str(failure[name])))
+    if "error" in failure:
+        error, bound = failure["error"], failure["bound"]
+        ratio = f"{error:.3g} / {bound:.3g} = {error / bound:.3g}" if bound else f"{error:.3g} / 0: the case is exact in every order"
+        grid.add_row("error / bound", ratio)
+    if not failure or outcome.status in ("crash", "timeout"):
+        grid.add_row("message", Text(outcome.message))
+    if requirement.why:
+        grid.add_row("why", Text(requirement.why))
+    if outcome.diagnosis:
+        grid.add_row("likely cause", Text(outcome.diagnosis))
+    console.print(Padding(grid, (0, 0, 0, 2), expand=False))
+    if outcome.reproduce:
+        _indented(console, "to see it alone:")
+        for line in outcome.reproduce.splitlines():
+            console.print(Text(f"    {line}"), soft_wrap=True, style="dim")
+    console.print()
+
+
+def _indented(console: Console, text: str) -> None:
+    console.print(Padding(Text(text), (0, 0, 0, 2), expand=False))
+
+
+def _table(reports: list[Report]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("group")
+    for report in reports:
+        table.add_column(report.name or report.spec, overflow="fold")
+    for group, title in GROUPS.items():
+        if any(r.group == group for report in reports for r in report.planned):
+            table.add_row(f"{group:6}{title}", *(_cell(report, group) for report in reports))
+    table.add_section()
+    for profile in PROFILES:
+        values = [report.profiles[profile] for report in reports]
+        table.add_row(f"profile {profile}", *(Text(SHORT[v], style=COLOURS.get(v, "dim")) for v in values))
+    return table
+
+
+def _cell(report: Report, group: str) -> Text:
+    members = [r for r in report.planned if r.group == group]
+    statuses = [report.status(r) for r in members]
+    passed, failed = statuses.count("pass"), [r for r, s in zip(members, statuses, strict=True) if s in FAILING]
+    if not passed and not failed:
+        return Text("–", style="dim")
+    must = any(r.level == "MUST" for r in failed)
+    mark = " !" if must else " ~" if failed else ""
+    return Text(f"{passed}/{passed + len(failed)}{mark}", style="red" if must else "yellow" if failed else "green")
+
+
+def _verdict(console: Console, report: Report) -> None:
+    title = f"{report.name or report.spec} {report.version}".strip()
+    text = Text.assemble((title, "bold"), ": ", (report.verdict.upper(), f"bold {COLOURS[report.verdict]}"))
+    statuses = [outcome.status for outcome in report.outcomes.values()]
+    if report.unloadable:
+        text.append(f"\n  {report.unloadable}")
+    else:
+        counts = [f"{statuses.count('pass')} passed"]
+        counts += [f"{statuses.count(s)} {w}" for s, w in _WORDS.items() if statuses.count(s)]
+        text.append(f" — {', '.join(counts)}, {len(statuses)} of {len(report.planned)} requirements, {report.seconds:.1f} s")
+        for level in ("MUST", "SHOULD"):
+            ids = [r.id for r in report.planned if r.level == level and report.status(r) in FAILING]
+            if ids:
+                text.append(f"\n  {level} failed: {' '.join(ids)}")
+    console.print(text)
+
+
+_WORDS = {
+    "fail": "failed", "error": "raised an error", "crash": "crashed", "timeout": "timed out",
+    "unsupported": "not offered", "indeterminate": "indeterminate",
+}
