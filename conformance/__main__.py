@@ -13,18 +13,20 @@ from conformance import __version__, runner
 from conformance.loading import built_in
 from conformance.report import json as json_report
 from conformance.report import junit, terminal
-from conformance.requirements import GROUPS, all_requirements
+from conformance.requirements import all_requirements
 
 EXAMPLES = """\
 examples:
-  conformance run                            check lora_torch, this project's layer
-  conformance run peft loralib               check installed libraries, side by side
-  conformance run my_layer.py:MyLoRA         check an nn.Module class, or a Subject
+  conformance run                            lora_torch, this project's layer
+  conformance run peft loralib               installed libraries, side by side
+  conformance run my_layer.py:MyLoRA         an nn.Module class, or a Subject
   conformance run peft --only MERGE GRAD-04  some groups or requirements alone
   conformance explain MERGE-01               what is asked, why, and who says so
   conformance init my_subject.py             a subject to start from
 
-exit status: 0 conformant; 1 a MUST failed; 2 usage; 3 void or incomplete; 4 a subject could not be loaded
+exit status:
+  0 conformant   1 a MUST failed   2 usage   3 void or incomplete
+  4 a subject could not be loaded, or nothing could be said of it
 """
 
 
@@ -64,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where layers are built (default: cpu)")
     run.add_argument("--examples", type=_positive(int), default=default.examples, metavar="N",
                      help=f"cases per requirement, about (default: {default.examples})")
-    run.add_argument("--seed", type=int, default=0, metavar="N", help="of the cases (default: 0); one seed gives the same run again")
+    run.add_argument("--seed", type=int, default=0, metavar="N",
+                     help="of the cases (default: 0); one seed gives the same run again")
     run.add_argument("--jobs", type=_positive(int), default=default.jobs, metavar="N",
                      help=f"processes at a time (default: one per core, here {default.jobs})")
     run.add_argument("--timeout", type=_positive(float), default=default.timeout, metavar="S",
@@ -74,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = command("list", _list, "every requirement: id, level, group, sentence")
     listing.add_argument("--json", action="store_true", help="as JSON, with formula, sources and faults")
-    explain = command("explain", _explain, "one requirement: sentence, formula, why, sources, the known faults it catches")
+    explain = command("explain", _explain, "one requirement: sentence, formula, why, sources, known faults")
     explain.add_argument("id", metavar="ID", help="as in `conformance list`, for example MERGE-01")
     command("subjects", _subjects, "the built-in subjects, and which of them can run here")
     init = command("init", _init, "write a commented subject to start from, which passes as it stands")

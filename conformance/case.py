@@ -111,7 +111,8 @@ def exact_in_any_order(case: Case) -> bool:
     W, A, B, x, dy = map(np.abs, arrays)
     gW, gA, gB, gx, gdy = map(last_bit, arrays)
     b, gb = (0.0, np.inf) if case.b is None else (np.abs(wide(case.b).astype(np.float64)), last_bit(case.b))
-    s, gs = max(abs(case.scale), 1.0), min(last_bit(np.array(case.scale)), 1.0)  # before or after scaling
+    factors = (case.scale, case.config.alpha, 1.0)  # before scaling, after it, or with alpha before the division by the rank
+    s, gs = max(map(abs, factors)), min(last_bit(np.array(factor)) for factor in factors)
     x2, dy2 = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     h, u = s * (x2 @ A), s * (dy2 @ B.T)
     sums = (

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 import hypothesis
 import numpy as np
+from hypothesis import HealthCheck
 from hypothesis.errors import HypothesisException
 
 from conformance.case import DTYPES, Case
@@ -15,9 +16,12 @@ from conformance.requirements import Requirement
 from conformance.subject import LayerConfig, Subject, Unsupported
 from conformance.trace import SubjectError, Traced
 
-SHRINK_SECONDS = 4.0  # after the first failure; the smallest case found by then is reported
-SHRINK_CALLS = 4000
-UNSUPPORTED_IN_A_ROW = 8  # cases, none decided: the subject does not offer what the requirement needs
+SHRINK_SECONDS = 10.0  # after the first failure, for slow subjects; most searches end with the calls
+SHRINK_CALLS = 250  # cases tried to make it smaller; the smallest found by then is reported
+UNSUPPORTED_IN_A_ROW = 24  # cases, none decided: the subject does not offer what the requirement needs
+
+
+_HEALTH = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large, HealthCheck.large_base_example]
 
 
 @dataclass
@@ -54,7 +58,7 @@ def examine(requirement: Requirement, subject: Subject, spec: str, *, dtypes: tu
         settings = hypothesis.settings(
             max_examples=max(1, round(examples * requirement.examples)),
             database=None, deadline=None, derandomize=False, report_multiple_bugs=False, print_blob=False,
-            suppress_health_check=list(hypothesis.HealthCheck), verbosity=hypothesis.Verbosity.quiet,
+            suppress_health_check=_HEALTH, verbosity=hypothesis.Verbosity.quiet,
             phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
         )
         with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -96,6 +100,7 @@ class _Search:
             self.unsupported.append(str(reason))
             if not self.decided and self.best is None and len(self.unsupported) >= UNSUPPORTED_IN_A_ROW:
                 raise _Enough from None
+            hypothesis.reject()
         except (Mismatch, SubjectError) as failure:
             if self.best is None:
                 self.deadline = time.perf_counter() + SHRINK_SECONDS

@@ -31,22 +31,27 @@ class Worker:
         self.spec, self.options, self.timeout = spec, options, timeout
         self.about: dict = {}  # name, version, dtypes of the subject, once it has been loaded
         self._process: subprocess.Popen[str] | None = None
+        self._cancelled = False
         self._lines: queue.Queue[str | None] = queue.Queue()
 
     def start(self) -> None:
         """Raises Unloadable."""
-        self._noise = tempfile.TemporaryFile()
+        if self._cancelled:
+            raise Unloadable("the run was interrupted")
+        self._noise = tempfile.TemporaryFile()  # noqa: SIM115 it lives as long as the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "conformance.isolation", self.spec, json.dumps(self.options)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._noise, text=True, encoding="utf-8",
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, start_new_session=True,
         )
         self._lines = queue.Queue()
-        threading.Thread(target=_read, args=(self._process, self._lines), daemon=True).start()
+        self._reader = threading.Thread(target=_read, args=(self._process, self._lines), daemon=True)
+        self._reader.start()
         answer = self._answer(max(self.timeout, START_SECONDS))
         if isinstance(answer, str):
+            words = self._last_words()
             self.stop()
-            raise Unloadable(f"loading it {answer}{self._last_words()}")
+            raise Unloadable(f"loading it {answer}{words}")
         if "unloadable" in answer:
             self.stop()
             raise Unloadable(answer["unloadable"])
@@ -72,14 +77,25 @@ class Worker:
         message = f"the subject's process {answer}{words}"
         return Outcome(id, status, message, seconds=seconds, reproduce=command, failure=failure)
 
-    def stop(self) -> None:
+    def cancel(self) -> None:
+        """From another thread: end the process, and start no other."""
+        self._cancelled = True
+        self._kill()
+
+    def _kill(self) -> None:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._kill()
             self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                with contextlib.suppress(OSError):
-                    pipe and pipe.close()
+            self._reader.join()  # at the end of the output, which is there now
+            for file in (self._process.stdin, self._process.stdout, self._noise):
+                if file is not None:
+                    with contextlib.suppress(OSError):  # of what was written and not sent
+                        file.close()
             self._process = None
 
     def _answer(self, seconds: float) -> dict | str:
@@ -103,9 +119,8 @@ class Worker:
 
 def _read(process: subprocess.Popen[str], lines: queue.Queue) -> None:
     assert process.stdout is not None
-    with contextlib.suppress(ValueError, OSError):  # closed by stop()
-        for line in process.stdout:
-            lines.put(line)
+    for line in process.stdout:
+        lines.put(line)
     lines.put(None)
 
 

@@ -43,7 +43,7 @@ def load(spec: str) -> Subject:
 
 
 def as_subject(value, spec: str) -> Subject:
-    """A Subject as it is, one made of a Subject class, or one around an nn.Module class. Anything with a `build` is a Subject."""
+    """A Subject as it is, or made of its class, or one around an nn.Module class. Whatever has a `build` is a Subject."""
     if callable(getattr(value, "build", None)):
         return value() if isinstance(value, type) else value
     torch = sys.modules.get("torch")  # whoever defines an nn.Module has imported it
@@ -61,7 +61,8 @@ def as_subject(value, spec: str) -> Subject:
 def _built_in(name: str) -> Subject:
     known = built_in()
     if name not in known:
-        raise LoadError(f"no built-in subject {name!r}; there are {', '.join(known)}; others are module:attribute or file.py:attribute")
+        others = "others are package.module:attribute or path/to/file.py:attribute"
+        raise LoadError(f"no built-in subject {name!r}; there are {', '.join(known)}; {others}")
     if known[name]:
         raise LoadError(f"{name} is not available: {known[name]} is not installed (pip install '.[peers]')")
     return importlib.import_module(f"conformance.subjects.{name}").subject()
@@ -72,10 +73,10 @@ def _from_file(path: Path):
         raise LoadError(f"no file {path}")
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     assert module_spec is not None and module_spec.loader is not None  # it ends in .py
-    module = importlib.util.module_from_spec(module_spec)
+    loader, module = module_spec.loader, importlib.util.module_from_spec(module_spec)
     sys.modules.setdefault(path.stem, module)  # pickle and dataclasses look a module up by its name
     sys.path.insert(0, str(path.resolve().parent))
-    return _executed(lambda: module_spec.loader.exec_module(module) or module, str(path))
+    return _executed(lambda: loader.exec_module(module) or module, str(path))
 
 
 def _from_module(name: str):

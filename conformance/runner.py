@@ -96,17 +96,27 @@ def run(specs: list[str], options: Options, progress: Progress = lambda report, 
     subject, with None; it may be called from several threads."""
     planned = plan(options)
     each = max(1, options.jobs // len(specs))
+    workers: list[Worker] = []
     with ThreadPoolExecutor(max(1, options.jobs // each)) as pool:
-        return list(pool.map(lambda spec: _run_subject(spec, planned, options, each, progress), specs))
+        reports = [pool.submit(_run_subject, spec, planned, options, each, progress, workers) for spec in specs]
+        try:
+            return [report.result() for report in reports]
+        except BaseException:  # Ctrl-C: leave no process behind, and start none
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:
+                worker.cancel()
+            raise
 
 
-def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, jobs: int, progress: Progress) -> Report:
+def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, jobs: int, progress: Progress,
+                 workers: list[Worker]) -> Report:
     report = Report(spec, spec.rpartition(":")[2], planned=planned)
     waiting, lock, started = deque(planned), threading.Lock(), time.perf_counter()
     sent = {"dtypes": options.dtypes, "examples": options.examples, "seed": options.seed, "device": options.device}
 
     def work() -> None:
         worker = Worker(spec, sent, options.timeout)
+        workers.append(worker)
         try:
             worker.start()
             with lock:

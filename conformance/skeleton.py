@@ -15,6 +15,8 @@ class MyLayer(Layer):
     def __init__(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None):
         if config.rank < 1:
             raise ValueError(f"rank is {config.rank}, expected at least 1")
+        if not np.isfinite(config.alpha):
+            raise ValueError(f"alpha is {config.alpha}, expected a finite number")
         rng = np.random.default_rng(config.seed)
         self.W, self.b = weight, bias
         self.A = (rng.standard_normal((config.in_features, config.rank)) / config.in_features**0.5).astype(weight.dtype)

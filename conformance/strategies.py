@@ -16,14 +16,17 @@ _SMALL = np.array([0, 1, -1, *[1, -1, 1, -1, 0] * 50])
 _LARGER = np.array([0, 1, -1, 2, -2, 3, -3, *[1, -1, 2, -2, 3, -3, 0] * 35])
 EXACT_SCALES = (2.0, 0.5, 4.0, 3.0, 0.25, 1.5)  # never 0 or 1: those hide faults
 SIZES = st.integers(1, 5)
+DRAWN = 32  # bytes for an array
 
 
 def integers(draw, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Small integers that shrink one by one, from a single draw of bytes."""
+    """Small integers that shrink one by one, from a single draw of bytes. Their number does not depend on the shape, so
+    that a size can shrink while the numbers stay; a larger array goes round again, with its zeros where they were."""
     table = _SMALL if DTYPES[dtype].itemsize == 2 else _LARGER
-    count = int(np.prod(shape))
-    drawn = np.frombuffer(draw(st.binary(min_size=count, max_size=count)), np.uint8)
-    return table[drawn % len(table)].reshape(shape).astype(DTYPES[dtype])
+    drawn = np.frombuffer(draw(st.binary(min_size=DRAWN, max_size=DRAWN)), np.uint8).astype(np.int64)
+    rounds, place = np.divmod(np.arange(int(np.prod(shape))), DRAWN)
+    index = np.where(drawn[place] == 0, 0, drawn[place] + 89 * rounds)
+    return table[index % len(table)].reshape(shape).astype(DTYPES[dtype])
 
 
 def normals(rng: np.random.Generator, shape: tuple[int, ...], std: float, dtype: str) -> np.ndarray:

@@ -10,6 +10,7 @@
 """
 
 import inspect
+import warnings
 from operator import attrgetter
 from pathlib import Path
 
@@ -28,7 +29,9 @@ def to_tensor(array: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
     if any(stride < 0 for stride in array.strides):
         array = array.copy()  # torch has no negative strides
     bits = array.view(np.int16) if array.dtype == ml_dtypes.bfloat16 else array
-    tensor = torch.from_numpy(bits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the array is read-only: whether it is written to is a test
+        tensor = torch.from_numpy(bits)
     return (tensor.view(torch.bfloat16) if bits is not array else tensor).to(device)
 
 
@@ -117,7 +120,10 @@ class TorchLayer(Layer):
         self._call("unmerge")
 
     def step(self, lr: float) -> None:
-        torch.optim.SGD([p for p in self.module.parameters() if p.requires_grad], lr=lr).step()
+        with torch.no_grad():
+            for parameter in self.module.parameters():
+                if parameter.requires_grad and parameter.grad is not None:
+                    parameter.sub_(parameter.grad, alpha=lr)
 
     def save(self, directory) -> None:
         torch.save(self.module.state_dict(), Path(directory) / "state.pt")

@@ -23,23 +23,24 @@ SHORT = {"conformant": "yes", "nonconformant": "NO", "partial": "partial", "not 
 @contextmanager
 def progress(console: Console, specs: list[str], planned: int):
     """Yields the callback for `runner.run`; draws bars on a terminal and nothing elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks = {spec: bars.add_task(spec, total=planned, note="loading") for spec in specs}
 
         def told(report: Report, outcome: Outcome | None) -> None:
             failed = sum(o.status in FAILING for o in report.outcomes.values())
-            note = f"{outcome.id}" if outcome else ""
-            bars.update(tasks[report.spec], completed=len(report.outcomes), note=f"{note} {f'{failed} failed' if failed else ''}")
+            note = f"{outcome.id if outcome else ''} {f'{failed} failed' if failed else ''}"
+            bars.update(tasks[report.spec], completed=len(report.outcomes), note=note)
 
         yield told
 
 
 def show(console: Console, reports: list[Report]) -> None:
     for report in reports:
-        failures = [(r, report.outcomes[r.id]) for r in report.planned if report.status(r) in FAILING and r.id in report.outcomes]
-        for requirement, outcome in sorted(failures, key=lambda pair: pair[0].level != "MUST"):
-            _failure(console, report, requirement, outcome)
+        failed = [r for r in report.planned if report.status(r) in FAILING]
+        for requirement in sorted(failed, key=lambda r: r.level != "MUST"):
+            _failure(console, report, requirement, report.outcomes[requirement.id])
     for start in range(0, len(reports), SUBJECTS_PER_TABLE):
         console.print(_table(reports[start : start + SUBJECTS_PER_TABLE]))
     console.print("passed / decided;  ! a MUST failed,  ~ a SHOULD failed,  – not offered", style="dim")
@@ -60,7 +61,8 @@ def _failure(console: Console, report: Report, requirement: Requirement, outcome
             grid.add_row(name, Text(str(failure[name])))
     if "error" in failure:
         error, bound = failure["error"], failure["bound"]
-        ratio = f"{error:.3g} / {bound:.3g} = {error / bound:.3g}" if bound else f"{error:.3g} / 0: the case is exact in every order"
+        exact = f"{error:.3g} / 0: the case is exact in every order"
+        ratio = f"{error:.3g} / {bound:.3g} = {error / bound:.3g}" if bound else exact
         grid.add_row("error / bound", ratio)
     if not failure or outcome.status in ("crash", "timeout"):
         grid.add_row("message", Text(outcome.message))
@@ -115,7 +117,8 @@ def _verdict(console: Console, report: Report) -> None:
     else:
         counts = [f"{statuses.count('pass')} passed"]
         counts += [f"{statuses.count(s)} {w}" for s, w in _WORDS.items() if statuses.count(s)]
-        text.append(f" — {', '.join(counts)}, {len(statuses)} of {len(report.planned)} requirements, {report.seconds:.1f} s")
+        done = f"{len(statuses)} of {len(report.planned)} requirements, {report.seconds:.1f} s"
+        text.append(f"\n  {', '.join(counts)}; {done}")
         for level in ("MUST", "SHOULD"):
             ids = [r.id for r in report.planned if r.level == level and report.status(r) in FAILING]
             if ids:

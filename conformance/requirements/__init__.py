@@ -7,6 +7,7 @@ docstring says why the requirement is there. Every module of this folder is read
 import importlib
 import pkgutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -105,10 +106,8 @@ def prepared(subject: Subject, case: Case, training: bool = False) -> Layer:
 
 def set_mode(layer: Layer, training: bool) -> None:
     """Training or inference mode; a layer that knows no modes is the same in both."""
-    try:
+    with suppress(Unsupported):
         layer.train(training)
-    except Unsupported:
-        pass
 
 
 def gradients(layer: Layer, x: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarray]:

@@ -112,8 +112,10 @@ def rows_are_independent(subject, case):
     layer = prepared(subject, case)
     y = layer.forward(case.x)
     rows = sorted({0, len(case.x) // 2, len(case.x) - 1})
-    alone = [same(layer.forward(case.x[i : i + 1]), wide(y)[i : i + 1], f"y of row {i} alone, against the batch") for i in rows]
-    return max(same(y, case.truth.y, "y"), *alone)
+    for i in rows:
+        same(layer.forward(case.x[i : i + 1]), wide(y)[i : i + 1], f"y of row {i} alone, against the batch")
+    everything = np.concatenate([layer.forward(case.x[i : i + 7]) for i in range(0, len(case.x), 7)])
+    same(y, everything, "y of the batch, against seven rows at a time")
 
 
 @requirement(
@@ -127,7 +129,6 @@ def any_memory_layout(subject, case):
     layer = prepared(subject, case)
     for name, view in layouts(case.x).items():
         same(layer.forward(view), layer.forward(view.copy()), f"y of a {name} x, against its copy")
-        same(layer.forward(view.copy()), case.but(x=view.copy()).truth.y, "y")
 
 
 @requirement(
@@ -167,17 +168,18 @@ def not_finite_propagates(subject, case):
     W = np.where(case.W == 0, np.ones_like(case.W), case.W)  # infinity times zero is another matter
     case = case.but(W=W)
     layer = prepared(subject, case)
+    clean = layer.forward(case.x).copy()
     for bad in (np.nan, np.inf):
         x = case.x.copy()
         x[0, 0] = bad
         y = wide(layer.forward(x))
         holds(not np.isfinite(y[0]).any(), f"y[0] where x[0, 0] is {bad}", y[0].astype(float), "nothing finite")
-        same(y[1:], case.truth.y[1:], f"the other rows of y where x[0, 0] is {bad}")
+        same(y[1:], clean[1:], f"the other rows of y where x[0, 0] is {bad}")
     B = case.B.copy()
     B[0, 0] = np.nan
     y = wide(prepared(subject, case.but(B=B)).forward(case.x))
     holds(np.isnan(y[:, 0]).all(), "y[:, 0] where B[0, 0] is nan", y[:, 0].astype(float), "nan")
-    same(y[:, 1:], case.truth.y[:, 1:], "the other columns of y where B[0, 0] is nan")
+    same(y[:, 1:], clean[:, 1:], "the other columns of y where B[0, 0] is nan")
 
 
 def layouts(x: np.ndarray) -> dict[str, np.ndarray]:

@@ -123,8 +123,8 @@ def mode_does_not_matter(subject, case):
 @requirement(
     "STATE-06",
     "What is saved MUST NOT depend on being merged.",
-    formula="save ∘ merge = save", sources=SOURCES, needs=f"{NEEDS} merge", faults="87 92 111", cases=exact(), where_offered=True,
-    examples=0.5,
+    formula="save ∘ merge = save", sources=SOURCES, needs=f"{NEEDS} merge", faults="87 92 111",
+    cases=exact(), where_offered=True, examples=0.5,
 )
 def merged_does_not_matter(subject, case):
     """Saved merged and loaded unmerged, the delta counts twice, and W drifts with every cycle."""

@@ -19,7 +19,7 @@ class RefLayer(Layer):
         self.scale = lora.scale(config.alpha, config.rank, config.scaling)
         self.dropout, self.training = config.dropout, True
         lora.dropout_mask(self.rng, (), self.dropout)  # refuses what is no rate
-        self.cache = None
+        self.cache: lora.Cache | None = None
         self.zero_grad()
 
     def adapter(self) -> Arrays:
@@ -46,6 +46,8 @@ class RefLayer(Layer):
         return y
 
     def backward(self, dy: np.ndarray) -> Arrays:
+        if self.cache is None:
+            raise RuntimeError("backward: there was no forward pass")
         dx, dp = lora.backward(dy, self.cache)
         if self.unmerged is not None:  # A and B have no part in a merged layer
             return {"x": dx}
@@ -80,7 +82,7 @@ class RefLayer(Layer):
         self.p = lora.LoRA(self.p.A - rate * self.dp.A, self.p.B - rate * self.dp.B)
 
     def save(self, directory) -> None:
-        np.savez(Path(directory) / "adapter.npz", **self.adapter())
+        np.savez(Path(directory) / "adapter.npz", A=self.p.A, B=self.p.B)
 
     def load(self, directory) -> None:
         with np.load(Path(directory) / "adapter.npz") as file:

@@ -34,7 +34,8 @@ def subject():
                 raise Unsupported(f"{config.scaling} scaling")
             torch.manual_seed(config.seed)
             module = loralib.Linear(
-                config.in_features, config.out_features, r=config.rank, lora_alpha=config.alpha,
+                config.in_features, config.out_features, r=config.rank,
+                lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType] any number works
                 lora_dropout=config.dropout, bias=config.bias, device=config.device, dtype=getattr(torch, config.dtype),
             )
             loralib.mark_only_lora_as_trainable(module)

@@ -50,7 +50,8 @@ def subject():
                 dtype=getattr(torch, config.dtype),
             )
             options = peft.LoraConfig(
-                r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=["linear"],
+                r=config.rank, lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType] any number works
+                lora_dropout=config.dropout, target_modules=["linear"],
                 use_rslora=config.scaling == "rslora",
             )
             module = peft.get_peft_model(Model(linear), options)

@@ -1,0 +1,81 @@
+"""Known-bad implementations, one file per group of requirements, and honest ones that differ in what is free.
+
+The tester is tested: each mutant must be failed by the requirements that it names, each requirement must be named by a
+mutant, and no honest variation may fail a MUST. A mutant is a layer of `honest.py` with one fault of a few lines, mostly
+one that was reported of a published library. Every module of this folder is read; there is no list to edit.
+"""
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from conformance import __version__
+from conformance.subject import Layer, LayerConfig, Subject
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSubject(Subject):
+    """A subject of one class of layers."""
+
+    layer: type[Layer]
+    version = __version__
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """ScaleIsAlpha → scale-is-alpha."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", self.layer.__name__).lower()
+
+    def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> Layer:
+        return self.layer(config, weight, bias)  # type: ignore[call-arg] every class of this folder takes them
+
+    @property
+    def spec(self) -> str:
+        """What `conformance run` takes for it."""
+        return f"{self.layer.__module__}:{self.layer.__name__}"
+
+    @property
+    def words(self) -> str:
+        """The docstring of the layer, in one line."""
+        return " ".join((self.layer.__doc__ or "").split())
+
+
+@dataclass(frozen=True, eq=False)
+class Mutant(LayerSubject):
+    """A subject with a known fault. `words` says which."""
+
+    rows: tuple[str, ...]  # of known_faults.json that it re-creates
+    kills: tuple[str, ...]  # ids of the requirements that must fail it
+
+    @property
+    def group(self) -> str:
+        return self.layer.__module__.rpartition(".")[2].upper()
+
+    def subject(self) -> Subject:
+        return self
+
+
+def mutant(rows: str = "", *, kills: str) -> Callable[[type[Layer]], Mutant]:
+    """Makes a Mutant of a layer class. `rows` are numbers of rows and `kills` ids, divided by spaces."""
+    numbers = tuple(f"BUG-{number}" for number in rows.split())
+    return lambda layer: Mutant(layer, numbers, tuple(kills.split()))
+
+
+@cache
+def all_mutants() -> tuple[Mutant, ...]:
+    """Every mutant, module by module, in the order in which they are written."""
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    return tuple(value for module in modules for value in vars(module).values() if isinstance(value, Mutant))
+
+
+@cache
+def honest_subjects() -> tuple[LayerSubject, ...]:
+    """The honest layer, and its variations."""
+    honest = importlib.import_module(f"{__name__}.honest")
+    layers = [value for value in vars(honest).values() if isinstance(value, type) and issubclass(value, honest.Honest)]
+    return tuple(LayerSubject(layer) for layer in layers)
+

@@ -1,0 +1,149 @@
+"""Faults of dropout."""
+
+import numpy as np
+
+from conformance.mutants import mutant
+from conformance.mutants.honest import Honest
+from conformance.subject import Arrays, LayerConfig
+
+
+@mutant("74", kills="DROP-01 DROP-05")
+class WeakenedInInference(Honest):
+    """In inference mode the LoRA part is multiplied by 1 − p once more."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        return super().lora(x) * (1 if self.training else 1 - self.config.dropout)
+
+
+@mutant(kills="DROP-01")
+class DropsInInference(Honest):
+    """Dropout goes on in inference mode."""
+
+    def drops(self) -> bool:
+        return self.config.dropout > 0
+
+
+@mutant("60", kills="DROP-02 DROP-08")
+class DropsTheBase(Honest):
+    """The base product sees the dropped x, too."""
+
+    def output(self, x: np.ndarray) -> np.ndarray:
+        y = self.base(self.dropped(x))
+        return y if self.merged else self.plus(y, self.lora(x))
+
+
+@mutant("43", kills="DROP-02 DROP-08")
+class DropsTheOutput(Honest):
+    """Entries of the output are dropped, those of the base layer with them."""
+
+    def output(self, x: np.ndarray) -> np.ndarray:
+        y = super().output(x)
+        rate = self.config.dropout if self.drops() else 0.0
+        return y * (self.rng.random(y.shape) >= rate) / (1 - rate)
+
+
+@mutant("71", kills="DROP-03")
+class RateIsForKeeping(Honest):
+    """p is taken for the probability of keeping an entry."""
+
+    def draw_mask(self) -> np.ndarray:
+        rate = 1 - self.config.dropout
+        return ((self.rng.random(self.x.shape) >= rate) / (1 - rate)).astype(self.wide)
+
+
+@mutant(kills="DROP-03")
+class KeptNotScaled(Honest):
+    """The entries that are kept are not scaled by 1 / (1 − p)."""
+
+    def draw_mask(self) -> np.ndarray:
+        return (super().draw_mask() != 0).astype(self.wide)
+
+
+@mutant("69 70 71 72", kills="DROP-03 DROP-05 DROP-07")
+class RateIgnored(Honest):
+    """The rate is accepted, and nothing is dropped."""
+
+    def drops(self) -> bool:
+        return False
+
+
+@mutant("73", kills="DROP-04")
+class MaskDrawnAgain(Honest):
+    """The backward pass draws a mask of its own."""
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        self.mask = self.draw_mask() if self.drops() else None
+        return super().backward(dy)
+
+
+@mutant("73", kills="DROP-04")
+class MaskMissingInDA(Honest):
+    """dA is computed with the whole x."""
+
+    def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
+        return self.scaled(self.product(self.x.T, self.product(dy, self.B.T)))
+
+
+@mutant("73", kills="DROP-04")
+class MaskMissingInDx(Honest):
+    """dx flows through entries that were dropped."""
+
+    def lora_dx(self, dy: np.ndarray) -> np.ndarray:
+        return self.scaled(self.product(self.product(dy, self.B.T), self.A.T))
+
+
+@mutant("75", kills="DROP-05")
+class NeverBack(Honest):
+    """After the first time in inference mode there is no dropout any more."""
+
+    def train(self, mode: bool = True) -> None:
+        self.training = mode and self.training
+
+
+@mutant("71", kills="DROP-06")
+class ZeroIsMissing(Honest):
+    """A rate of 0 counts as missing, and a default of 0.1 is put in its place."""
+
+    def drops(self) -> bool:
+        return self.training
+
+    def draw_mask(self) -> np.ndarray:
+        rate = self.config.dropout or 0.1
+        return ((self.rng.random(self.x.shape) >= rate) / (1 - rate)).astype(self.wide)
+
+
+@mutant("70", kills="DROP-07")
+class OneMaskForEver(Honest):
+    """The mask is drawn once, at the first forward pass."""
+
+    def draw_mask(self) -> np.ndarray:
+        if getattr(self, "drawn", np.zeros(0)).shape != self.x.shape:
+            self.drawn = super().draw_mask()
+        return self.drawn
+
+
+@mutant("69", kills="DROP-07")
+class OneMaskForAllRows(Honest):
+    """All rows of a batch share a mask."""
+
+    def draw_mask(self) -> np.ndarray:
+        return np.broadcast_to(super().draw_mask()[:1], self.x.shape)
+
+
+@mutant("70", kills="DROP-07")
+class SeededWithEveryCall(Honest):
+    """The generator is seeded anew in every forward pass, so all masks are equal."""
+
+    def draw_mask(self) -> np.ndarray:
+        self.rng = np.random.default_rng(self.config.seed)
+        return super().draw_mask()
+
+
+@mutant("26 27", kills="DROP-08")
+class FreshWithDropoutIsAltered(Honest):
+    """B is not zero at the start if there is dropout."""
+
+    def __init__(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None):
+        super().__init__(config, weight, bias)
+        if config.dropout:
+            self.B = self.rounded(self.rng.standard_normal(self.B.shape))

@@ -1,0 +1,131 @@
+"""Faults of number formats."""
+
+import ml_dtypes
+import numpy as np
+
+from conformance.mutants import mutant
+from conformance.mutants.honest import BFLOAT16, Honest
+from conformance.subject import Arrays, LayerConfig
+
+
+class Halves(Honest):
+    """A layer that is at fault in half precision only."""
+
+    @property
+    def half(self) -> bool:
+        return self.dtype.itemsize == 2
+
+
+@mutant("126 129", kills="DTYPE-01")
+class OutputInFloat32(Halves):
+    """Of a layer in half precision the output is in float32."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        y = super().forward(x)
+        return y.astype(np.float32) if self.half else y
+
+
+@mutant("127", kills="DTYPE-01")
+class PromotedByTheScale(Honest):
+    """The scale is a float64 and promotes the output."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        return super().forward(x).astype(np.float64)
+
+
+@mutant("127", kills="DTYPE-02")
+class DxInFloat32(Halves):
+    """Of a layer in half precision dx is in float32."""
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        found = super().backward(dy)
+        return found | {"x": found["x"].astype(np.float32)} if self.half else found
+
+
+@mutant("128", kills="DTYPE-03 DTYPE-05")
+class Float16ByBfloat16(Honest):
+    """A layer in float16 computes in bfloat16."""
+
+    def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        y = super().product(left, right)
+        return y.astype(BFLOAT16) if self.dtype == np.float16 else y
+
+
+@mutant("97", kills="DTYPE-03 DTYPE-04 DTYPE-05")
+class HalvesByFloat8(Halves):
+    """In half precision the inputs of products are cast to the eight bits of float8_e4m3."""
+
+    def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        if self.half:
+            left, right = (self.up(a).astype(ml_dtypes.float8_e4m3fn) for a in (left, right))
+        return super().product(left, right)
+
+
+@mutant("128", kills="DTYPE-03")
+class Float16Overflows(Honest):
+    """In float16 the sums are multiplied by a constant before they are stored, and overflow."""
+
+    def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        y = super().product(left, right)
+        return (y * 2.0**15).astype(np.float16).astype(np.float32) / 2.0**15 if self.dtype == np.float16 else y
+
+
+@mutant("98", kills="DTYPE-05")
+class GradientsInFloat8(Halves):
+    """In half precision the gradients of the factors are kept in float8_e5m2."""
+
+    def stored(self, gradient: np.ndarray) -> np.ndarray:
+        return self.rounded(gradient.astype(ml_dtypes.float8_e5m2) if self.half else gradient)
+
+
+@mutant("96 97", kills="DTYPE-06 DTYPE-07")
+class HalvesMergedToFloat8(Halves):
+    """In half precision the merged weight is stored in float8_e4m3."""
+
+    def merged_weight(self) -> np.ndarray:
+        W = super().merged_weight()
+        return self.rounded(self.up(W).astype(ml_dtypes.float8_e4m3fn)) if self.half else W
+
+
+@mutant("98", kills="DTYPE-07")
+class DeltaRoundedFirst(Halves):
+    """The delta is rounded to half precision before it is added to W, and the sum again."""
+
+    def delta_weight(self) -> np.ndarray:
+        return self.rounded(super().delta_weight())
+
+
+@mutant("98", kills="DTYPE-07")
+class ProductRoundedFirst(Halves):
+    """A B is rounded to half precision before it is scaled and added to W."""
+
+    def delta_weight(self) -> np.ndarray:
+        return self.scaled(self.rounded(self.product(self.A, self.B))).T
+
+
+@mutant("54", kills="DTYPE-08")
+class HalvesForgetBias(Halves):
+    """The path for half precision leaves the bias out."""
+
+    def base(self, x: np.ndarray) -> np.ndarray:
+        return self.product(x, self.W.T) if self.half else super().base(x)
+
+
+@mutant(kills="DTYPE-05 DTYPE-08")
+class LossScaleLeft(Honest):
+    """In float16 the gradients of the factors hold the factor that the loss was scaled by."""
+
+    def stored(self, gradient: np.ndarray) -> np.ndarray:
+        return super().stored(gradient) * (64 if self.dtype == np.float16 else 1)
+
+    def accumulated(self, dA: np.ndarray, dB: np.ndarray) -> Arrays:
+        return {name: self.stored(array) for name, array in super().accumulated(dA, dB).items()}
+
+
+@mutant(kills="DTYPE-08")
+class HalvesScaledByInteger(Halves):
+    """In half precision the scale is rounded to an integer."""
+
+    def scale_of(self, config: LayerConfig) -> float:
+        scale = super().scale_of(config)
+        return float(round(scale)) if self.half else scale

@@ -1,0 +1,334 @@
+"""Faults of the forward pass."""
+
+import ml_dtypes
+import numpy as np
+
+from conformance.mutants import mutant
+from conformance.mutants.honest import Honest
+from conformance.subject import LayerConfig
+
+
+@mutant(kills="FWD-01 FWD-02")
+class AdapterSubtracted(Honest):
+    """The LoRA part is subtracted from the base product, not added."""
+
+    def output(self, x: np.ndarray) -> np.ndarray:
+        return self.plus(self.base(x), -self.lora(x))
+
+
+@mutant("46 48 115 118", kills="FWD-01 FWD-02")
+class AdapterIgnored(Honest):
+    """The LoRA part is never added: the output is that of the base layer."""
+
+    def output(self, x: np.ndarray) -> np.ndarray:
+        return self.base(x)
+
+
+@mutant("138", kills="FWD-01 GRAD-11")
+class AdapterAddedTwice(Honest):
+    """The LoRA part is added twice, as when each of two devices adds all of it before their sum is taken."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        return 2 * super().lora(x)
+
+
+@mutant(kills="FWD-01 INIT-01")
+class BiasForgotten(Honest):
+    """The bias of the base layer is left out."""
+
+    def base(self, x: np.ndarray) -> np.ndarray:
+        return self.product(x, self.W.T)
+
+
+@mutant("43", kills="FWD-01 INIT-01 INIT-09")
+class WholeOutputScaled(Honest):
+    """The scale multiplies the whole output, that of the base layer included."""
+
+    def output(self, x: np.ndarray) -> np.ndarray:
+        return self.scaled(self.plus(self.base(x), super().lora(x) / self.scale)) if self.scale else self.base(x)
+
+
+@mutant("40", kills="FWD-01 INIT-01")
+class BaseScaled(Honest):
+    """A factor of the base layer multiplies the base product and not the LoRA part."""
+
+    def base(self, x: np.ndarray) -> np.ndarray:
+        return 2 * super().base(x)
+
+
+@mutant("38", kills="FWD-01")
+class DeltaOfInputWidth(Honest):
+    """The LoRA part is as wide as the input: further outputs get none of it."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        delta = super().lora(x)
+        delta[:, x.shape[1] :] = 0
+        return delta
+
+
+@mutant("36 37 39", kills="FWD-01")
+class DeltaOnOtherColumns(Honest):
+    """The columns of the LoRA part are in another order than those of the base product."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        return np.roll(super().lora(x), 1, axis=1)
+
+
+@mutant("107", kills="FWD-01")
+class RankSummedTwice(Honest):
+    """The two products do not share the index of the rank: (Σᵣ x A)(Σᵣ B) in the place of Σᵣ (x A) B."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        return self.scaled(self.product(x, self.A).sum(1, keepdims=True) * self.up(self.B).sum(0))
+
+
+@mutant("79 103", kills="FWD-01 SCALE-01")
+class FlatBufferOfA(Honest):
+    """The numbers of A are read as if it were stored (rank, in)."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        A = self.A.reshape(self.A.shape[::-1]).T
+        return self.scaled(self.product(self.product(x, A), self.B))
+
+
+@mutant(kills="FWD-02")
+class LoRAInFloat16(Honest):
+    """The LoRA part is computed in float16."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        return super().lora(x.astype(np.float16)).astype(np.float16)
+
+
+@mutant(kills="FWD-02 INIT-09")
+class Tf32(Honest):
+    """The inputs of the forward products are cut to the eleven significant bits of tf32."""
+
+    def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        cut = (np.frombuffer((self.up(a).astype("f4").view("u4") & 0xFFFFE000).tobytes(), "f4").reshape(a.shape)
+               for a in (left, right))
+        return super().product(*cut)
+
+
+@mutant("54", kills="FWD-02 INIT-09")
+class BiasInBfloat16(Honest):
+    """The bias is added by an operation of its own, in bfloat16."""
+
+    def base(self, x: np.ndarray) -> np.ndarray:
+        y = self.product(x, self.W.T)
+        return y if self.b is None else self.plus(y, self.b.astype(ml_dtypes.bfloat16))
+
+
+@mutant(kills="FWD-02")
+class OutputClamped(Honest):
+    """The output is clamped to a range that small numbers never leave."""
+
+    def output(self, x: np.ndarray) -> np.ndarray:
+        return np.clip(super().output(x), -8, 8)
+
+
+@mutant(kills="FWD-03")
+class VectorRefused(Honest):
+    """x without a leading dimension is refused."""
+
+    def check_input(self, x: np.ndarray) -> None:
+        if x.ndim < 2:
+            raise ValueError(f"x is {x.shape}, expected a batch")
+        super().check_input(x)
+
+
+@mutant(kills="FWD-03 GRAD-14")
+class VectorMadeBatch(Honest):
+    """Of x without a leading dimension the output has one all the same, of size 1."""
+
+    def shaped(self, rows: np.ndarray) -> np.ndarray:
+        return self.rounded(rows).reshape(*(self.leading or (1,)), rows.shape[-1])
+
+
+@mutant(kills="FWD-04 GRAD-14")
+class EmptyBatchBreaks(Honest):
+    """The rows of the output are stacked, and there is no stack of none."""
+
+    def output(self, x: np.ndarray) -> np.ndarray:
+        return np.stack(list(super().output(x)))
+
+
+@mutant(kills="FWD-04")
+class EmptyBatchIsOneRow(Honest):
+    """An empty batch is answered with one row, for the empty one is replaced by a default."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        return super().forward(x if x.size else np.zeros((1, x.shape[-1]), x.dtype))
+
+
+@mutant("44", kills="FWD-05")
+class ImageSkipsLoRA(Honest):
+    """x of four dimensions is taken for an image, and the LoRA part is left out."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        return super().lora(x) * (len(self.leading) != 3)
+
+
+@mutant("44", kills="FWD-05")
+class SequencesSwapped(Honest):
+    """x of four or more dimensions comes back with its first two leading dimensions flattened in the other order."""
+
+    def shaped(self, rows: np.ndarray) -> np.ndarray:
+        if len(self.leading) < 3:
+            return super().shaped(rows)
+        first, second, *rest = self.leading
+        return self.rounded(rows).reshape(second, first, *rest, rows.shape[-1]).swapaxes(0, 1)
+
+
+@mutant("107", kills="FWD-06")
+class RankOneSqueezed(Honest):
+    """At a rank of 1 the factors lose that dimension, and a product of rows becomes a product of numbers."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        if self.config.rank != 1:
+            return super().lora(x)
+        return self.scaled(self.product(x, self.A).sum() * self.up(self.B))
+
+
+@mutant(kills="FWD-07")
+class SquareNotTransposed(Honest):
+    """W is transposed only if the shapes demand it: a square one is not."""
+
+    def base(self, x: np.ndarray) -> np.ndarray:
+        y = self.product(x, self.W if self.W.shape[0] == self.W.shape[1] else self.W.T)
+        return y if self.b is None else self.plus(y, self.b)
+
+
+@mutant(kills="FWD-07")
+class RankClipped(Honest):
+    """Of a rank above min(in, out) only that many columns count."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        r = min(self.W.shape)
+        return self.scaled(self.product(self.product(x, self.A[:, :r]), self.B[:r]))
+
+
+@mutant("31", kills="FWD-08 INIT-01")
+class BiasMadeUp(Honest):
+    """A layer without a bias gets one, drawn as for a new linear layer."""
+
+    def __init__(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None):
+        super().__init__(config, weight, bias)
+        if bias is None:
+            self.b = self.rounded(self.rng.uniform(-1, 1, config.out_features))
+
+
+@mutant(kills="FWD-08")
+class NoBiasNoLoRA(Honest):
+    """The LoRA part is added together with the bias, so a layer without a bias has none."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        return super().lora(x) * (self.b is not None)
+
+
+@mutant("53", kills="FWD-09")
+class LastTileWithoutLoRA(Honest):
+    """The rows after the last full tile of 64 do not get their LoRA part."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        delta = super().lora(x)
+        if len(x) > 64:
+            delta[len(x) // 64 * 64 :] = 0
+        return delta
+
+
+@mutant("53", kills="FWD-09")
+class LastTileNotWritten(Honest):
+    """The rows after the last full tile of 64 are never written, and hold NaN."""
+
+    def output(self, x: np.ndarray) -> np.ndarray:
+        y = super().output(x)
+        if len(x) > 64:
+            y[len(x) // 64 * 64 :] = np.nan
+        return y
+
+
+@mutant("134", kills="FWD-09 FWD-12")
+class FirstBatchSizeKept(Honest):
+    """The output is given the leading dimensions of the first batch that the layer saw."""
+
+    def shaped(self, rows: np.ndarray) -> np.ndarray:
+        self.first = getattr(self, "first", self.leading)
+        return self.rounded(rows).reshape(*self.first, rows.shape[-1])
+
+
+@mutant(kills="FWD-09")
+class OneRowSkipsLoRA(Honest):
+    """The path for a single row, as in decoding, leaves the LoRA part out."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        return super().lora(x) * (len(x) != 1)
+
+
+@mutant("61", kills="FWD-10")
+class ReadsBufferOfX(Honest):
+    """The numbers of x are read in the order in which they lie in memory, whatever its strides."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        return super().forward(x.ravel(order="K").reshape(x.shape))
+
+
+@mutant("61", kills="FWD-10")
+class ExpandedXReadOnce(Honest):
+    """Of a broadcast x only the rows that are in memory are read; the others count as zeros."""
+
+    def rows(self, array: np.ndarray) -> np.ndarray:
+        array = np.where(np.arange(len(array))[:, None, None] > 0, 0, array) if array.strides[0] == 0 else array
+        return super().rows(array)
+
+
+@mutant(kills="FWD-10")
+class ReadOnlyRefused(Honest):
+    """x must be writeable."""
+
+    def check_input(self, x: np.ndarray) -> None:
+        if not x.flags.writeable:
+            raise ValueError("x is read-only")
+        super().check_input(x)
+
+
+@mutant("66", kills="FWD-11")
+class ScalesXInPlace(Honest):
+    """x itself is scaled in place on the way to the LoRA part."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        y = super().forward(x)
+        x *= x.dtype.type(self.scale)
+        return y
+
+
+@mutant("123", kills="FWD-12")
+class DriftsWithEveryCall(Honest):
+    """Every forward pass, in inference mode too, moves a state that the next one uses."""
+
+    def output(self, x: np.ndarray) -> np.ndarray:
+        self.scale *= 0.875
+        return super().output(x)
+
+
+@mutant(kills="FWD-12 FWD-13")
+class NoiseInInference(Honest):
+    """Noise for regularisation is added to x in inference mode as well."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        return super().lora(x + 1e-3 * self.up(self.rng.standard_normal(x.shape)))
+
+
+@mutant(kills="FWD-13")
+class HidesNaN(Honest):
+    """NaN and infinity are replaced by numbers."""
+
+    def output(self, x: np.ndarray) -> np.ndarray:
+        return np.nan_to_num(super().output(x))
+
+
+@mutant(kills="FWD-13")
+class SpreadsNaN(Honest):
+    """A statistic over the whole batch is used, so one row that is not finite spoils all the others."""
+
+    def output(self, x: np.ndarray) -> np.ndarray:
+        return super().output(x) + 0 * x.sum()

@@ -1,0 +1,307 @@
+"""Faults of the backward pass."""
+
+import ml_dtypes
+import numpy as np
+
+from conformance.mutants import mutant
+from conformance.mutants.honest import Honest
+from conformance.subject import Arrays
+
+
+@mutant(kills="GRAD-01 GRAD-05 GRAD-11")
+class DxWithoutScale(Honest):
+    """The LoRA part of dx is not scaled."""
+
+    def lora_dx(self, dy: np.ndarray) -> np.ndarray:
+        return self.product(self.product(dy, self.B.T), self.A.T)
+
+
+@mutant("58", kills="GRAD-01 GRAD-05 DROP-04")
+class DxWithoutLoRA(Honest):
+    """The LoRA part does not reach dx: its input was detached."""
+
+    def lora_dx(self, dy: np.ndarray) -> np.ndarray:
+        return 0 * super().lora_dx(dy)
+
+
+@mutant(kills="GRAD-01 GRAD-05")
+class DxWithoutBase(Honest):
+    """The base product does not reach dx: it was computed without gradients, since W is frozen."""
+
+    def base_dx(self, dy: np.ndarray) -> np.ndarray:
+        return 0 * super().base_dx(dy)
+
+
+@mutant(kills="GRAD-02 GRAD-08 GRAD-14")
+class MeanInDA(Honest):
+    """dA is the mean over the rows, not their sum."""
+
+    def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
+        return super().gradient_of_A(dy) / len(dy)
+
+
+@mutant(kills="GRAD-03 GRAD-08")
+class MeanInDB(Honest):
+    """dB is the mean over the rows, not their sum."""
+
+    def gradient_of_B(self, dy: np.ndarray) -> np.ndarray:
+        return super().gradient_of_B(dy) / max(len(dy), 1)
+
+
+@mutant(kills="GRAD-02 GRAD-11 DROP-04")
+class DAWithoutScale(Honest):
+    """dA is not scaled."""
+
+    def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
+        return self.product(self.x.T, self.product(dy, self.B.T))
+
+
+@mutant(kills="GRAD-03 GRAD-06 GRAD-11")
+class DBWithoutScale(Honest):
+    """dB is not scaled."""
+
+    def gradient_of_B(self, dy: np.ndarray) -> np.ndarray:
+        return self.product(self.product(self.x, self.A).T, dy)
+
+
+@mutant("137", kills="GRAD-03 GRAD-08 GRAD-14")
+class DBOfOneShard(Honest):
+    """dB is that of the first part of the batch: the sum over the devices was left out."""
+
+    def gradient_of_B(self, dy: np.ndarray) -> np.ndarray:
+        dy = dy.copy()
+        dy[(len(dy) + 1) // 2 :] = 0
+        return super().gradient_of_B(dy)
+
+
+@mutant("48 49 58", kills="GRAD-01 GRAD-02 GRAD-03 GRAD-12")
+class OutputDetached(Honest):
+    """The LoRA part is detached: no gradient reaches A, B, or x through it."""
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        return {"x": self.shaped(self.base_dx(self.rows(dy)))}
+
+
+@mutant("57", kills="GRAD-03 GRAD-06 INIT-08 PARAM-04")
+class BDetached(Honest):
+    """The delta is made of a detached B, which gets no gradient."""
+
+    def gradient_of_B(self, dy: np.ndarray) -> np.ndarray:
+        return np.zeros_like(self.B)
+
+
+@mutant("126", kills="GRAD-04")
+class GradientsInBfloat16(Honest):
+    """The gradients of the factors are kept in bfloat16."""
+
+    def stored(self, gradient: np.ndarray) -> np.ndarray:
+        return self.rounded(gradient.astype(ml_dtypes.bfloat16))
+
+
+@mutant(kills="GRAD-04")
+class DyInFloat16(Honest):
+    """The upstream gradient is cast to float16 before it is used."""
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        return super().backward(dy.astype(np.float16).astype(dy.dtype))
+
+
+@mutant(kills="GRAD-01 GRAD-11")
+class DxClipped(Honest):
+    """dx is clipped inside the layer."""
+
+    def shaped(self, rows: np.ndarray) -> np.ndarray:
+        return super().shaped(rows if rows.shape[1] == self.W.shape[0] else np.clip(rows, -1, 1))
+
+
+@mutant(kills="GRAD-06 INIT-08")
+class NothingWhileBIsZero(Honest):
+    """While B is zero the LoRA part is skipped, in the backward pass too, so B never leaves zero."""
+
+    def accumulated(self, dA: np.ndarray, dB: np.ndarray) -> Arrays:
+        return super().accumulated(dA, dB if self.up(self.B).any() else 0 * dB)
+
+
+@mutant(kills="GRAD-06")
+class AMovesFromTheStart(Honest):
+    """B is replaced by small numbers while it is zero, so that A gets a gradient at the first step, too."""
+
+    def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
+        if self.up(self.B).any():
+            return super().gradient_of_A(dy)
+        return self.scaled(self.product(self.x.T, self.product(dy, np.ones_like(self.B.T))))
+
+
+@mutant(kills="GRAD-07 GRAD-08")
+class OverwritesGradients(Honest):
+    """A backward pass overwrites the gradients, and does not add to them."""
+
+    def accumulated(self, dA: np.ndarray, dB: np.ndarray) -> Arrays:
+        self.zero_grad()
+        return super().accumulated(dA, dB)
+
+
+@mutant(kills="GRAD-07 GRAD-08 GRAD-09")
+class NeverCleared(Honest):
+    """zero_grad does nothing after the first backward pass."""
+
+    def zero_grad(self) -> None:
+        if not hasattr(self, "dA"):
+            super().zero_grad()
+
+
+@mutant(kills="GRAD-07 LEARN-01")
+class ClearsAOnly(Honest):
+    """zero_grad clears the gradient of A and forgets that of B."""
+
+    def zero_grad(self) -> None:
+        kept = getattr(self, "dB", None)
+        super().zero_grad()
+        self.dB = self.dB if kept is None else kept
+
+
+@mutant("61", kills="GRAD-09")
+class ReadsBufferOfDy(Honest):
+    """The numbers of dy are read in the order in which they lie in memory, whatever its strides."""
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        return super().backward(dy.ravel(order="K").reshape(dy.shape))
+
+
+@mutant("61", kills="GRAD-09")
+class ViewOfDyRefused(Honest):
+    """dy must be contiguous."""
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        if not dy.flags.c_contiguous:
+            raise ValueError("dy is not contiguous")
+        return super().backward(dy)
+
+
+@mutant(kills="GRAD-09")
+class ExpandedDyOnce(Honest):
+    """An expanded dy counts once, not once for each of its rows."""
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        return super().backward(np.where(np.arange(len(dy))[:, None, None] > 0, 0, dy) if dy.strides[0] == 0 else dy)
+
+
+@mutant(kills="GRAD-09")
+class DxAddsUp(Honest):
+    """dx holds what the backward passes before have left there."""
+
+    def base_dx(self, dy: np.ndarray) -> np.ndarray:
+        self.dx = super().base_dx(dy) + getattr(self, "dx", 0)
+        return self.dx
+
+
+@mutant("64", kills="GRAD-10")
+class WeightGetsGradient(Honest):
+    """W gets a gradient, though nothing moves it."""
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        return super().backward(dy) | {"weight": self.product(self.rows(dy).T, self.x)}
+
+
+@mutant(kills="GRAD-10")
+class BiasGetsGradient(Honest):
+    """b gets a gradient, though nothing moves it."""
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        return super().backward(dy) | ({} if self.b is None else {"bias": self.rows(dy).sum(0)})
+
+
+@mutant("65", kills="GRAD-10 PARAM-03")
+class SettingUnfreezes(Honest):
+    """Setting the adapter turns gradients on for everything, and W trains from then on."""
+
+    def set_factors(self, arrays: Arrays) -> None:
+        super().set_factors(arrays)
+        self.dW = np.zeros_like(self.W)
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        self.dW = self.rounded(self.product(self.rows(dy).T, self.x))
+        return super().backward(dy) | {"weight": self.dW}
+
+    def step(self, lr: float) -> None:
+        super().step(lr)
+        self.W = self.rounded(self.up(self.W) - lr * self.up(self.dW))
+
+
+@mutant("58", kills="GRAD-12")
+class InferenceDetaches(Honest):
+    """In inference mode A and B get no gradients, although the layer is not merged."""
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        found = super().backward(dy)
+        return found if self.training else {"x": found["x"]}
+
+
+@mutant("55 56 59", kills="GRAD-13")
+class NeedsGradientOfX(Honest):
+    """A and B get gradients only if x asks for one."""
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        return super().backward(dy) if self.wants_dx else {}
+
+
+@mutant("55", kills="GRAD-13")
+class ZerosWithoutGradientOfX(Honest):
+    """A and B get gradients of zero if x asks for none, as under checkpointing."""
+
+    def accumulated(self, dA: np.ndarray, dB: np.ndarray) -> Arrays:
+        return super().accumulated(dA * self.wants_dx, dB * self.wants_dx)
+
+
+@mutant("44", kills="GRAD-14")
+class SumsOneLeadingDimension(Honest):
+    """dA is summed over the first leading dimension; of the others it takes the first entry."""
+
+    def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
+        if len(self.leading) > 1 and dy.size:
+            dy = dy.reshape(self.leading[0], -1, dy.shape[1]).copy()
+            dy[:, 1:] = 0
+            dy = dy.reshape(-1, dy.shape[-1])
+        return super().gradient_of_A(dy)
+
+
+@mutant(kills="GRAD-14 GRAD-01")
+class DxFlat(Honest):
+    """dx comes back as (rows, in), whatever the leading dimensions of x."""
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        found = super().backward(dy)
+        return found | {"x": found["x"].reshape(-1, found["x"].shape[-1])}
+
+
+@mutant("66", kills="GRAD-15")
+class DxWrittenOverX(Honest):
+    """dx is written over x, to save a buffer."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.buffer = x
+        return super().forward(x)
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        found = super().backward(dy)
+        self.buffer[...] = found["x"]
+        return found
+
+
+@mutant("66", kills="GRAD-15")
+class DyScaledInPlace(Honest):
+    """dy is scaled in place."""
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        found = super().backward(dy)
+        dy *= dy.dtype.type(self.scale)
+        return found
+
+
+@mutant("16", kills="GRAD-15")
+class ScaleFoldedIntoA(Honest):
+    """The scale is multiplied into the stored A, which then is another parameter than it was."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.A, self.scale = self.rounded(self.scaled(self.A)), 1.0
+        return super().forward(x)

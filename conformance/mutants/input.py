@@ -1,0 +1,154 @@
+"""Faults with what is no layer, or no input of one."""
+
+import math
+
+import numpy as np
+
+from conformance.mutants import mutant
+from conformance.mutants.honest import Honest
+from conformance.subject import LayerConfig
+
+
+@mutant(kills="INPUT-01")
+class InputCut(Honest):
+    """An x that is too wide is cut."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        return super().forward(x[..., : self.config.in_features])
+
+
+@mutant(kills="INPUT-01")
+class InputPadded(Honest):
+    """An x that is too narrow is padded with zeros."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        missing = max(0, self.config.in_features - x.shape[-1])
+        return super().forward(np.concatenate([x, np.zeros((*x.shape[:-1], missing), x.dtype)], axis=-1))
+
+
+@mutant(kills="INPUT-01")
+class InputBroadcast(Honest):
+    """An x with a last dimension of 1 is broadcast."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        return super().forward(np.repeat(x, self.config.in_features, -1) if x.shape[-1] == 1 else x)
+
+
+@mutant(kills="INPUT-01")
+class InputReshaped(Honest):
+    """An x of twice the width is taken for twice as many rows."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        n_in = self.config.in_features
+        return super().forward(x.reshape(-1, n_in) if x.shape[-1] == 2 * n_in else x)
+
+
+@mutant(kills="INPUT-01")
+class BrokenByRefusal(Honest):
+    """After an x was refused the layer refuses all others."""
+
+    broken = False
+
+    def check_input(self, x: np.ndarray) -> None:
+        self.broken |= x.shape[-1] != self.config.in_features
+        if self.broken:
+            raise RuntimeError("the layer is broken")
+
+
+class AnyRank(Honest):
+    """A layer that makes a rank of what is none."""
+
+    def check_rank(self, rank: int) -> None:
+        pass
+
+    def scale_of(self, config: LayerConfig) -> float:
+        return config.alpha / (config.rank or 1)
+
+    def rank_of(self, rank: int) -> int:
+        return rank
+
+    def init_factors(self, n_in: int, n_out: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        return super().init_factors(n_in, n_out, self.rank_of(rank))
+
+
+@mutant(kills="INPUT-02")
+class RankWithoutSign(AnyRank):
+    """A negative rank counts without its sign."""
+
+    def rank_of(self, rank: int) -> int:
+        return abs(rank)
+
+
+@mutant(kills="INPUT-02")
+class NegativeRankIsOff(AnyRank):
+    """A negative rank turns the adapter off without a word."""
+
+    def rank_of(self, rank: int) -> int:
+        return max(rank, 0)
+
+
+@mutant(kills="INPUT-03")
+class RankZeroIsNaN(Honest):
+    """A rank of 0 gives a scale of infinity, and an output of NaN."""
+
+    def check_rank(self, rank: int) -> None:
+        if rank:
+            super().check_rank(rank)
+
+    def scale_of(self, config: LayerConfig) -> float:
+        return super().scale_of(config) if config.rank else math.inf
+
+
+@mutant(kills="INPUT-04")
+class RankTruncated(AnyRank):
+    """A rank that is no integer is cut to one, while alpha is divided by it as it is."""
+
+    def rank_of(self, rank: int) -> int:
+        return int(rank)
+
+
+@mutant("14", kills="INPUT-05")
+class AnyAlpha(Honest):
+    """An alpha of NaN or infinity is taken as it is."""
+
+    def check_alpha(self, alpha: float) -> None:
+        pass
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        return super().lora(x) if self.up(self.B).any() else np.zeros((len(x), len(self.W)), self.wide)
+
+
+@mutant(kills="INPUT-05")
+class InfiniteAlpha(Honest):
+    """NaN is refused as an alpha, and infinity is not."""
+
+    def check_alpha(self, alpha: float) -> None:
+        if math.isnan(alpha):
+            super().check_alpha(alpha)
+
+
+@mutant(kills="INPUT-06")
+class DropoutClipped(Honest):
+    """A rate outside [0, 1) is clipped to it."""
+
+    def check_dropout(self, rate: float) -> None:
+        pass
+
+    def drops(self) -> bool:
+        return self.training and 0 < self.config.dropout < 1
+
+
+@mutant(kills="INPUT-06")
+class DropoutOfOne(Honest):
+    """A rate of 1 is accepted, and divides by zero."""
+
+    def check_dropout(self, rate: float) -> None:
+        super().check_dropout(rate if rate != 1 else 0.5)
+
+
+@mutant(kills="INPUT-06")
+class DropoutInPercent(Honest):
+    """A rate above 1 is taken for a percentage."""
+
+    def check_dropout(self, rate: float) -> None:
+        super().check_dropout(rate if rate <= 1 else rate / 100)

@@ -1,0 +1,307 @@
+"""Faults of merging and unmerging."""
+
+import ml_dtypes
+import numpy as np
+
+from conformance.mutants import mutant
+from conformance.mutants.honest import Honest, MergesAtEval, UnmergesBySubtraction
+from conformance.subject import Arrays, LayerConfig
+
+
+@mutant("10", kills="MERGE-01 MERGE-02 MERGE-03 MERGE-04")
+class MergeWithoutScale(Honest):
+    """What is merged is not scaled."""
+
+    def delta_weight(self) -> np.ndarray:
+        return self.product(self.A, self.B).T
+
+
+@mutant("85", kills="MERGE-01 MERGE-03")
+class MergeDoubled(UnmergesBySubtraction):
+    """Merge adds the delta twice and unmerge takes it out twice, so a round trip shows nothing."""
+
+    def delta_weight(self) -> np.ndarray:
+        return 2 * super().delta_weight()
+
+
+@mutant("91", kills="MERGE-01 MERGE-03")
+class MergesFirstRankOnly(Honest):
+    """Only the first column of A and the first row of B are merged."""
+
+    def delta_weight(self) -> np.ndarray:
+        return self.scaled(self.product(self.A[:, :1], self.B[:1])).T
+
+
+@mutant(kills="MERGE-01 MERGE-03")
+class MergesBOnly(Honest):
+    """B is merged as if A were all ones."""
+
+    def delta_weight(self) -> np.ndarray:
+        return self.scaled(self.product(np.ones_like(self.A), self.B)).T
+
+
+@mutant("79 103", kills="MERGE-01 MERGE-03")
+class MergesFlatBuffers(Honest):
+    """The delta is computed on flat buffers with the indices of the other layout."""
+
+    def delta_weight(self) -> np.ndarray:
+        delta = super().delta_weight()
+        return delta.T.reshape(delta.shape)
+
+
+@mutant("78 80", kills="MERGE-01 MERGE-02 MERGE-12")
+class MergesTransposed(Honest):
+    """The delta is added without being transposed, which fits a square W only."""
+
+    def merged_weight(self) -> np.ndarray:
+        return self.rounded(self.plus(self.W, self.delta_weight().T))
+
+
+@mutant("76 109 117", kills="MERGE-03 MERGE-12 MERGE-01")
+class MergeDoesNothing(Honest):
+    """Merge leaves W as it is, and the merged layer is the base layer."""
+
+    def merged_weight(self) -> np.ndarray:
+        return self.W
+
+
+@mutant("102", kills="MERGE-12 MERGE-01")
+class WideMergeSkipped(Honest):
+    """Of a layer with more outputs than inputs the orientation is guessed wrong, and W is kept without a word."""
+
+    def merged_weight(self) -> np.ndarray:
+        return self.W if self.W.shape[0] > self.W.shape[1] else super().merged_weight()
+
+
+@mutant("98", kills="MERGE-02 MERGE-04")
+class MergesInFloat16(Honest):
+    """The delta is computed in float16, whatever the dtype of W."""
+
+    def delta_weight(self) -> np.ndarray:
+        return super().delta_weight().astype(np.float16)
+
+
+@mutant("35", kills="MERGE-03 MERGE-04 MERGE-05")
+class DeltaCountsTwice(Honest):
+    """The forward pass adds the LoRA part although it is merged."""
+
+    def output(self, x: np.ndarray) -> np.ndarray:
+        return self.plus(self.base(x), self.lora(x))
+
+
+@mutant("86", kills="MERGE-03")
+class InferenceMergesAgain(MergesAtEval):
+    """Going to inference mode merges, merged already or not."""
+
+    def train(self, mode: bool = True) -> None:
+        if not mode and self.merged:
+            self.W = self.merged_weight()
+        super().train(mode)
+
+
+@mutant(kills="MERGE-03 MERGE-04")
+class MergedWithoutBias(Honest):
+    """The merged layer computes x W'ᵀ and forgets the bias."""
+
+    def base(self, x: np.ndarray) -> np.ndarray:
+        return self.product(x, self.W.T) if self.merged else super().base(x)
+
+
+@mutant("95", kills="MERGE-04 MERGE-03")
+class MergedForwardUsesOldW(Honest):
+    """W is merged into a copy for export, and the forward pass goes on with the old one, without the LoRA part."""
+
+    def base(self, x: np.ndarray) -> np.ndarray:
+        merged, self.W = self.W, self.W if self.kept is None else self.kept
+        y = super().base(x)
+        self.W = merged
+        return y
+
+
+@mutant("86", kills="MERGE-05")
+class NoGuard(Honest):
+    """A second merge adds the delta again."""
+
+    def merge(self) -> None:
+        if self.merged:
+            self.W = self.merged_weight()
+        else:
+            super().merge()
+
+
+@mutant("87", kills="MERGE-05")
+class SecondMergeUndoes(Honest):
+    """Merge is a switch: the second one takes the delta out again."""
+
+    def merge(self) -> None:
+        if self.merged:
+            self.unmerge()
+        else:
+            super().merge()
+
+
+@mutant("100", kills="MERGE-06 MERGE-07 MERGE-08")
+class UnmergeDoesNothing(Honest):
+    """Unmerge clears the flag and leaves the delta in W."""
+
+    def restored_weight(self) -> np.ndarray:
+        return self.W
+
+
+@mutant("84", kills="MERGE-06 MERGE-07")
+class UnmergeWithoutScale(UnmergesBySubtraction):
+    """What unmerge subtracts is not scaled."""
+
+    def restored_weight(self) -> np.ndarray:
+        return self.rounded(self.plus(self.W, -self.product(self.A, self.B).T))
+
+
+@mutant("78", kills="MERGE-06 MERGE-07")
+class UnmergeTransposed(UnmergesBySubtraction):
+    """Merge transposes the delta and unmerge does not."""
+
+    def restored_weight(self) -> np.ndarray:
+        return self.rounded(self.plus(self.W, -self.delta_weight().T))
+
+
+@mutant("100", kills="MERGE-06")
+class FlagNotCleared(Honest):
+    """Unmerge does not clear the flag, so the second cycle does nothing right."""
+
+    flag = False
+
+    def merge(self) -> None:
+        if not self.flag:
+            super().merge()
+        self.flag = True
+
+    def unmerge(self) -> None:
+        self.W = self.W if self.kept is None else self.kept
+        self.kept = None
+
+    @property
+    def merged(self) -> bool:
+        return self.flag
+
+
+@mutant("99", kills="MERGE-07 MERGE-08")
+class UnmergesInFloat16(UnmergesBySubtraction):
+    """What unmerge subtracts is computed in float16."""
+
+    def restored_weight(self) -> np.ndarray:
+        return self.rounded(self.plus(self.W, -self.delta_weight().astype(np.float16)))
+
+
+@mutant("97", kills="MERGE-07")
+class KeepsWInBfloat16(Honest):
+    """The copy of W that unmerge restores is kept in bfloat16."""
+
+    def restored_weight(self) -> np.ndarray:
+        return self.rounded(super().restored_weight().astype(ml_dtypes.bfloat16))
+
+
+@mutant("99", kills="MERGE-08")
+class SubtractsWhateverItIs(UnmergesBySubtraction):
+    """Unmerge subtracts: what rounding or an overflow took away does not come back."""
+
+
+@mutant("104", kills="MERGE-08")
+class ChecksTooLate(Honest):
+    """A merge that is not finite is refused after W was overwritten, and W is not marked as merged."""
+
+    def merge(self) -> None:
+        super().merge()
+        if not np.isfinite(self.up(self.W)).all():
+            self.kept = None
+            raise ValueError("merge: not finite")
+
+
+@mutant("83 84", kills="MERGE-09 MERGE-03")
+class BiasMergedToo(UnmergesBySubtraction):
+    """Merge adds to the bias, unmerge takes it away: a round trip shows nothing."""
+
+    def merge(self) -> None:
+        super().merge()
+        self.b = None if self.b is None else self.rounded(self.scaled(self.b))
+
+    def unmerge(self) -> None:
+        super().unmerge()
+        self.b = None if self.b is None else self.rounded(self.up(self.b) / self.scale)
+
+
+@mutant("92", kills="MERGE-09")
+class MergeClearsFactors(Honest):
+    """Merge sets A and B to zero, since W holds them now."""
+
+    def merge(self) -> None:
+        super().merge()
+        self.A, self.B = 0 * self.A, 0 * self.B
+
+
+@mutant("75 100", kills="MERGE-10")
+class FrozenAfterUnmerge(Honest):
+    """After a merge and an unmerge A and B get no gradients any more."""
+
+    frozen = False
+
+    def merge(self) -> None:
+        super().merge()
+        self.frozen = True
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        found = super().backward(dy)
+        return {"x": found["x"]} if self.frozen else found
+
+
+@mutant("100", kills="MERGE-10")
+class UnmergeCopiesFactors(Honest):
+    """Unmerge puts copies of A and B in their place, and the optimiser goes on with the old ones."""
+
+    copied = False
+
+    def unmerge(self) -> None:
+        super().unmerge()
+        self.copied = True
+
+    def step(self, lr: float) -> None:
+        if not self.copied:
+            super().step(lr)
+
+
+@mutant("99 105 111", kills="MERGE-11")
+class SubtractsTheNewDelta(UnmergesBySubtraction):
+    """While merged the adapter can be exchanged, and unmerge then subtracts the new delta from a W that holds the old."""
+
+    def set_adapter(self, arrays: Arrays) -> None:
+        self.set_factors(self.checked(arrays))
+
+
+@mutant("105", kills="MERGE-11")
+class SettingForgetsTheMerge(Honest):
+    """A new adapter starts unmerged, and the W that holds the old one is taken for the base weight."""
+
+    def set_adapter(self, arrays: Arrays) -> None:
+        self.set_factors(self.checked(arrays))
+        self.kept = self.W if self.merged else None
+
+
+@mutant("96", kills="MERGE-02 MERGE-04 DTYPE-06")
+class MergesToCoarseGrid(Honest):
+    """The merged weight is rounded to the 255 steps of an eight-bit grid."""
+
+    def merged_weight(self) -> np.ndarray:
+        W = self.up(super().merged_weight())
+        step = max(float(np.abs(W).max(initial=0)), 1e-30) / 127
+        return self.rounded(np.round(W / step) * step)
+
+
+@mutant("22", kills="MERGE-02")
+class ScaleOfTheMergeInBfloat16(Honest):
+    """Merge has a scale of its own, read from a file in bfloat16."""
+
+    def __init__(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None):
+        super().__init__(config, weight, bias)
+        self.merge_scale = float(np.array(self.scale, ml_dtypes.bfloat16))
+
+    def delta_weight(self) -> np.ndarray:
+        return self.merge_scale * self.product(self.A, self.B).T

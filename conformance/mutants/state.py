@@ -1,0 +1,239 @@
+"""Faults of saving and loading."""
+
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from conformance.mutants import mutant
+from conformance.mutants.honest import Honest, MergesAtEval, UnmergesBySubtraction
+from conformance.subject import Arrays
+
+
+@mutant("22", kills="STATE-01")
+class SavedAsFloat16(Honest):
+    """The factors are written in float16."""
+
+    def contents(self) -> Arrays:
+        return {name: array.astype(np.float16).astype(array.dtype) for name, array in super().contents().items()}
+
+
+@mutant(kills="STATE-01")
+class SavedInSixDigits(Honest):
+    """The factors are written as decimals of six digits."""
+
+    def contents(self) -> Arrays:
+        return {name: np.array([f"{value:.6g}" for value in array.ravel().tolist()], np.str_).astype(float)
+                .reshape(array.shape) for name, array in super().contents().items()}
+
+
+@mutant("112 113", kills="STATE-01 STATE-02")
+class BNotSaved(Honest):
+    """B is not written, and stays as it was when it is read."""
+
+    def contents(self) -> Arrays:
+        return {"A": self.A}
+
+    def receive(self, contents: Arrays) -> None:
+        self.set_adapter(self.adapter() | contents)
+
+
+@mutant("115 116 118", kills="STATE-01 STATE-02 STATE-03")
+class NamesDoNotMatch(Honest):
+    """The factors are written under names that the reader does not know, and what it does not know it skips."""
+
+    def contents(self) -> Arrays:
+        return {f"default.{name}": array for name, array in super().contents().items()}
+
+    def receive(self, contents: Arrays) -> None:
+        self.set_adapter(self.adapter() | {name: array for name, array in contents.items() if name in ("A", "B")})
+
+
+@mutant("117", kills="STATE-01 STATE-02 STATE-05")
+class LoadOnlyBuilds(Honest):
+    """Load looks at the shapes and copies nothing."""
+
+    def receive(self, contents: Arrays) -> None:
+        self.checked(contents)
+
+
+@mutant("114", kills="STATE-01")
+class ReadInAnotherOrder(Honest):
+    """The factors are written by number, and read back in another order."""
+
+    def receive(self, contents: Arrays) -> None:
+        A, B = reversed(contents.values())
+        self.set_adapter({"A": A.reshape(self.A.shape), "B": B.reshape(self.B.shape)})
+
+
+@mutant("13 24", kills="STATE-02")
+class ScaleNotRestored(Honest):
+    """The scale is not in the file, and load sets it to a default."""
+
+    def receive(self, contents: Arrays) -> None:
+        super().receive(contents)
+        self.scale = 1.0
+
+
+@mutant("14", kills="STATE-02")
+class MissingAlphaIsZero(Honest):
+    """alpha is not in the file, and what is missing is 0: the adapter loads and does nothing."""
+
+    def receive(self, contents: Arrays) -> None:
+        super().receive(contents)
+        self.scale = 0.0
+
+
+@mutant("11 24", kills="STATE-01 STATE-02")
+class ScaleSavedInB(Honest):
+    """The scale is multiplied into the B that is written, and not taken out when it is read."""
+
+    def contents(self) -> Arrays:
+        return super().contents() | {"B": self.rounded(self.scaled(self.B))}
+
+
+@mutant("120", kills="STATE-01 STATE-02")
+class LoadAddsUp(Honest):
+    """What is read is added to what is there."""
+
+    def receive(self, contents: Arrays) -> None:
+        self.checked(contents)
+        self.set_adapter({name: self.rounded(self.plus(array, contents[name])) for name, array in self.adapter().items()})
+
+
+@mutant("119", kills="STATE-03")
+class CutToFit(Honest):
+    """Factors of another shape are cut or padded to fit."""
+
+    def checked(self, arrays: Arrays) -> Arrays:
+        fitted = {name: np.zeros_like(array) for name, array in self.adapter().items()}
+        for name, to in fitted.items():
+            overlap = tuple(slice(min(sizes)) for sizes in zip(to.shape, arrays[name].shape, strict=True))
+            to[overlap] = arrays[name][overlap]
+        return fitted
+
+
+@mutant("107", kills="STATE-03")
+class ResizedToFit(Honest):
+    """Factors of another shape are repeated until they fill the layer's."""
+
+    def checked(self, arrays: Arrays) -> Arrays:
+        return {name: np.resize(arrays[name], have.shape) for name, have in self.adapter().items()}
+
+
+@mutant("115 102", kills="STATE-03")
+class MisfitsSkipped(Honest):
+    """A factor of another shape is skipped without a word."""
+
+    def receive(self, contents: Arrays) -> None:
+        have = self.adapter()
+        self.set_adapter({name: contents[name] if contents[name].shape == have[name].shape else have[name] for name in have})
+
+
+@mutant("87", kills="STATE-04")
+class SaveMerges(Honest):
+    """Save adds the delta to W, for the export, and leaves it there."""
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        self.W = self.merged_weight()
+        super().save(directory)
+
+
+@mutant("122 123", kills="STATE-04")
+class SecondFileIsAnother(Honest):
+    """A forward pass leaves a buffer behind that is saved, and that the reader refuses."""
+
+    def contents(self) -> Arrays:
+        return super().contents() | ({"running": self.x} if hasattr(self, "x") else {})
+
+    def receive(self, contents: Arrays) -> None:
+        if set(contents) != {"A", "B"}:
+            raise KeyError(f"unexpected {sorted(contents)}")
+        super().receive(contents)
+
+
+@mutant("93", kills="STATE-04")
+class SaveConsumes(Honest):
+    """Save moves B out of the layer."""
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        super().save(directory)
+        self.B = np.zeros_like(self.B)
+
+
+@mutant("111", kills="STATE-05")
+class InferenceSavesMergedW(MergesAtEval):
+    """Inference mode merges, and save writes the merged W under the name of W."""
+
+    def contents(self) -> Arrays:
+        return super().contents() | {"W": self.W}
+
+    def receive(self, contents: Arrays) -> None:
+        self.W = self.rounded(contents["W"])
+        super().receive(contents)
+
+
+@mutant("123", kills="STATE-05")
+class SavedInInferenceIsEmpty(Honest):
+    """Save writes what trains, and in inference mode nothing does."""
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        if self.training:
+            super().save(directory)
+        else:
+            (Path(directory) / "adapter.npz").touch()
+
+
+@mutant("111", kills="STATE-06")
+class MergedSavesMergedW(Honest):
+    """While merged save writes the merged W, and not that it is merged; the delta counts twice after load."""
+
+    def contents(self) -> Arrays:
+        return super().contents() | {"W": self.W}
+
+    def receive(self, contents: Arrays) -> None:
+        self.W = self.rounded(contents["W"])
+        super().receive(contents)
+
+
+@mutant("92", kills="STATE-06")
+class MergedSavesZeros(Honest):
+    """While merged the adapter counts as used up, and zeros are written."""
+
+    def contents(self) -> Arrays:
+        return {name: array * (0 if self.merged else 1) for name, array in super().contents().items()}
+
+
+@mutant("111 110", kills="STATE-07")
+class StaleMergeAfterLoad(MergesAtEval, UnmergesBySubtraction):
+    """Inference mode merges; what is loaded there does not reach the merged W, and going back subtracts it from W."""
+
+    def receive(self, contents: Arrays) -> None:
+        self.set_factors(self.checked(contents))
+
+
+@mutant("117", kills="STATE-07")
+class InferenceIgnoresLoad(Honest):
+    """In inference mode the parameters are locked, and load does nothing."""
+
+    def receive(self, contents: Arrays) -> None:
+        if self.training:
+            super().receive(contents)
+
+
+@mutant("104", kills="STATE-08")
+class HalfLoaded(Honest):
+    """B is overwritten before the shape of A is found to be wrong."""
+
+    def receive(self, contents: Arrays) -> None:
+        self.set_adapter(self.adapter() | {"B": contents["B"]})
+        super().receive(contents)
+
+
+@mutant("115", kills="STATE-08")
+class ClearedBeforeLoad(Honest):
+    """The factors are drawn anew before the file is looked at."""
+
+    def receive(self, contents: Arrays) -> None:
+        self.A = self.rounded(self.rng.standard_normal(self.A.shape))
+        super().receive(contents)

@@ -1,0 +1,136 @@
+"""How far from the truth an honest implementation may be: componentwise rounding-error bounds.
+
+A sum of k products, added up in any order, errs by at most γ_k Σ|aᵢ||bᵢ|, γ_k = k v / (1 − k v), where v is the
+unit roundoff of the accumulator (Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed., 2002, §3.1 and
+§3.5). Storing a value in a narrower format costs another factor of at most 1 + u, or the smallest subnormal
+number η where it underflows (§2.1). So every bound is the formula itself on absolute values, each term times
+
+    growth(k, m) = (1 + γ_k(v)) · (1 + u)^m − 1     k roundings of the accumulator, m to the stored format
+
+where k and m count the worst honest case: any order of summation; a rounding to the stored format after every
+product, scaling and addition; the scale itself stored in that format; and either association, (x A) B or
+x (A B). The counts stand beside each term: they cover that, and no more. Under tf32 both inputs of a product are
+rounded as well, a factor of (1 + t)² for each product on the way.
+
+Arrays may have any real dtype and are taken as exact; bounds are float64. `precision` is a key of PRECISIONS.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from lora_ref.lora import LoRA
+
+
+class Precision(NamedTuple):
+    """Unit roundoffs of the stored format, of the inputs of a product, of the accumulator; the smallest subnormal."""
+
+    u: float
+    t: float
+    v: float
+    eta: float
+
+
+_LONG = np.finfo(np.longdouble)
+PRECISIONS = {
+    "longdouble": Precision(float(_LONG.eps) / 2, 0.0, float(_LONG.eps) / 2, 0.0),
+    "float64": Precision(2.0**-53, 0.0, 2.0**-53, 2.0**-1074),
+    "float32": Precision(2.0**-24, 0.0, 2.0**-24, 2.0**-149),
+    "tf32": Precision(2.0**-24, 2.0**-11, 2.0**-24, 2.0**-149),
+    "float16": Precision(2.0**-11, 0.0, 2.0**-24, 2.0**-24),
+    "bfloat16": Precision(2.0**-8, 0.0, 2.0**-24, 2.0**-133),
+}
+
+
+def forward(x, W, b, p: LoRA, scale: float, precision: str) -> np.ndarray:
+    """Bound of |y − exact y|, the shape of y: (…, out)."""
+    x, W, A, B, s = *_absolute(x, W, p.A, p.B), abs(scale)
+    n_in, rank = A.shape
+    lora = s * (x @ A) @ B                                                                    # (…, out)
+    bound = (
+        # x Wᵀ: W + ΔW stored, product stored, bias added (or LoRA added); summed with bias and LoRA in one accumulator
+        _growth(precision, n_in + rank + 2, 3, products=1) * (x @ W.T)
+        # (x A), scale, scaling, product, sum with the base, bias added
+        + _growth(precision, 2 * n_in + rank + 4, 6, products=2) * lora
+        + _underflow(precision, s, B.sum(0), x.sum(-1, keepdims=True), lora)
+    )
+    if b is not None:  # added to the product, then the LoRA part is added
+        bound = bound + _growth(precision, n_in + rank + 2, 2) * np.abs(np.asarray(b, np.float64))
+    return bound
+
+
+def backward(dy, x, W, p: LoRA, scale: float, precision: str) -> tuple[np.ndarray, LoRA]:
+    """Bounds of |dx − exact dx|, (…, in), and of dA and dB as a LoRA: (in, rank), (rank, out)."""
+    dy, x, W, A, B, s = *_absolute(dy, x, W, p.A, p.B), abs(scale)
+    n_in, rank = A.shape
+    n_out = B.shape[1]
+    dy2, x2 = dy.reshape(-1, n_out), x.reshape(-1, n_in)                                      # (n, out), (n, in)
+    n = len(x2)
+    h, u = x2 @ A, s * (dy2 @ B.T)                                                            # (n, rank) both
+
+    # dx = dy W + s (dy Bᵀ) Aᵀ: as in forward, without a bias
+    lora = s * (dy @ B.T) @ A.T                                                               # (…, in)
+    dx = (
+        _growth(precision, n_out + rank + 2, 3, products=1) * (dy @ W)
+        + _growth(precision, 2 * n_out + rank + 4, 5, products=2) * lora
+        + _underflow(precision, s, A.sum(1), dy.sum(-1, keepdims=True), lora)
+    )
+    # dA = s xᵀ (dy Bᵀ), dB = s (x A)ᵀ dy: inner product, scale, scaling, outer product, sum over the leading dimensions
+    dA, dB = x2.T @ u, s * h.T @ dy2                                                          # (in, rank), (rank, out)
+    bound_A = _growth(precision, n_out + n + 4, 5, products=2) * dA
+    bound_B = _growth(precision, n_in + n + 4, 5, products=2) * dB
+    bound_A = bound_A + _underflow(precision, s, x2.sum(0)[:, None], B.sum(1), dA)
+    bound_B = bound_B + _underflow(precision, s, dy2.sum(0), A.sum(0)[:, None], dB)
+    return dx, LoRA(bound_A, bound_B)
+
+
+def merge(W, p: LoRA, scale: float, precision: str) -> np.ndarray:
+    """Bound of |W' − (W + s (A B)ᵀ)|, (out, in), when every step may round to the stored format."""
+    W, A, B, s = *_absolute(W, p.A, p.B), abs(scale)
+    rank = A.shape[1]
+    lora = s * (A @ B).T                                                                      # (out, in)
+    return (
+        _growth(precision, 1, 1) * W  # the addition
+        + _growth(precision, rank + 3, 4, products=1) * lora  # product, scale, scaling, addition
+        + _underflow(precision, s, 0.0, 0.0, lora)
+    )
+
+
+def merge_rounded_once(W, p: LoRA, scale: float, precision: str) -> np.ndarray:
+    """The same when A B, the scaling and the sum are done in the accumulator, and the sum is rounded once."""
+    P = PRECISIONS[precision]
+    W, A, B = (np.asarray(a, np.float64) for a in (W, p.A, p.B))
+    exact = np.abs(W + scale * (A @ B).T)                                                     # (out, in)
+    terms = np.abs(W) + abs(scale) * (np.abs(A) @ np.abs(B)).T
+    accumulated = _gamma(A.shape[1] + 3, P.v) * terms  # product, scale, scaling, addition
+    return P.u * exact + (1 + P.u) * accumulated + P.eta
+
+
+def unmerge(W, p: LoRA, scale: float, precision: str) -> np.ndarray:
+    """Bound of |W'' − W| after a merge and an unmerge that subtracts s (A B)ᵀ again: two merges, the second on W'."""
+    W, A, B, s = *_absolute(W, p.A, p.B), abs(scale)
+    first = merge(W, p, scale, precision)
+    return first + merge(W + s * (A @ B).T + first, p, scale, precision)
+
+
+def _gamma(k: int, v: float) -> float:
+    return k * v / (1 - k * v)
+
+
+def _growth(precision: str, k: int, m: int, products: int = 0) -> float:
+    """(1 + γ_k(v)) (1 + u)^m (1 + t)^(2 products) − 1, without the cancellation of writing it so."""
+    P = PRECISIONS[precision]
+    return float(np.expm1(np.log1p(_gamma(k, P.v)) + m * np.log1p(P.u) + 2 * products * np.log1p(P.t)))
+
+
+def _underflow(precision: str, s: float, near, far, lora):
+    """Underflow of the first product carried through the second, of the scaling and of the scale, of what is stored.
+
+    `near` and `far` are the sums of absolute values that multiply such an error in the two associations; the 1 beside
+    them is the second product, which may be scaled after it was stored.
+    """
+    return PRECISIONS[precision].eta * ((1 + s) * (near + far + 1) + 1 + (lora / s if s else 0.0))
+
+
+def _absolute(*arrays) -> tuple[np.ndarray, ...]:
+    return tuple(np.abs(np.asarray(a, np.float64)) for a in arrays)

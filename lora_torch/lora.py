@@ -1,0 +1,180 @@
+"""LoRA: a frozen linear layer and a trained product of two thin matrices beside it.
+
+    y  = x Wᵀ + b + scale · (dropout(x) A) B        W' = W + scale · (A B)ᵀ
+
+    x (…, in)   W (out, in)   b (out)   A (in, rank)   B (rank, out)   y (…, out)
+    scale = alpha / rank ("standard")  or  alpha / √rank ("rslora")
+
+B starts at zero, so a new layer computes exactly what its frozen layer computes.
+
+Sources: Hu et al. 2021, arXiv:2106.09685, equation 3 and §4.1, with A and B stored transposed; dropout on the input of
+A alone as in microsoft/LoRA's loralib; Kalajdzievski 2023, arXiv:2312.03732 (rslora).
+Left out: a gradient written by hand (autograd takes it), several adapters on one layer, quantised weights.
+"""
+
+import math
+from numbers import Integral, Real
+
+import torch
+from torch import Tensor, nn
+
+# Of A only, (in, rank). The paper says "random Gaussian" and names no width. torch takes a tensor's last dimension for
+# its fan-in, here the rank: the first two give fan-in = in themselves, "kaiming_rank" is torch's call as it stands.
+INITS = {
+    "gaussian": lambda A: nn.init.normal_(A, std=1 / math.sqrt(A.shape[0])),
+    # kaiming_uniform_(a=√5) on loralib's and PEFT's (rank, in)
+    "kaiming_uniform": lambda A: nn.init.uniform_(A, -1 / math.sqrt(A.shape[0]), 1 / math.sqrt(A.shape[0])),
+    "kaiming_rank": lambda A: nn.init.kaiming_normal_(A, a=0.01),
+}
+SCALINGS = {
+    "standard": lambda alpha, rank: alpha / rank,
+    "rslora": lambda alpha, rank: alpha / math.sqrt(rank),
+}
+
+
+class LinearLoRA(nn.Module):
+    """A frozen nn.Linear, `pre_trained_weight`, and the trainable `lora_A` (in, rank) and `lora_B` (rank, out).
+
+    `dropout` acts on the input of A alone, in training alone, and divides by 1 − dropout what it keeps. `alpha` may
+    be 0 or negative. `device` and `dtype` are those of every tensor; a layer whose A and B are later given a wider
+    dtype still answers in that of its frozen layer.
+
+    merge() puts another Parameter into `pre_trained_weight.weight` and unmerge() puts the first one back: W returns
+    bit for bit, and another module that shares W never sees the merge. state_dict and load_state_dict of this layer,
+    or of a parent, hold W, merged or not: pre_trained_weight.weight, pre_trained_weight.bias, lora_A, lora_B. Loading
+    into a merged layer leaves it merged, with what was loaded.
+
+    Raises ValueError naming the argument that is out of range, what came, what was expected and why.
+    """
+
+    unmerged_weight: Tensor | None  # W while merged, else None
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        alpha: float,
+        bias: bool = True,
+        dropout: float = 0.0,
+        scaling: str = "standard",
+        init: str = "gaussian",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _require(_is_size(in_features), "in_features", in_features, "an integer ≥ 1", "W is (out, in)")
+        _require(_is_size(out_features), "out_features", out_features, "an integer ≥ 1", "W is (out, in)")
+        _require(_is_size(rank), "rank", rank, "an integer ≥ 1", "A is (in, rank) and scale divides by it")
+        _require(isinstance(bias, bool), "bias", bias, "True or False", "its values go into pre_trained_weight.bias")
+        _require(_is_finite(alpha), "alpha", alpha, "a finite number", "scale is a multiple of it")
+        valid = _is_finite(dropout) and 0 <= dropout < 1
+        _require(valid, "dropout", dropout, "a number in [0, 1)", "what it keeps is divided by 1 − dropout")
+        _require(scaling in SCALINGS, "scaling", scaling, f"one of {', '.join(SCALINGS)}", "it makes scale from alpha")
+        _require(init in INITS, "init", init, f"one of {', '.join(INITS)}", "it draws A")
+
+        self.in_features, self.out_features, self.rank = int(in_features), int(out_features), int(rank)
+        self.alpha, self.scaling, self.init = alpha, scaling, init
+        self.scale = float(SCALINGS[scaling](alpha, self.rank))
+        self.pre_trained_weight = nn.Linear(self.in_features, self.out_features, bias, device, dtype)
+        self.pre_trained_weight.requires_grad_(False)
+        self.lora_A = nn.Parameter(torch.empty(self.in_features, self.rank, device=device, dtype=dtype))
+        self.lora_B = nn.Parameter(torch.empty(self.rank, self.out_features, device=device, dtype=dtype))
+        self.lora_dropout = nn.Dropout(dropout)
+        self.reset_parameters()
+
+        # A buffer, so that W follows the layer through .to(), deepcopy and pickle; not persistent: no file holds it.
+        self.register_buffer("unmerged_weight", None, persistent=False)
+        self._was_merged = False
+        self.register_state_dict_post_hook(_save_unmerged)
+        self.register_load_state_dict_pre_hook(_unmerge_before_load)
+        self.register_load_state_dict_post_hook(_merge_after_load)
+
+    def reset_parameters(self) -> None:
+        """Draw A anew and set B to zero; W and b stay."""
+        INITS[self.init](self.lora_A)
+        nn.init.zeros_(self.lora_B)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (…, in) → y (…, out), in the dtype of the frozen layer's output. ValueError if x does not end in `in`."""
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"LinearLoRA.forward: x is {tuple(x.shape)}, expected (…, in) = (…, {self.in_features}), because W is "
+                f"(out, in) = {(self.out_features, self.in_features)}"
+            )
+        y = self.pre_trained_weight(x)    # (…, out)
+        if self.merged:
+            return y
+        h = self.lora_dropout(x).to(self.lora_A.dtype) @ self.lora_A    # (…, rank)
+        # One fused pass: in half precision the scaled product is added before it is rounded.
+        return torch.add(y, h @ self.lora_B, alpha=self.scale).to(y.dtype)    # (…, out)
+
+    @property
+    def merged(self) -> bool:
+        return self.unmerged_weight is not None
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Put W + scale · (A B)ᵀ into pre_trained_weight.weight; A, B and b stay. RuntimeError if merged already."""
+        if self.merged:
+            raise RuntimeError(
+                "LinearLoRA.merge: the layer is merged, expected an unmerged one, because A B would be added twice"
+            )
+        W, A, B = self.pre_trained_weight.weight, self.lora_A, self.lora_B
+        # In float64, which neither autocast nor TF32 touches; rounded once, to W's dtype.
+        merged = torch.addmm(W.double(), B.double().T, A.double().T, alpha=self.scale).to(W.dtype)    # (out, in)
+        # register_buffer, for `self.unmerged_weight = W` would make the Parameter W a parameter of this module.
+        self.register_buffer("unmerged_weight", W, persistent=False)
+        self.pre_trained_weight.weight = nn.Parameter(merged, requires_grad=False)
+
+    def unmerge(self) -> None:
+        """Put W back as it was, bit for bit, whatever A and B are by now. RuntimeError if the layer is not merged."""
+        W = self.unmerged_weight
+        if W is None:
+            raise RuntimeError(
+                "LinearLoRA.unmerge: the layer is not merged, expected a merged one, because there is no W to put back"
+            )
+        # The same Parameter as before merge(), unless .to() has made another tensor of it meanwhile.
+        self.pre_trained_weight.weight = W if isinstance(W, nn.Parameter) else nn.Parameter(W, requires_grad=False)
+        self.unmerged_weight = None
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, alpha={self.alpha}, "
+            f"scale={self.scale:g}, scaling={self.scaling}, init={self.init}, merged={self.merged}"
+        )
+
+
+def _require(met: bool, name: str, got: object, expected: str, why: str) -> None:
+    if not met:
+        raise ValueError(f"LinearLoRA: {name} is {got!r}, expected {expected}, because {why}")
+
+
+def _is_size(n: object) -> bool:
+    return isinstance(n, Integral) and not isinstance(n, bool) and int(n) >= 1
+
+
+def _is_finite(number: object) -> bool:
+    return isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
+
+
+# Hooks of state_dict and load_state_dict. They are functions of the module, so that copies and pickles keep them.
+
+
+def _save_unmerged(layer: LinearLoRA, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    if layer.unmerged_weight is not None:
+        state[prefix + "pre_trained_weight.weight"] = layer.unmerged_weight.detach()
+
+
+def _unmerge_before_load(layer: LinearLoRA, *_: object) -> None:
+    """Loading writes into pre_trained_weight.weight: let it find W there, not the merged weight."""
+    layer._was_merged = layer.merged
+    if layer.merged:
+        layer.unmerge()
+
+
+def _merge_after_load(layer: LinearLoRA, *_: object) -> None:
+    if layer._was_merged:
+        layer.merge()

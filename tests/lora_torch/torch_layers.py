@@ -1,0 +1,69 @@
+"""Cases on which every sum is exact in all four dtypes, whatever the order of summation: no test needs a tolerance.
+
+Entries are integers, |A|, |B| ≤ 1 and |W|, |b|, |x|, |dy| ≤ 2; in, out ≤ 4, rank ≤ 3, at most 4 samples; the scale is a
+power of two from 1/4 to 4. The largest intermediate is then s·xᵀ(dy Bᵀ) ≤ 4·4·2·8 = 2⁸ in units of 1 (or of 1/4 where
+s is), which bfloat16 holds exactly.
+"""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lora_torch import LinearLoRA
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+no_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch.cuda.is_available() is False on this machine")
+every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=no_cuda)])
+examples = settings(max_examples=60, deadline=None)
+
+LEADING = [(), (0,), (1,), (4,), (2, 2), (1, 3), (2, 0, 1)]
+
+
+class Case(NamedTuple):
+    layer: LinearLoRA
+    x: Tensor  # (…, in), requires grad
+    dy: Tensor  # (…, out)
+
+
+@st.composite
+def cases(draw: st.DrawFn, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Case:
+    n_in, n_out, rank = draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    scale = draw(st.sampled_from([1 / 4, 1 / 2, -1.0, 2.0, 4.0]))
+    layer = LinearLoRA(
+        n_in, n_out, rank, alpha=scale * rank, bias=draw(st.booleans()), device=torch.device(device), dtype=dtype
+    )
+    leading = draw(st.sampled_from(LEADING))
+    draws = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    fill(layer, draws)
+    x = integers((*leading, n_in), 2, draws).to(device, dtype)
+    return Case(layer, x.requires_grad_(), integers((*leading, n_out), 2, draws).to(device, dtype))
+
+
+@torch.no_grad()
+def fill(layer: LinearLoRA, draws: torch.Generator) -> None:
+    """Small integers in every tensor of the layer, W and b too."""
+    for name, parameter in layer.named_parameters():
+        parameter.copy_(integers(parameter.shape, 1 if name.startswith("lora") else 2, draws))
+
+
+def integers(shape: tuple[int, ...], largest: int, draws: torch.Generator) -> Tensor:
+    return torch.randint(-largest, largest + 1, shape, generator=draws, dtype=torch.float64)
+
+
+def merged_weight(layer: LinearLoRA) -> Tensor:
+    """W + scale · (A B)ᵀ of an unmerged layer, one outer product after another."""
+    W = layer.pre_trained_weight.weight.detach().clone()    # (out, in)
+    for a, b in zip(layer.lora_A.detach().T, layer.lora_B.detach(), strict=True):
+        W += layer.scale * b[:, None] * a[None, :]
+    return W
+
+
+def same_bits(got: Tensor, want: Tensor) -> bool:
+    """Same shape, dtype and bits: tells −0.0 from 0.0, and NaN is itself."""
+    got_bytes, want_bytes = (t.detach().flatten().contiguous().view(torch.uint8) for t in (got, want))
+    return got.shape == want.shape and got.dtype == want.dtype and torch.equal(got_bytes, want_bytes)
