@@ -42,7 +42,8 @@ class LinearLoRA(nn.Module):
     merge() puts another Parameter into `pre_trained_weight.weight` and unmerge() puts the first one back: W returns
     bit for bit, and another module that shares W never sees the merge. state_dict and load_state_dict of this layer,
     or of a parent, hold W, merged or not: pre_trained_weight.weight, pre_trained_weight.bias, lora_A, lora_B. Loading
-    into a merged layer leaves it merged, with what was loaded.
+    into a merged layer leaves it merged, with what was loaded; a state of another shape is a RuntimeError, and changes
+    nothing of this layer.
 
     Raises ValueError naming the argument that is out of range, what came, what was expected and why.
     """
@@ -168,8 +169,16 @@ def _save_unmerged(layer: LinearLoRA, state: dict[str, Tensor], prefix: str, *_:
         state[prefix + "pre_trained_weight.weight"] = layer.unmerged_weight.detach()
 
 
-def _unmerge_before_load(layer: LinearLoRA, *_: object) -> None:
-    """Loading writes into pre_trained_weight.weight: let it find W there, not the merged weight."""
+def _unmerge_before_load(layer: LinearLoRA, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Loading writes into pre_trained_weight.weight: let it find W there, not the merged weight. torch copies what
+    fits and complains of the rest, so a state of another shape is refused here, before anything of it is copied."""
+    for name, own in layer.state_dict().items():
+        came = state.get(prefix + name)
+        if came is not None and came.shape != own.shape:
+            raise RuntimeError(
+                f"LinearLoRA.load_state_dict: {prefix}{name} is {tuple(came.shape)}, expected {tuple(own.shape)}, because the "
+                f"layer has in, out, rank = {layer.in_features}, {layer.out_features}, {layer.rank}; nothing of it was loaded"
+            )
     layer._was_merged = layer.merged
     if layer.merged:
         layer.unmerge()

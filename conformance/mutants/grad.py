@@ -114,6 +114,15 @@ class DxClipped(Honest):
         return super().shaped(rows if rows.shape[1] == self.W.shape[0] else np.clip(rows, -1, 1))
 
 
+@mutant(kills="GRAD-04 GRAD-14 DTYPE-05")
+class SquareGradientsTransposed(Honest):
+    """Gradients are transposed only if their shape demands it: a square one comes back the wrong way round."""
+
+    def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
+        dA = super().gradient_of_A(dy)
+        return dA.T if dA.shape[0] == dA.shape[1] else dA
+
+
 @mutant(kills="GRAD-06 INIT-08")
 class NothingWhileBIsZero(Honest):
     """While B is zero the LoRA part is skipped, in the backward pass too, so B never leaves zero."""

@@ -241,7 +241,8 @@ class Honest(Layer):
     # --- files --------------------------------------------------------------------------------------------------
 
     def save(self, directory: str | PathLike[str]) -> None:
-        np.savez(Path(directory) / "adapter.npz", **{name: bits(array) for name, array in self.contents().items()})
+        stored = {name: bits(array) for name, array in self.contents().items()}
+        np.savez(Path(directory) / "adapter.npz", **stored)  # pyright: ignore[reportArgumentType]
 
     def contents(self) -> Arrays:
         return self.adapter()

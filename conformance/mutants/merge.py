@@ -57,6 +57,15 @@ class MergesTransposed(Honest):
         return self.rounded(self.plus(self.W, self.delta_weight().T))
 
 
+@mutant("77", kills="MERGE-02 MERGE-04 DTYPE-06")
+class SquareMergesTransposed(Honest):
+    """The delta is transposed only if its shape demands it: into a square W it is merged the wrong way round."""
+
+    def delta_weight(self) -> np.ndarray:
+        delta = super().delta_weight()
+        return delta.T if delta.shape[0] == delta.shape[1] else delta
+
+
 @mutant("76 109 117", kills="MERGE-03 MERGE-12 MERGE-01")
 class MergeDoesNothing(Honest):
     """Merge leaves W as it is, and the merged layer is the base layer."""

@@ -62,7 +62,7 @@ def test_a_failure_says_all_that_is_needed():
     script = "\n".join(line[4:] for line in text.split("to see it alone:\n")[1].split("\n\n")[0].splitlines())
     ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
-    got, want = (re.search(rf"^  {name} +(\S+)$", text, re.M) for name in ("got", "want"))
+    got, want = (re.search(rf"^  {name} +(\S+) *$", text, re.M) for name in ("got", "want"))
     assert got and want and got[1] != want[1]
     assert got[1] in re.findall(r"-?\d+", ran.stdout)
     assert f"want {want[1]}" in script

@@ -93,12 +93,17 @@ class LayerBesideItsModel(RuleBasedStateMachine):
         self.layer.load_state_dict(adapter, strict=False)
         self._merged_anew()
 
-    @rule(bad=st.sampled_from(["shape", "missing", "unexpected"]))
+    @rule(name=st.sampled_from(KEYS))
+    def load_another_shape(self, name):
+        state = {key: tensor + 1 for key, tensor in snapshot(self.layer).items()}
+        state[name] = torch.ones(*state[name].shape, 2)
+        with pytest.raises(RuntimeError, match="nothing of it was loaded"):
+            self.layer.load_state_dict(state)
+
+    @rule(bad=st.sampled_from(["missing", "unexpected"]))
     def load_what_does_not_fit(self, bad):
         state = snapshot(self.layer)
-        if bad == "shape":
-            state["pre_trained_weight.weight"] = torch.ones(OUT, IN + 1)
-        elif bad == "missing":
+        if bad == "missing":
             del state["pre_trained_weight.weight"]
         else:
             state["unmerged_weight"] = torch.ones(OUT, IN)
@@ -168,3 +173,17 @@ def test_a_layer_built_on_meta_takes_its_tensors_from_a_saved_state():
     layer.load_state_dict(want.state_dict(), assign=True)
     x = torch.ones(IN)
     assert layer.merged and torch.equal(layer(x), want(x))
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("sizes", [(IN + 1, OUT, RANK), (IN, OUT + 1, RANK), (IN, OUT, RANK + 1)])
+def test_a_state_of_another_shape_changes_nothing(sizes, merged):
+    layer, other = integer_layer(0), LinearLoRA(*sizes, alpha=SCALE)
+    if merged:
+        layer.merge()
+    before = snapshot(layer)
+    with pytest.raises(RuntimeError, match=r"is \(.*\), expected \(.*\), because the layer has in, out, rank = 4, 3, 2"):
+        layer.load_state_dict(other.state_dict())
+    assert layer.merged == merged
+    for name, tensor in layer.state_dict().items():
+        assert same_bits(tensor, before[name]), name
