@@ -17,7 +17,7 @@ from conformance.subject import LayerConfig, Subject, Unsupported
 from conformance.trace import SubjectError, Traced
 
 SHRINK_SECONDS = 10.0  # after the first failure, for slow subjects; most searches end with the calls
-SHRINK_CALLS = 250  # cases tried to make it smaller; the smallest found by then is reported
+SHRINK_CALLS = 400  # cases tried to make it smaller; the smallest found by then is reported
 UNSUPPORTED_IN_A_ROW = 24  # cases, none decided: the subject does not offer what the requirement needs
 
 

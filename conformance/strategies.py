@@ -58,7 +58,8 @@ def exact(
         @st.composite
         def case(draw) -> Case:
             dtype = draw(dtype_of)
-            n_in, n_out, r = draw(st.tuples(in_features, out_features, rank).filter(lambda s: degenerate or len(set(s)) == 3))
+            sizes = st.tuples(rank, in_features, out_features).filter(lambda s: degenerate or len(set(s)) == 3)
+            r, n_in, n_out = draw(sizes)
             factor = r**0.5 if scaling == "rslora" else r
             alpha = draw(st.sampled_from(scales)) * factor
             config = LayerConfig(n_in, n_out, r, alpha, draw(bias), dtype, dropout=dropout, scaling=scaling)

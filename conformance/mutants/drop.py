@@ -23,7 +23,7 @@ class DropsInInference(Honest):
         return self.config.dropout > 0
 
 
-@mutant("60", kills="DROP-02 DROP-08")
+@mutant(kills="DROP-02 DROP-08")
 class DropsTheBase(Honest):
     """The base product sees the dropped x, too."""
 
@@ -32,7 +32,7 @@ class DropsTheBase(Honest):
         return y if self.merged else self.plus(y, self.lora(x))
 
 
-@mutant("43", kills="DROP-02 DROP-08")
+@mutant("60", kills="DROP-02 DROP-08")
 class DropsTheOutput(Honest):
     """Entries of the output are dropped, those of the base layer with them."""
 
@@ -42,7 +42,7 @@ class DropsTheOutput(Honest):
         return y * (self.rng.random(y.shape) >= rate) / (1 - rate)
 
 
-@mutant("71", kills="DROP-03")
+@mutant(kills="DROP-03")
 class RateIsForKeeping(Honest):
     """p is taken for the probability of keeping an entry."""
 
@@ -100,7 +100,7 @@ class NeverBack(Honest):
         self.training = mode and self.training
 
 
-@mutant("71", kills="DROP-06")
+@mutant(kills="DROP-06")
 class ZeroIsMissing(Honest):
     """A rate of 0 counts as missing, and a default of 0.1 is put in its place."""
 
@@ -112,7 +112,7 @@ class ZeroIsMissing(Honest):
         return ((self.rng.random(self.x.shape) >= rate) / (1 - rate)).astype(self.wide)
 
 
-@mutant("70", kills="DROP-07")
+@mutant(kills="DROP-07")
 class OneMaskForEver(Honest):
     """The mask is drawn once, at the first forward pass."""
 
@@ -122,7 +122,7 @@ class OneMaskForEver(Honest):
         return self.drawn
 
 
-@mutant("69", kills="DROP-07")
+@mutant(kills="DROP-07")
 class OneMaskForAllRows(Honest):
     """All rows of a batch share a mask."""
 
@@ -130,7 +130,7 @@ class OneMaskForAllRows(Honest):
         return np.broadcast_to(super().draw_mask()[:1], self.x.shape)
 
 
-@mutant("70", kills="DROP-07")
+@mutant(kills="DROP-07")
 class SeededWithEveryCall(Honest):
     """The generator is seeded anew in every forward pass, so all masks are equal."""
 
@@ -139,7 +139,7 @@ class SeededWithEveryCall(Honest):
         return super().draw_mask()
 
 
-@mutant("26 27", kills="DROP-08")
+@mutant("27", kills="DROP-08")
 class FreshWithDropoutIsAltered(Honest):
     """B is not zero at the start if there is dropout."""
 

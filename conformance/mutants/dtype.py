@@ -39,7 +39,7 @@ class DxInFloat32(Halves):
 
     def backward(self, dy: np.ndarray) -> Arrays:
         found = super().backward(dy)
-        return found | {"x": found["x"].astype(np.float32)} if self.half else found
+        return found | {"x": found["x"].astype(np.float32)} if self.half and self.wants_dx else found
 
 
 @mutant("128", kills="DTYPE-03 DTYPE-05")
@@ -61,7 +61,7 @@ class HalvesByFloat8(Halves):
         return super().product(left, right)
 
 
-@mutant("128", kills="DTYPE-03")
+@mutant(kills="DTYPE-03")
 class Float16Overflows(Honest):
     """In float16 the sums are multiplied by a constant before they are stored, and overflow."""
 
@@ -70,7 +70,7 @@ class Float16Overflows(Honest):
         return (y * 2.0**15).astype(np.float16).astype(np.float32) / 2.0**15 if self.dtype == np.float16 else y
 
 
-@mutant("98", kills="DTYPE-05")
+@mutant(kills="DTYPE-05")
 class GradientsInFloat8(Halves):
     """In half precision the gradients of the factors are kept in float8_e5m2."""
 
@@ -78,7 +78,7 @@ class GradientsInFloat8(Halves):
         return self.rounded(gradient.astype(ml_dtypes.float8_e5m2) if self.half else gradient)
 
 
-@mutant("96 97", kills="DTYPE-06 DTYPE-07")
+@mutant("97", kills="DTYPE-06 DTYPE-07")
 class HalvesMergedToFloat8(Halves):
     """In half precision the merged weight is stored in float8_e4m3."""
 
@@ -103,7 +103,7 @@ class ProductRoundedFirst(Halves):
         return self.scaled(self.rounded(self.product(self.A, self.B))).T
 
 
-@mutant("54", kills="DTYPE-08")
+@mutant(kills="DTYPE-08")
 class HalvesForgetBias(Halves):
     """The path for half precision leaves the bias out."""
 

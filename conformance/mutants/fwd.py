@@ -16,7 +16,7 @@ class AdapterSubtracted(Honest):
         return self.plus(self.base(x), -self.lora(x))
 
 
-@mutant("46 48 115 118", kills="FWD-01 FWD-02")
+@mutant("46 48", kills="FWD-01 FWD-02")
 class AdapterIgnored(Honest):
     """The LoRA part is never added: the output is that of the base layer."""
 
@@ -168,7 +168,7 @@ class ImageSkipsLoRA(Honest):
         return super().lora(x) * (len(self.leading) != 3)
 
 
-@mutant("44", kills="FWD-05")
+@mutant(kills="FWD-05")
 class SequencesSwapped(Honest):
     """x of four or more dimensions comes back with its first two leading dimensions flattened in the other order."""
 
@@ -179,7 +179,7 @@ class SequencesSwapped(Honest):
         return self.rounded(rows).reshape(second, first, *rest, rows.shape[-1]).swapaxes(0, 1)
 
 
-@mutant("107", kills="FWD-06")
+@mutant(kills="FWD-06")
 class RankOneSqueezed(Honest):
     """At a rank of 1 the factors lose that dimension, and a product of rows becomes a product of numbers."""
 
@@ -207,7 +207,7 @@ class RankClipped(Honest):
         return self.scaled(self.product(self.product(x, self.A[:, :r]), self.B[:r]))
 
 
-@mutant("31", kills="FWD-08 INIT-01")
+@mutant(kills="FWD-08 INIT-01")
 class BiasMadeUp(Honest):
     """A layer without a bias gets one, drawn as for a new linear layer."""
 
@@ -272,7 +272,7 @@ class ReadsBufferOfX(Honest):
         return super().forward(x.ravel(order="K").reshape(x.shape))
 
 
-@mutant("61", kills="FWD-10")
+@mutant(kills="FWD-10")
 class ExpandedXReadOnce(Honest):
     """Of a broadcast x only the rows that are in memory are read; the others count as zeros."""
 

@@ -90,7 +90,7 @@ class BDetached(Honest):
         return np.zeros_like(self.B)
 
 
-@mutant("126", kills="GRAD-04")
+@mutant(kills="GRAD-04")
 class GradientsInBfloat16(Honest):
     """The gradients of the factors are kept in bfloat16."""
 
@@ -262,7 +262,7 @@ class ZerosWithoutGradientOfX(Honest):
         return super().accumulated(dA * self.wants_dx, dB * self.wants_dx)
 
 
-@mutant("44", kills="GRAD-14")
+@mutant(kills="GRAD-14")
 class SumsOneLeadingDimension(Honest):
     """dA is summed over the first leading dimension; of the others it takes the first entry."""
 

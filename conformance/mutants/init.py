@@ -51,7 +51,7 @@ class BiasDrawnAgain(Honest):
         self.b = None if bias is None else self.rounded(self.rng.uniform(-1, 1, bias.shape))
 
 
-@mutant("128", kills="INIT-02 INIT-09")
+@mutant(kills="INIT-02 INIT-09")
 class WeightInFloat16(Honest):
     """W is kept in float16, whatever the dtype of the layer."""
 

@@ -107,7 +107,7 @@ class RankTruncated(AnyRank):
         return int(rank)
 
 
-@mutant("14", kills="INPUT-05")
+@mutant(kills="INPUT-05")
 class AnyAlpha(Honest):
     """An alpha of NaN or infinity is taken as it is."""
 

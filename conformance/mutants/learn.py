@@ -7,7 +7,7 @@ from conformance.mutants.honest import Honest
 from conformance.subject import Arrays, LayerConfig
 
 
-@mutant("68", kills="LEARN-01")
+@mutant(kills="LEARN-01")
 class BEverySecondStep(Honest):
     """B moves in every second step only."""
 
@@ -97,7 +97,7 @@ class StaleGradients(Honest):
         super().step(lr)
 
 
-@mutant("63", kills="LEARN-02 PARAM-04")
+@mutant(kills="LEARN-02 PARAM-04")
 class RateTooSmall(Honest):
     """A step is a hundredth of what was asked for."""
 
@@ -105,7 +105,7 @@ class RateTooSmall(Honest):
         super().step(lr / 100)
 
 
-@mutant("55", kills="LEARN-02")
+@mutant("58", kills="LEARN-02")
 class FreshDetached(Honest):
     """Until an adapter is set from outside, the layer does not learn."""
 

@@ -24,7 +24,7 @@ class MergeDoubled(UnmergesBySubtraction):
         return 2 * super().delta_weight()
 
 
-@mutant("91", kills="MERGE-01 MERGE-03")
+@mutant(kills="MERGE-01 MERGE-03")
 class MergesFirstRankOnly(Honest):
     """Only the first column of A and the first row of B are merged."""
 
@@ -116,7 +116,7 @@ class MergedWithoutBias(Honest):
         return self.product(x, self.W.T) if self.merged else super().base(x)
 
 
-@mutant("95", kills="MERGE-04 MERGE-03")
+@mutant("106", kills="MERGE-04 MERGE-03")
 class MergedForwardUsesOldW(Honest):
     """W is merged into a copy for export, and the forward pass goes on with the old one, without the LoRA part."""
 
@@ -138,7 +138,7 @@ class NoGuard(Honest):
             super().merge()
 
 
-@mutant("87", kills="MERGE-05")
+@mutant(kills="MERGE-05")
 class SecondMergeUndoes(Honest):
     """Merge is a switch: the second one takes the delta out again."""
 
@@ -149,7 +149,7 @@ class SecondMergeUndoes(Honest):
             super().merge()
 
 
-@mutant("100", kills="MERGE-06 MERGE-07 MERGE-08")
+@mutant("105", kills="MERGE-06 MERGE-07 MERGE-08")
 class UnmergeDoesNothing(Honest):
     """Unmerge clears the flag and leaves the delta in W."""
 
@@ -157,7 +157,7 @@ class UnmergeDoesNothing(Honest):
         return self.W
 
 
-@mutant("84", kills="MERGE-06 MERGE-07")
+@mutant(kills="MERGE-06 MERGE-07")
 class UnmergeWithoutScale(UnmergesBySubtraction):
     """What unmerge subtracts is not scaled."""
 
@@ -201,7 +201,7 @@ class UnmergesInFloat16(UnmergesBySubtraction):
         return self.rounded(self.plus(self.W, -self.delta_weight().astype(np.float16)))
 
 
-@mutant("97", kills="MERGE-07")
+@mutant(kills="MERGE-07")
 class KeepsWInBfloat16(Honest):
     """The copy of W that unmerge restores is kept in bfloat16."""
 
@@ -238,7 +238,7 @@ class BiasMergedToo(UnmergesBySubtraction):
         self.b = None if self.b is None else self.rounded(self.up(self.b) / self.scale)
 
 
-@mutant("92", kills="MERGE-09")
+@mutant(kills="MERGE-09")
 class MergeClearsFactors(Honest):
     """Merge sets A and B to zero, since W holds them now."""
 
@@ -247,7 +247,7 @@ class MergeClearsFactors(Honest):
         self.A, self.B = 0 * self.A, 0 * self.B
 
 
-@mutant("75 100", kills="MERGE-10")
+@mutant(kills="MERGE-10")
 class FrozenAfterUnmerge(Honest):
     """After a merge and an unmerge A and B get no gradients any more."""
 
@@ -262,7 +262,7 @@ class FrozenAfterUnmerge(Honest):
         return {"x": found["x"]} if self.frozen else found
 
 
-@mutant("100", kills="MERGE-10")
+@mutant(kills="MERGE-10")
 class UnmergeCopiesFactors(Honest):
     """Unmerge puts copies of A and B in their place, and the optimiser goes on with the old ones."""
 
@@ -277,7 +277,7 @@ class UnmergeCopiesFactors(Honest):
             super().step(lr)
 
 
-@mutant("99 105 111", kills="MERGE-11")
+@mutant("105", kills="MERGE-11")
 class SubtractsTheNewDelta(UnmergesBySubtraction):
     """While merged the adapter can be exchanged, and unmerge then subtracts the new delta from a W that holds the old."""
 
@@ -304,7 +304,7 @@ class MergesToCoarseGrid(Honest):
         return self.rounded(np.round(W / step) * step)
 
 
-@mutant("22", kills="MERGE-02")
+@mutant(kills="MERGE-02")
 class ScaleOfTheMergeInBfloat16(Honest):
     """Merge has a scale of its own, read from a file in bfloat16."""
 

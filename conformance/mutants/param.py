@@ -34,7 +34,7 @@ class WeightTrains(WithMore):
     also = "W"
 
 
-@mutant("51", kills="PARAM-01 PARAM-02 PARAM-03 GRAD-10")
+@mutant(kills="PARAM-01 PARAM-02 PARAM-03 GRAD-10")
 class BiasTrains(WithMore):
     """b is not frozen."""
 
@@ -71,7 +71,7 @@ class OtherParametersTrain(Honest):
         return {f"copy of {name}": shape for name, shape in super().trainable().items()}
 
 
-@mutant("140", kills="PARAM-02 PARAM-04")
+@mutant("57", kills="PARAM-02 PARAM-04")
 class OnlyBTrains(Honest):
     """A is frozen at its random start, and only B trains."""
 
@@ -84,7 +84,7 @@ class OnlyBTrains(Honest):
         self.A = A
 
 
-@mutant("64", kills="PARAM-03")
+@mutant(kills="PARAM-03")
 class WeightDecaysW(Honest):
     """Weight decay reaches W, although no gradient does."""
 

@@ -50,7 +50,7 @@ class IntegerDivision(Honest):
         return scale if scale < 1 or scale * 2 == int(scale * 2) else math.floor(scale)
 
 
-@mutant("128", kills="SCALE-02")
+@mutant(kills="SCALE-02")
 class ScaleInFloat16(Honest):
     """The scale is kept in float16."""
 
@@ -58,7 +58,7 @@ class ScaleInFloat16(Honest):
         return float(np.float16(super().scale_of(config)))
 
 
-@mutant("04 05 06", kills="SCALE-03 SCALE-04")
+@mutant("04 05 06 07", kills="SCALE-03 SCALE-04")
 class RsloraIgnored(Honest):
     """The option of rank-stabilised scaling is accepted, and scale = alpha / rank all the same."""
 
@@ -74,7 +74,7 @@ class RsloraIsOne(Honest):
         return 1.0 if config.scaling == "rslora" else super().scale_of(config)
 
 
-@mutant("07 08", kills="SCALE-01 SCALE-02")
+@mutant("08", kills="SCALE-01 SCALE-02")
 class RsloraAlways(Honest):
     """scale = alpha / √rank, whether it was asked for or not."""
 
@@ -114,7 +114,7 @@ class AlphaOrRank(Honest):
         return (config.alpha or config.rank) / config.rank
 
 
-@mutant("12", kills="SCALE-07")
+@mutant(kills="SCALE-07")
 class RankOfTheFactors(Honest):
     """alpha is divided by the number of columns of A that are not zero."""
 
@@ -134,7 +134,7 @@ class ScaleOfTheLastLayer(Honest):
         return self.last * self.up(array)  # type: ignore[attr-defined]
 
 
-@mutant("09 18", kills="SCALE-01 FWD-01")
+@mutant("09", kills="SCALE-01 FWD-01")
 class AlphaOfTheFirstLayer(Honest):
     """The alpha of the first layer that was built is that of all layers."""
 

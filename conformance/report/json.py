@@ -37,7 +37,7 @@ def _report(report: Report) -> dict:
     for requirement in report.planned:
         outcome = report.outcomes.get(requirement.id)
         if outcome is not None:
-            worst = outcome.worst if outcome.worst is None or np.isfinite(outcome.worst) else "Infinity"
+            worst = outcome.worst if outcome.worst is not None and np.isfinite(outcome.worst) else None  # JSON has no infinity
             rows.append({
                 "id": requirement.id, "level": requirement.level, "group": requirement.group, "title": requirement.title,
                 "status": outcome.status, "examples": outcome.examples, "seconds": round(outcome.seconds, 3),
