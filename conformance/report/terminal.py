@@ -26,7 +26,7 @@ def progress(console: Console, specs: list[str], planned: int):
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        tasks = {spec: bars.add_task(spec, total=planned, note="loading") for spec in specs}
+        tasks = {spec: bars.add_task(spec.rpartition(':')[2], total=planned, note="loading") for spec in specs}
 
         def told(report: Report, outcome: Outcome | None) -> None:
             failed = sum(o.status in FAILING for o in report.outcomes.values())
