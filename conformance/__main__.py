@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from conformance import __version__, runner
+from conformance.diagnosis import catalogue
 from conformance.loading import built_in
 from conformance.report import json as json_report
 from conformance.report import junit, terminal
@@ -22,6 +23,7 @@ examples:
   conformance run my_layer.py:MyLoRA         an nn.Module class, or a Subject
   conformance run peft --only MERGE GRAD-04  some groups or requirements alone
   conformance explain MERGE-01               what is asked, why, and who says so
+  conformance selftest                       how good the suite itself is
   conformance init my_subject.py             a subject to start from
 
 exit status:
@@ -79,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="as JSON, with formula, sources and faults")
     explain = command("explain", _explain, "one requirement: sentence, formula, why, sources, known faults")
     explain.add_argument("id", metavar="ID", help="as in `conformance list`, for example MERGE-01")
+    selftest = command("selftest", _selftest, "try the suite on implementations that are known to be bad, and on honest ones")
+    selftest.add_argument("--jobs", type=_positive(int), default=default.jobs, metavar="N", help="processes at a time")
+    selftest.add_argument("--json", metavar="F", help="write the kill matrix to F as JSON")
     command("subjects", _subjects, "the built-in subjects, and which of them can run here")
     init = command("init", _init, "write a commented subject to start from, which passes as it stands")
     init.add_argument("file", metavar="FILE", help="the Python file to write; it must not exist")
@@ -97,9 +102,7 @@ def _positive(kind):
 
 
 def _run(arguments) -> int:
-    for path in filter(None, (arguments.json, arguments.junit)):
-        if not Path(path).resolve().parent.is_dir():
-            raise ValueError(f"{path}: there is no folder {Path(path).parent}")
+    _check_folders(arguments.json, arguments.junit)
     if arguments.device == "cuda":
         import torch
 
@@ -121,6 +124,13 @@ def _run(arguments) -> int:
     if arguments.junit:
         junit.write(arguments.junit, reports)
     return max(report.exit_status for report in reports)
+
+
+def _check_folders(*files: str | None) -> None:
+    """Before the work, and not after it."""
+    for file in filter(None, files):
+        if not Path(file).resolve().parent.is_dir():
+            raise ValueError(f"{file}: there is no folder {Path(file).parent}")
 
 
 def _list(arguments) -> int:
@@ -156,16 +166,25 @@ def _explain(arguments) -> int:
     table.add_row("needs", Text(", ".join(("build", *found.needs))))
     for i, source in enumerate(found.sources):
         table.add_row("" if i else "sources", Text(source))
-    for i, row in enumerate(known_faults(found.faults)):
+    for i, row in enumerate(catalogue()[id] for id in found.faults):
         text = f"{row['id']} {row['project']}: {row['symptom']} ({row['links'][0]})"
         table.add_row("" if i else "known faults", Text(text))
     console.print(table)
     return 0
 
 
-def known_faults(ids: tuple[str, ...]) -> list[dict]:
-    rows = json.loads((Path(__file__).parent / "known_faults.json").read_text(encoding="utf-8"))["faults"]
-    return [row for row in rows if row["id"] in ids]
+def _selftest(arguments) -> int:
+    _check_folders(arguments.json)
+    from conformance import selftest
+    from conformance.report import selftest as report
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
+    with report.progress(console, selftest.count()) as told:
+        found = selftest.run(arguments.jobs, told)
+    report.show(console, found)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
+    return 1 if found.problems else 0
 
 
 def _subjects(arguments) -> int:

@@ -30,6 +30,7 @@ class Case:
     B: np.ndarray
     x: np.ndarray
     dy: np.ndarray
+    operations: tuple[str, ...] = ()  # of a requirement about sequences
 
     @property
     def adapter(self) -> dict[str, np.ndarray]:
@@ -47,7 +48,7 @@ class Case:
     def size(self) -> float:
         """What makes a counterexample easy to read: few numbers, and small ones."""
         arrays = [wide(a) for a in (self.W, self.A, self.B, self.x, self.dy)]
-        return float(sum(a.size + np.abs(a[np.isfinite(a)]).sum() for a in arrays))
+        return len(self.operations) + float(sum(a.size + np.abs(a[np.isfinite(a)]).sum() for a in arrays))
 
     def but(self, **changes) -> "Case":
         """The same case with other arrays, or (by the names of LayerConfig) another configuration."""
@@ -102,6 +103,17 @@ class Bound:
     merged: np.ndarray
     merged_once: np.ndarray
     unmerged: np.ndarray
+
+
+def resolution(case: Case) -> float:
+    """The smallest relative error of the scale that would leave the bound in y, dx, dA, dB and W' alike; infinite if the
+    LoRA part of one of them is zero."""
+    truth, W, dy = case.truth, wide(case.W), wide(case.dy)
+    parts = {
+        "y": truth.y - truth.base, "dx": truth.dx - dy @ W, "dA": truth.dA, "dB": truth.dB, "merged": truth.merged - W,
+    }
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return max(float(np.nanmin(getattr(case.bound, name) / np.abs(part), initial=np.inf)) for name, part in parts.items())
 
 
 def exact_in_any_order(case: Case) -> bool:

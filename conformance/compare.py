@@ -16,11 +16,18 @@ import numpy as np
 ALARM = 1e-11  # per statistical check; a run makes fewer than 100 of them, so at most 1e-9 in a run
 
 
+# The smallest relative error of the scale that a rounding case must be able to show, or else it is not used. In half
+# precision that is coarse: there, exact cases decide.
+FAULT_OF_INTEREST = {"float64": 1e-3, "float32": 1e-3, "float16": 0.25, "bfloat16": 0.5}
+
+
 class Mismatch(AssertionError):
     """The subject's answer is not the one expected."""
 
-    def __init__(self, what: str, got, want, *, where: str = "", error: float | None = None, bound: float | None = None):
+    def __init__(self, what: str, got, want, *, where: str = "", error: float | None = None, bound: float | None = None,
+                 arrays: tuple[np.ndarray, np.ndarray] | None = None):
         self.what, self.where, self.error, self.bound = what, where, error, bound
+        self.arrays = arrays  # got and want as a whole, where one component of them is reported
         self.got, self.want = _text(got), _text(want)
         super().__init__(f"{what}{where}: got {self.got}, want {self.want}{self.ratio_text()}")
 
@@ -62,6 +69,33 @@ def within(got, want, bound, what: str) -> float:
     return float((error[inside] / bound[inside]).max()) if inside.any() else 0.0
 
 
+def alike(first, second, bound) -> bool:
+    """Whether two answers may come of one formula: equal, or each within the bound of the same truth."""
+    first, second = wide(first), wide(second)
+    if first.shape != second.shape:
+        return False
+    equal = (first == second) | (np.isnan(first) & np.isnan(second))
+    if bound is not None and np.shape(bound) == first.shape:
+        equal |= np.abs(first - second) <= 2 * bound
+    return bool(equal.all())
+
+
+def ratio_of(got, want) -> float | None:
+    """c with got = c · want in every component, to the rounding of the division; None if there is none, or if it would be
+    a matter of a single number."""
+    got, want = wide(got), wide(want)
+    there = want != 0
+    if got.shape != want.shape or there.sum() < 2 or got[~there].any() or not np.isfinite(got).all():
+        return None
+    ratios = got[there] / want[there]
+    return float(ratios[0]) if all(same_number(r, ratios[0]) for r in ratios) else None
+
+
+def same_number(first: float, second: float) -> bool:
+    """Equal to within a few roundings of float64, for what was divided or rooted once or twice."""
+    return abs(first - second) <= 4 * np.finfo(np.float64).eps * abs(second)
+
+
 def holds(condition, what: str, got, want) -> None:
     """A plain fact, with what was seen and what should have been."""
     if not condition:
@@ -79,6 +113,7 @@ def same_spread(first: np.ndarray, second: np.ndarray, what: str) -> float:
     """Two samples have one standard deviation. The log of a sample's standard deviation has variance 1/(2 N) for
     normal draws, and less for uniform ones."""
     first, second = wide(first).ravel(), wide(second).ravel()
+    holds(first.std() > 0 and second.std() > 0, what, "one without any spread", "two with a spread")
     bound = _z(ALARM) * math.sqrt(1 / (2 * first.size) + 1 / (2 * second.size))
     return _statistic(math.log(float(first.std())) - math.log(float(second.std())), 0.0, bound, what)
 
@@ -119,7 +154,8 @@ def _at(what: str, got: np.ndarray, want: np.ndarray, bound: np.ndarray, wrong: 
     index = np.unravel_index(int(severity.argmax()), severity.shape)
     where = f"[{', '.join(map(str, index))}]" if index else ""
     return Mismatch(
-        what, float(got[index]), float(want[index]), where=where, error=float(error[index]), bound=float(bound[index])
+        what, float(got[index]), float(want[index]), where=where, error=float(error[index]), bound=float(bound[index]),
+        arrays=(got, want),
     )
 
 

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, field
 
 import hypothesis
 import numpy as np
-from hypothesis import HealthCheck
 from hypothesis.errors import HypothesisException
 
-from conformance.case import DTYPES, Case
+from conformance import canaries
+from conformance.bank import HEALTH
+from conformance.case import DTYPES, Case, resolution
 from conformance.compare import Mismatch
+from conformance.diagnosis import diagnose
 from conformance.requirements import Requirement
 from conformance.subject import LayerConfig, Subject, Unsupported
 from conformance.trace import SubjectError, Traced
@@ -19,9 +21,6 @@ from conformance.trace import SubjectError, Traced
 SHRINK_SECONDS = 10.0  # after the first failure, for slow subjects; most searches end with the calls
 SHRINK_CALLS = 400  # cases tried to make it smaller; the smallest found by then is reported
 UNSUPPORTED_IN_A_ROW = 24  # cases, none decided: the subject does not offer what the requirement needs
-
-
-_HEALTH = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large, HealthCheck.large_base_example]
 
 
 @dataclass
@@ -35,6 +34,7 @@ class Outcome:
     examples: int = 0
     seconds: float = 0.0
     worst: float | None = None
+    resolution: float | None = None  # the relative error of the scale that the best rounding case would have shown
     diagnosis: str | None = None
     reproduce: str | None = None
     failure: dict = field(default_factory=dict)
@@ -51,26 +51,17 @@ def examine(requirement: Requirement, subject: Subject, spec: str, *, dtypes: tu
             device: str = "cpu") -> Outcome:
     """The verdict on one requirement, of about `examples` cases of the dtypes in play. Never raises for what a
     subject does; an error in the harness itself is an `error` that says so."""
-    search = _Search(requirement, subject, spec, device)
     started = time.perf_counter()
     try:
-        cases = requirement.cases(dtypes)
-        settings = hypothesis.settings(
-            max_examples=max(1, round(examples * requirement.examples)),
-            database=None, deadline=None, derandomize=False, report_multiple_bugs=False, print_blob=False,
-            suppress_health_check=_HEALTH, verbosity=hypothesis.Verbosity.quiet,
-            phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
-        )
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            hypothesis.seed(seed)(settings(hypothesis.given(cases)(search.attempt)))()
-    except Unsupported as reason:
-        search.unsupported.append(str(reason))
-    except (_Enough, Mismatch, SubjectError, HypothesisException):
-        pass  # all is in the search
+            search = _Search(requirement, subject, spec, device)
+            search.run(dtypes, examples, seed)
+            outcome = search.outcome(seed)
+            if outcome.status == "fail" and search.best is not None and requirement not in canaries.ALL:
+                outcome.diagnosis = diagnose(requirement, subject, search.best[1], dtypes)
     except Exception as error:
-        return Outcome(requirement.id, "error", f"the harness itself failed: {type(error).__name__}: {error}")
-    outcome = search.outcome(seed)
+        outcome = Outcome(requirement.id, "error", f"the harness itself failed: {type(error).__name__}: {error}")
     outcome.seconds = time.perf_counter() - started
     return outcome
 
@@ -80,14 +71,31 @@ class _Search:
 
     def __init__(self, requirement: Requirement, subject: Subject, spec: str, device: str):
         self.requirement, self.subject, self.spec, self.device = requirement, subject, spec, device
-        self.decided, self.worst = 0, 0.0
+        self.decided, self.worst, self.resolution = 0, 0.0, np.inf
         self.unsupported: list[str] = []
         self.best: tuple[float, Case, Exception, Traced] | None = None
         self.deadline, self.calls = float("inf"), 0
 
+    def run(self, dtypes: tuple[str, ...], examples: int, seed: int) -> None:
+        """Searches; all that is found is kept, and nothing is raised for it."""
+        settings = hypothesis.settings(
+            max_examples=max(1, round(examples * self.requirement.examples)),
+            database=None, deadline=None, derandomize=False, report_multiple_bugs=False, print_blob=False,
+            suppress_health_check=HEALTH, verbosity=hypothesis.Verbosity.quiet,
+            phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+        )
+        try:
+            hypothesis.seed(seed)(settings(hypothesis.given(self.requirement.cases(dtypes))(self.attempt)))()
+        except Unsupported as reason:
+            self.unsupported.append(str(reason))
+        except (_Enough, Mismatch, SubjectError, HypothesisException):
+            pass  # it is in self.best
+
     def attempt(self, case: Case) -> None:
         if self.best is not None:
             self.calls += 1
+            if self.requirement in canaries.ALL:
+                raise _Enough
             if time.perf_counter() > self.deadline or self.calls > SHRINK_CALLS:
                 raise _Enough
         if self.device != "cpu":
@@ -96,6 +104,8 @@ class _Search:
         try:
             self.worst = max(self.worst, self.requirement.check(traced, case) or 0.0)
             self.decided += 1
+            if "bound" in vars(case):  # a rounding case
+                self.resolution = min(self.resolution, resolution(case))
         except Unsupported as reason:
             self.unsupported.append(str(reason))
             if not self.decided and self.best is None and len(self.unsupported) >= UNSUPPORTED_IN_A_ROW:
@@ -113,7 +123,8 @@ class _Search:
         if self.best is not None:
             return self._failed(seed)
         if self.decided:
-            return Outcome(id, "pass", examples=self.decided, worst=self.worst)
+            seen = self.resolution if np.isfinite(self.resolution) else None
+            return Outcome(id, "pass", examples=self.decided, worst=self.worst, resolution=seen)
         if self.unsupported:
             return Outcome(id, "unsupported", f"not offered: {Counter(self.unsupported).most_common(1)[0][0]}")
         return Outcome(id, "indeterminate", "no case could tell: every one was rejected")

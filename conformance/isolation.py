@@ -135,6 +135,7 @@ def serve(spec: str, options: dict) -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
+    from conformance import canaries
     from conformance.examine import examine, offered_dtypes
     from conformance.loading import LoadError, load
     from conformance.requirements import all_requirements
@@ -147,7 +148,7 @@ def serve(spec: str, options: dict) -> None:
         return
     name, version = str(getattr(subject, "name", "") or spec), str(getattr(subject, "version", "") or "")
     say({"ready": {"name": name, "version": version, "dtypes": dtypes}})
-    requirements = {r.id: r for r in all_requirements()}
+    requirements = {r.id: r for r in (*all_requirements(), *canaries.ALL)}
     for line in questions:
         outcome = examine(
             requirements[line.strip()], subject, spec, dtypes=dtypes, examples=options["examples"],

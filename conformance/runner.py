@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from conformance import canaries
 from conformance.examine import Outcome
 from conformance.isolation import Unloadable, Worker
 from conformance.requirements import LEVELS, PROFILES, Requirement, all_requirements
@@ -38,6 +39,7 @@ class Report:
     version: str = ""
     planned: tuple[Requirement, ...] = ()
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    canaries: dict[str, Outcome] = field(default_factory=dict)
     seconds: float = 0.0
     unloadable: str = ""
 
@@ -47,11 +49,18 @@ class Report:
         if self.unloadable or not any(o.status in ("pass", "fail") for o in self.outcomes.values()):
             broke = any(o.status in FAILING for o in self.outcomes.values())
             return "error" if self.unloadable or broke else "void"
+        if self.passed_canaries:
+            return "void"
         if any(r.level == "MUST" and self.status(r) in FAILING for r in self.planned):
             return "nonconformant"
         core_planned = any(r.id == CORE for r in self.planned)
         decided = not core_planned or self.outcomes[CORE].status == "pass"
         return "conformant" if decided and len(self.outcomes) == len(self.planned) else "void"
+
+    @property
+    def passed_canaries(self) -> list[str]:
+        """Checks that must fail and did not: nothing that was found can be relied on."""
+        return [id for id, outcome in self.canaries.items() if outcome.status == "pass"]
 
     @property
     def exit_status(self) -> int:
@@ -68,10 +77,11 @@ class Report:
     def _profile(self, name: str) -> str:
         """conformant, partial, nonconformant or not offered. Requirements of features that are not offered do not count."""
         members = [r for r in self.planned if r.profile == name and r.level == "MUST"]
+        offered = any(self.status(r) != "unsupported" for r in members if PROFILES[name].method in r.needs)
         needed = [self.status(r) for r in members if not r.where_offered or self.status(r) != "unsupported"]
         if any(status in FAILING for status in needed):
             return "nonconformant"
-        if not any(status == "pass" for status in needed):
+        if not offered or not any(status == "pass" for status in needed):
             return "not offered"
         return "conformant" if all(status == "pass" for status in needed) else "partial"
 
@@ -111,7 +121,7 @@ def run(specs: list[str], options: Options, progress: Progress = lambda report, 
 def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, jobs: int, progress: Progress,
                  workers: list[Worker]) -> Report:
     report = Report(spec, spec.rpartition(":")[2], planned=planned)
-    waiting, lock, started = deque(planned), threading.Lock(), time.perf_counter()
+    waiting, lock, started = deque((*canaries.ALL, *planned)), threading.Lock(), time.perf_counter()
     sent = {"dtypes": options.dtypes, "examples": options.examples, "seed": options.seed, "device": options.device}
 
     def work() -> None:
@@ -128,7 +138,7 @@ def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, 
                     return
                 outcome = worker.examine(requirement.id)
                 with lock:
-                    report.outcomes[requirement.id] = outcome
+                    (report.canaries if requirement in canaries.ALL else report.outcomes)[requirement.id] = outcome
                 progress(report, outcome)
         except Unloadable as error:
             report.unloadable = str(error)

@@ -8,7 +8,8 @@ honest layer is right bit for bit. Rounding cases hold normal draws, scaled as i
 import numpy as np
 from hypothesis import strategies as st
 
-from conformance.case import DTYPES, Case, exact_in_any_order, telling
+from conformance.case import DTYPES, Case, exact_in_any_order, resolution, telling
+from conformance.compare import FAULT_OF_INTEREST
 from conformance.subject import LayerConfig, Unsupported
 
 # The simplest first, since Hypothesis shrinks bytes towards 0.
@@ -45,6 +46,7 @@ def exact(
     *,
     in_features=SIZES, out_features=SIZES, rank=st.integers(1, 4), scales=EXACT_SCALES, leading=None, bias=st.booleans(),
     scaling: str = "standard", dropout: float = 0.0, only: tuple[str, ...] = tuple(DTYPES), degenerate: bool = False,
+    operations=None,
 ):
     """Cases of small integers. Sizes are all different and the LoRA part is visible, unless `degenerate`.
 
@@ -72,6 +74,7 @@ def exact(
                 B=integers(draw, (r, n_out), dtype),
                 x=integers(draw, (*lead, n_in), dtype),
                 dy=integers(draw, (*lead, n_out), dtype),
+                operations=tuple(draw(operations)) if operations is not None else (),
             )
         return case().filter(lambda c: exact_in_any_order(c) and (degenerate or telling(c)))
 
@@ -82,7 +85,8 @@ def rounding(
     *, only: tuple[str, ...] = ("float32", "float64"), bias=st.booleans(), scaling: str = "standard", dropout: float = 0.0,
     sizes=st.integers(2, 40), rank=st.integers(1, 9),
 ):
-    """Cases of normal draws, W and A of standard deviation 1/√in, alpha from a twentieth to twenty times the rank."""
+    """Cases of normal draws, W and A of standard deviation 1/√in, alpha from a twentieth to twenty times the rank; those
+    alone that could show a fault of interest."""
 
     def of(dtypes: tuple[str, ...]):
         dtype_of = among(only, dtypes)
@@ -104,7 +108,7 @@ def rounding(
                 dy=normals(rng, (n, n_out), 1.0, dtype),
             )
 
-        return case()
+        return case().filter(lambda c: resolution(c) <= FAULT_OF_INTEREST[c.config.dtype])
 
     return of
 

@@ -13,6 +13,7 @@ factors the other way round transposes them here, at the edge. bfloat16 arrays a
 
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -105,6 +106,19 @@ class Layer:
         raise Unsupported("load()")
 
 
+class Call(NamedTuple):
+    """One thing that was asked on the way to a failure: what a script of that failure has to do."""
+
+    layer: str  # "layer", "layer2", … in the order in which they were built
+    method: str  # "build", or a method of Layer
+    args: tuple  # copies, as they were then, strides included
+    answer: Any  # None if it raised
+    raised: bool
+    target: Layer | None  # None if it could not be built
+    shown: bool = False  # the script is to print the answer
+    changed: bool = False  # an array among the arguments has changed since: the script is to print it
+
+
 class Subject:
     """An implementation under test."""
 
@@ -117,3 +131,11 @@ class Subject:
         Raises Unsupported for a configuration that the implementation does not offer.
         """
         raise NotImplementedError(f"{type(self).__name__}.build")
+
+    def script(self, calls: list[Call], spec: str) -> str | None:
+        """The calls as a Python script that needs the implementation and not this package, to go into a bug report.
+        None if that cannot be said: the script then goes through this package. `spec` is what the user named.
+
+        A subject of TorchLayers has `conformance.torch_script.script` do it, and adds how its module is built.
+        """
+        return None

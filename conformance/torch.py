@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conformance.subject import Arrays, Layer, LayerConfig, Subject, Unsupported
+from conformance.subject import Arrays, Call, Layer, LayerConfig, Subject, Unsupported
+from conformance.torch_script import script, written
 
 torch.set_num_threads(1)  # cases are tiny: threads cost more than they give, and order sums at random
 
@@ -51,6 +52,8 @@ class TorchLayer(Layer):
         self.module = module
         self.paths = {"W": W, "A": A, "B": B} | ({} if b is None else {"b": b})
         self.transposed = transposed
+        # Whether train() does nothing but change the mode, and was as good as called when the module was built.
+        self.plain_modes = all(part.training and type(part).train is nn.Module.train for part in module.modules())
         self._x_needs_grad = True
         self._x: Tensor | None = None
         self._y: Tensor | None = None
@@ -76,6 +79,10 @@ class TorchLayer(Layer):
     def set_adapter(self, arrays: Arrays) -> None:
         for name, array in arrays.items():
             self.set(name, array)
+
+    def set_adapter_source(self, name: str, arrays: Arrays) -> list[str] | None:
+        """What `set_adapter` does, as Python that calls the module `name`; None for a copy into each tensor."""
+        return None
 
     def weight(self) -> np.ndarray:
         return to_array(self.tensor("W"))
@@ -126,10 +133,10 @@ class TorchLayer(Layer):
                     parameter.sub_(parameter.grad, alpha=lr)
 
     def save(self, directory) -> None:
-        torch.save(self.module.state_dict(), Path(directory) / "state.pt")
+        torch.save(self.module.state_dict(), f"{directory}/state.pt")
 
     def load(self, directory) -> None:
-        self.module.load_state_dict(torch.load(Path(directory) / "state.pt", weights_only=True))
+        self.module.load_state_dict(torch.load(f"{directory}/state.pt", weights_only=True))
 
     def _name(self, path: str) -> str:
         return next((name for name, known in self.paths.items() if known == path), path)
@@ -176,14 +183,37 @@ class ModuleSubject(Subject):
         layer.set_base(weight, bias)
         return layer
 
+    def script(self, calls: list[Call], spec: str) -> str | None:
+        place, _, name = spec.rpartition(":")
+        if name != self.cls.__qualname__:  # not the class as it stands
+            return None
+        outer = name.split(".")[0]
+        imports = [f"from {place} import {outer}"]
+        if place.endswith(".py"):
+            path = Path(place)
+            imports = [f"import sys; sys.path.insert(0, {str(path.parent)!r})", f"from {path.stem} import {outer}"]
+
+        def construction(config: LayerConfig, name: str) -> list[str]:
+            moved = [] if config.device == "cpu" else [repr(config.device)]
+            moved += [] if config.dtype == "float32" else [f"torch.{config.dtype}"]
+            made = written(self.cls.__qualname__, self.cls, **self._arguments(config))
+            return [f"{name} = {made}" + (f".to({', '.join(moved)})" if moved else "")]
+
+        return script(calls, imports, construction)
+
     def _constructed(self, config: LayerConfig) -> nn.Module:
+        torch.manual_seed(config.seed)
+        dtype, device = getattr(torch, config.dtype), torch.device(config.device)
+        return self.cls(**self._arguments(config)).to(device=device, dtype=dtype)
+
+    def _arguments(self, config: LayerConfig) -> dict:
+        """What the constructor is given."""
         dtype, device = getattr(torch, config.dtype), torch.device(config.device)
         wanted = {
             "in_features": config.in_features, "out_features": config.out_features, "rank": config.rank,
             "alpha": config.alpha, "bias": config.bias, "dropout": config.dropout, "dtype": dtype, "device": device,
             "scaling": config.scaling, "rslora": config.scaling == "rslora",
         }
-        torch.manual_seed(config.seed)
         given, used = {}, set()
         for argument in self.arguments:
             key = next((key for key, names in _NAMES.items() if argument.name in names), None)
@@ -202,7 +232,7 @@ class ModuleSubject(Subject):
             raise Unsupported("dropout")
         if config.scaling != "standard" and not {"scaling", "rslora"} & used:
             raise Unsupported(f"{config.scaling} scaling")
-        return self.cls(**given).to(device=device, dtype=dtype)
+        return given
 
     def _found(self, config: LayerConfig) -> dict:
         """Where the arrays are, found once on a layer whose sizes are all different."""

@@ -36,7 +36,7 @@ class LayerSubject(Subject):
     @property
     def spec(self) -> str:
         """What `conformance run` takes for it."""
-        return f"{self.layer.__module__}:{self.layer.__name__}"
+        return f"{__name__}:{self.layer.__name__}"
 
     @property
     def words(self) -> str:
@@ -79,3 +79,11 @@ def honest_subjects() -> tuple[LayerSubject, ...]:
     layers = [value for value in vars(honest).values() if isinstance(value, type) and issubclass(value, honest.Honest)]
     return tuple(LayerSubject(layer) for layer in layers)
 
+
+def __getattr__(name: str) -> LayerSubject:
+    """Each of them by the name of its class, so that `conformance run conformance.mutants:ScaleIsAlpha` finds it."""
+    if name[:1].isupper():
+        for subject in (*all_mutants(), *honest_subjects()):
+            if subject.layer.__name__ == name:
+                return subject
+    raise AttributeError(f"{__name__} has no attribute {name!r}")

@@ -74,7 +74,51 @@ class DeltaOnOtherColumns(Honest):
         return np.roll(super().lora(x), 1, axis=1)
 
 
-@mutant("107", kills="FWD-01")
+@mutant(kills="FWD-01 FWD-14")
+class ReluBetween(Honest):
+    """Between the two products stands a nonlinearity, as in a bottleneck adapter."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        return self.scaled(self.product(np.maximum(self.product(x, self.A), 0), self.B))
+
+
+@mutant("119", kills="FWD-01 FWD-16")
+class LastRankMissing(Honest):
+    """The last column of A and the last row of B do not count, unless they are the only ones."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        r = max(1, self.config.rank - 1)
+        return self.scaled(self.product(self.product(x, self.A[:, :r]), self.B[:r]))
+
+
+@mutant(kills="FWD-02 FWD-17")
+class FactorsOnGrid(Honest):
+    """The forward pass takes the factors from a grid of fixed point, with a step of 2⁻¹²."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        A, B = (np.round(self.up(f) * 2.0**12) / 2.0**12 for f in (self.A, self.B))
+        return self.scaled(self.product(self.product(x, A), B))
+
+
+@mutant(kills="FWD-17")
+class SmallFactorsPruned(Honest):
+    """Entries of the factors that are close to zero count as zero."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        A, B = (np.where(np.abs(self.up(f)) < 1e-3, 0, self.up(f)) for f in (self.A, self.B))
+        return self.scaled(self.product(self.product(x, A), B))
+
+
+@mutant(kills="FWD-02")
+class SquareATransposed(Honest):
+    """A is transposed if it is not shaped (in, rank), so a square A stored the other way round goes unnoticed."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        A = self.A.T if self.A.shape[0] == self.A.shape[1] else self.A
+        return self.scaled(self.product(self.product(x, A), self.B))
+
+
+@mutant("107 130", kills="FWD-01 FWD-15")
 class RankSummedTwice(Honest):
     """The two products do not share the index of the rank: (Σᵣ x A)(Σᵣ B) in the place of Σᵣ (x A) B."""
 
@@ -189,7 +233,7 @@ class RankOneSqueezed(Honest):
         return self.scaled(self.product(x, self.A).sum() * self.up(self.B))
 
 
-@mutant(kills="FWD-07")
+@mutant(kills="FWD-02 INIT-09")
 class SquareNotTransposed(Honest):
     """W is transposed only if the shapes demand it: a square one is not."""
 

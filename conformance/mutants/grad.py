@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 
 from conformance.mutants import mutant
-from conformance.mutants.honest import Honest
+from conformance.mutants.honest import Honest, MergesAtEval
 from conformance.subject import Arrays
 
 
@@ -64,6 +64,22 @@ class DBWithoutScale(Honest):
         return self.product(self.product(self.x, self.A).T, dy)
 
 
+@mutant(kills="GRAD-03 GRAD-11 GRAD-16")
+class HiddenCutInBackward(Honest):
+    """dB is computed with the negative entries of x A cut to zero, which they were not in the forward pass."""
+
+    def gradient_of_B(self, dy: np.ndarray) -> np.ndarray:
+        return self.scaled(self.product(np.maximum(self.product(self.dropped(self.x), self.A), 0).T, dy))
+
+
+@mutant(kills="GRAD-02 GRAD-16")
+class DAClipped(Honest):
+    """dA is clipped inside the layer."""
+
+    def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
+        return np.clip(super().gradient_of_A(dy), -1, 1)
+
+
 @mutant("137", kills="GRAD-03 GRAD-08 GRAD-14")
 class DBOfOneShard(Honest):
     """dB is that of the first part of the batch: the sum over the devices was left out."""
@@ -114,7 +130,7 @@ class DxClipped(Honest):
         return super().shaped(rows if rows.shape[1] == self.W.shape[0] else np.clip(rows, -1, 1))
 
 
-@mutant(kills="GRAD-04 GRAD-14 DTYPE-05")
+@mutant(kills="GRAD-04")
 class SquareGradientsTransposed(Honest):
     """Gradients are transposed only if their shape demands it: a square one comes back the wrong way round."""
 
@@ -244,6 +260,14 @@ class InferenceDetaches(Honest):
     def backward(self, dy: np.ndarray) -> Arrays:
         found = super().backward(dy)
         return found if self.training else {"x": found["x"]}
+
+
+@mutant(kills="GRAD-12")
+class MergedDxByOldWeight(MergesAtEval):
+    """Merged in inference mode, the layer computes dx with the W of before: the LoRA part does not reach it."""
+
+    def base_dx(self, dy: np.ndarray) -> np.ndarray:
+        return self.product(dy, self.W if self.kept is None else self.kept)
 
 
 @mutant("55 56 59", kills="GRAD-13")

@@ -149,7 +149,7 @@ class SecondMergeUndoes(Honest):
             super().merge()
 
 
-@mutant("105", kills="MERGE-06 MERGE-07 MERGE-08")
+@mutant("105", kills="MERGE-06 MERGE-07 MERGE-08 MERGE-13")
 class UnmergeDoesNothing(Honest):
     """Unmerge clears the flag and leaves the delta in W."""
 
@@ -157,7 +157,7 @@ class UnmergeDoesNothing(Honest):
         return self.W
 
 
-@mutant(kills="MERGE-06 MERGE-07")
+@mutant(kills="MERGE-06 MERGE-07 MERGE-13")
 class UnmergeWithoutScale(UnmergesBySubtraction):
     """What unmerge subtracts is not scaled."""
 
@@ -173,7 +173,7 @@ class UnmergeTransposed(UnmergesBySubtraction):
         return self.rounded(self.plus(self.W, -self.delta_weight().T))
 
 
-@mutant("100", kills="MERGE-06")
+@mutant("100", kills="MERGE-06 MERGE-13 STATE-09")
 class FlagNotCleared(Honest):
     """Unmerge does not clear the flag, so the second cycle does nothing right."""
 

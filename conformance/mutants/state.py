@@ -27,6 +27,22 @@ class SavedInSixDigits(Honest):
                 .reshape(array.shape) for name, array in super().contents().items()}
 
 
+@mutant("22", kills="STATE-02")
+class Bfloat16SavedAsVoid(Honest):
+    """bfloat16 is written in a format that does not know it, and cannot be read back."""
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        np.savez(Path(directory) / "adapter.npz", A=self.A, B=self.B)
+
+
+@mutant("103", kills="STATE-01")
+class SquareLoadedTransposed(Honest):
+    """Load decides by the shapes whether to transpose, and turns a factor that is square."""
+
+    def receive(self, contents: Arrays) -> None:
+        super().receive({name: a.T if a.shape[0] == a.shape[1] else a for name, a in contents.items()})
+
+
 @mutant("112 113", kills="STATE-01 STATE-02")
 class BNotSaved(Honest):
     """B is not written, and stays as it was when it is read."""
@@ -130,7 +146,7 @@ class MisfitsSkipped(Honest):
         self.set_adapter({name: contents[name] if contents[name].shape == have[name].shape else have[name] for name in have})
 
 
-@mutant("87", kills="STATE-04")
+@mutant("87", kills="STATE-04 STATE-09")
 class SaveMerges(Honest):
     """Save adds the delta to W, for the export, and leaves it there."""
 

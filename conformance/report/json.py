@@ -41,11 +41,12 @@ def _report(report: Report) -> dict:
             rows.append({
                 "id": requirement.id, "level": requirement.level, "group": requirement.group, "title": requirement.title,
                 "status": outcome.status, "examples": outcome.examples, "seconds": round(outcome.seconds, 3),
-                "worst": worst, "message": outcome.message, "diagnosis": outcome.diagnosis,
+                "worst": worst, "resolution": outcome.resolution, "message": outcome.message, "diagnosis": outcome.diagnosis,
                 "reproduce": outcome.reproduce, "failure": outcome.failure or None,
             })
     return {
         "subject": {"name": report.name, "version": report.version, "spec": report.spec},
         "verdict": report.verdict, "profiles": report.profiles, "planned": len(report.planned), "executed": len(rows),
         "seconds": round(report.seconds, 3), "message": report.unloadable, "requirements": rows,
+        "canaries": {id: outcome.status for id, outcome in report.canaries.items()},
     }

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from hypothesis.strategies import SearchStrategy
@@ -20,12 +21,20 @@ from conformance.subject import Layer, Subject, Unsupported
 
 Check = Callable[[Subject, Case], float | None]
 LEVELS = ("MUST", "SHOULD", "MAY")
-# What a subject is judged for as a whole; a group counts towards one profile unless the requirement names another.
+
+
+class Profile(NamedTuple):
+    """What a subject is judged for as a whole."""
+
+    method: str  # of Layer: a subject that does not have it does not offer the profile
+    groups: tuple[str, ...]  # that count towards it, unless a requirement names another profile
+
+
 PROFILES = {
-    "inference": ("FWD", "SCALE", "DTYPE", "INPUT"),
-    "training": ("INIT", "GRAD", "PARAM", "DROP", "LEARN"),
-    "merge": ("MERGE",),
-    "files": ("STATE",),
+    "inference": Profile("forward", ("FWD", "SCALE", "DTYPE", "INPUT")),
+    "training": Profile("backward", ("INIT", "GRAD", "PARAM", "DROP", "LEARN")),
+    "merge": Profile("merge", ("MERGE",)),
+    "files": Profile("save", ("STATE",)),
 }
 GROUPS = {
     "FWD": "Forward", "INIT": "Initialisation", "GRAD": "Gradients", "PARAM": "Parameters", "SCALE": "Scale",
@@ -71,7 +80,7 @@ def requirement(
 ) -> Callable[[Check], Requirement]:
     """Makes a Requirement of a property. `needs` are method names, `faults` row numbers, divided by spaces."""
     group = id.split("-")[0]
-    profile = profile or next(name for name, groups in PROFILES.items() if group in groups)
+    profile = profile or next((name for name, its in PROFILES.items() if group in its.groups), "inference")
     rows = tuple(f"BUG-{number}" for number in faults.split())
     return lambda check: Requirement(
         id, sentence, check, cases, tuple(needs.split()), formula, sources, rows, profile, where_offered, examples

@@ -1,8 +1,10 @@
 """FWD: what a layer computes."""
 
 import numpy as np
+from hypothesis import assume
 from hypothesis import strategies as st
 
+from conformance.case import exact_in_any_order
 from conformance.compare import holds, same, wide, within
 from conformance.requirements import HIGHAM, LORALIB, PAPER, PEFT, prepared, requirement
 from conformance.strategies import exact, rounding
@@ -180,6 +182,75 @@ def not_finite_propagates(subject, case):
     y = wide(prepared(subject, case.but(B=B)).forward(case.x))
     holds(np.isnan(y[:, 0]).all(), "y[:, 0] where B[0, 0] is nan", y[:, 0].astype(float), "nan")
     same(y[:, 1:], clean[:, 1:], "the other columns of y where B[0, 0] is nan")
+
+
+@requirement(
+    "FWD-14",
+    "Replacing A by A M and B by M⁻¹ B, for an invertible M, MUST change nothing.",
+    formula="f(A M, M⁻¹ B) = f(A, B)", sources=(*SOURCES, "(x A M)(M⁻¹ B) = (x A) B"), needs="set_adapter forward",
+    cases=exact(), examples=0.5,
+)
+def gauge_invariance(subject, case):
+    """Only the product of the factors is a fact about the model. Whatever looks at one of them alone breaks this law."""
+    changed, _ = regauged(case)
+    return same(prepared(subject, changed).forward(case.x), prepared(subject, case).forward(case.x), "y of A M, M⁻¹ B")
+
+
+@requirement(
+    "FWD-15",
+    "A layer whose factors are those of two adapters side by side MUST compute the sum of the two.",
+    formula="f([A A'], [B; B']) = f(A, B) + f(A', B') − base", sources=(*SOURCES, "[A A'] [B; B'] = A B + A' B'"),
+    needs="set_adapter forward", faults="130", cases=exact(), examples=0.5,
+)
+def concatenated_ranks_add(subject, case):
+    """The exact way to combine two adapters into one; factors that are summed one by one have cross terms."""
+    other = case.but(A=np.flip(case.A).copy(), B=np.flip(case.B).copy())
+    both = case.but(
+        rank=2 * case.config.rank, alpha=2 * case.config.alpha,
+        A=np.concatenate([case.A, other.A], 1), B=np.concatenate([case.B, other.B]),
+    )
+    assume(exact_in_any_order(both) and exact_in_any_order(other))
+    parts = [wide(prepared(subject, c).forward(c.x)) - c.truth.base for c in (case, other)]
+    together = wide(prepared(subject, both).forward(case.x)) - case.truth.base
+    return same(together, sum(parts), "LoRA part of both, against the sum")
+
+
+@requirement(
+    "FWD-16",
+    "The order of the ranks MUST NOT matter.",
+    formula="f(A P, Pᵀ B) = f(A, B) for a permutation P", sources=SOURCES, needs="set_adapter forward", faults="119",
+    cases=exact(rank=st.integers(2, 4)), examples=0.5,
+)
+def order_of_ranks(subject, case):
+    """A rank that is cut off, masked or padded is one of them, and not all."""
+    reversed_ranks = case.but(A=case.A[:, ::-1].copy(), B=case.B[::-1].copy())
+    y = prepared(subject, reversed_ranks).forward(case.x)
+    return same(y, prepared(subject, case).forward(case.x), "y with the ranks in reverse order")
+
+
+@requirement(
+    "FWD-17",
+    "Moving a power of two from B to A MUST NOT change a bit of the output.",
+    formula="f(2ᵏ A, 2⁻ᵏ B) = f(A, B)", sources=(HIGHAM, "scaling by a power of two is exact"), needs="set_adapter forward",
+    cases=rounding(), examples=0.5,
+)
+def powers_of_two_move(subject, case):
+    """Every rounding commutes with it. A factor that is kept on a fixed grid, or in a format of less range, shows."""
+    y = prepared(subject, case).forward(case.x).copy()
+    for k in (-6, 5):
+        moved = case.but(A=np.ldexp(case.A, k), B=np.ldexp(case.B, -k))
+        same(prepared(subject, moved).forward(case.x), y, f"y of 2^{k} A, 2^{-k} B, against that of A, B")
+
+
+def regauged(case):
+    """The case with A M and M⁻¹ B, and M (rank, rank): integers, as its inverse is; signs turned, one rank added to another."""
+    r = case.config.rank
+    M, inverse = -np.eye(r), -np.eye(r)
+    if r > 1:
+        M[0, 1], inverse[0, 1] = 1, -1  # (−I + E)(−I − E) = I, since E² = 0
+    changed = case.but(A=(case.A.astype(float) @ M).astype(case.dtype), B=(inverse @ case.B.astype(float)).astype(case.dtype))
+    assume(exact_in_any_order(changed))
+    return changed, M
 
 
 def layouts(x: np.ndarray) -> dict[str, np.ndarray]:

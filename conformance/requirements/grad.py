@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from conformance.case import Case, exact_in_any_order
 from conformance.compare import Mismatch, holds, same, wide, within
 from conformance.requirements import HIGHAM, PAPER, gradients, prepared, requirement
-from conformance.requirements.fwd import layouts
+from conformance.requirements.fwd import layouts, regauged
 from conformance.strategies import exact, rounding
 from conformance.subject import Unsupported
 
@@ -249,6 +249,23 @@ def backward_changes_nothing_else(subject, case):
     for name, want in case.adapter.items():
         same(layer.adapter()[name], want, f"{name} after the backward pass")
     same(layer.forward(case.x), before, "y after the backward pass, against y before")
+
+
+@requirement(
+    "GRAD-16",
+    "When A is replaced by A M and B by M⁻¹ B, dx MUST stay, and the gradients of A and B turn with them.",
+    formula="dx' = dx, dA' Mᵀ = dA, dB' = Mᵀ dB", sources=(*SOURCES, "f(A M, M⁻¹ B) = f(A, B), differentiated"), needs=NEEDS,
+    cases=exact(), examples=0.5,
+)
+def gradients_turn_with_the_gauge(subject, case):
+    """The law of FWD-14, for the backward pass. It holds for the layer itself, whatever its scale or base may be."""
+    changed, M = regauged(case)
+    first = gradients(prepared(subject, case, training=True), case.x, case.dy)
+    second = gradients(prepared(subject, changed, training=True), case.x, case.dy)
+    if "x" in first and "x" in second:
+        same(second["x"], first["x"], "dx of A M, M⁻¹ B")
+    same(wide(second["A"]) @ M.T, first["A"], "dA' Mᵀ, against dA")
+    same(second["B"], M.T @ wide(first["B"]), "dB', against Mᵀ dB")
 
 
 def gradient(layer, case: Case, name: str) -> np.ndarray:

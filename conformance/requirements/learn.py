@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from conformance.case import Case, exact_in_any_order, last_bit
+from conformance.case import BITS, Case, exact_in_any_order, last_bit
 from conformance.compare import holds, same, wide
 from conformance.requirements import PAPER, fresh, prepared, requirement
 from conformance.strategies import exact, sized
@@ -32,7 +32,8 @@ def trajectory(subject, case):
     for step in range(1, 4):
         residual = (now.truth.y - wide(target)).astype(case.dtype)
         now = now.but(dy=residual)
-        following = stepped(now)
+        exact = exact_in_any_order(now)
+        following = moved(now, now.truth.dA, now.truth.dB) if exact else None
         if following is None:  # no longer exact: what came before was judged
             assume(step > 2)
             return
@@ -83,20 +84,18 @@ def convergence(subject, case):
     holds(loss <= losses[steps // 2], f"squared error after {steps} steps", loss, f"at most {losses[steps // 2]:.3g}")
 
 
-def stepped(case: Case) -> Case | None:
-    """The case after one SGD step, or None if anything on the way could be rounded."""
-    if not exact_in_any_order(case):
-        return None
+def moved(case: Case, dA: np.ndarray, dB: np.ndarray) -> Case | None:
+    """The case after one SGD step along these gradients, or None if anything of the step, or of what the case after it
+    leads to, could be rounded."""
     arrays = {}
-    for name, before in case.adapter.items():
-        moved = RATE * getattr(case.truth, f"d{name}")
-        last = min(last_bit(before), last_bit(moved))
-        after = wide(before) - moved
-        size = float((np.abs(wide(before)) + np.abs(moved)).max())
-        if size > last * 2.0 ** (24 if case.config.dtype == "float32" else 53):
+    for name, gradient in (("A", dA), ("B", dB)):
+        before, change = wide(getattr(case, name)), RATE * gradient
+        last = min(last_bit(before), last_bit(change))
+        if float((np.abs(before) + np.abs(change)).max()) > last * 2.0 ** BITS[case.config.dtype]:
             return None
-        arrays[name] = after.astype(case.dtype)
-    return case.but(**arrays)
+        arrays[name] = (before - change).astype(case.dtype)
+    after = case.but(**arrays)
+    return after if exact_in_any_order(after) else None
 
 
 def safe_rate(x, start: lora.LoRA, target, scale: float) -> float:

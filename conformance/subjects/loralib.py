@@ -5,13 +5,13 @@ NEEDS = ("torch", "loralib")
 
 def subject():
     import importlib.metadata
-    from pathlib import Path
 
     import loralib
     import torch
 
     from conformance.subject import LayerConfig, Subject, Unsupported
     from conformance.torch import TorchLayer
+    from conformance.torch_script import script, written
 
     class LoralibLayer(TorchLayer):
         def merge(self):
@@ -21,10 +21,16 @@ def subject():
             self.module.train()
 
         def save(self, directory):
-            torch.save(loralib.lora_state_dict(self.module), Path(directory) / "lora.pt")
+            torch.save(loralib.lora_state_dict(self.module), f"{directory}/lora.pt")
 
         def load(self, directory):
-            self.module.load_state_dict(torch.load(Path(directory) / "lora.pt", weights_only=True), strict=False)
+            self.module.load_state_dict(torch.load(f"{directory}/lora.pt", weights_only=True), strict=False)
+
+    def options(config: LayerConfig) -> dict:
+        return {
+            "r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout, "bias": config.bias,
+            "device": config.device, "dtype": getattr(torch, config.dtype),
+        }
 
     class Loralib(Subject):
         name, version = "loralib", importlib.metadata.version("loralib")
@@ -33,16 +39,19 @@ def subject():
             if config.scaling != "standard":
                 raise Unsupported(f"{config.scaling} scaling")
             torch.manual_seed(config.seed)
-            module = loralib.Linear(
-                config.in_features, config.out_features, r=config.rank,
-                lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType] any number works
-                lora_dropout=config.dropout, bias=config.bias, device=config.device, dtype=getattr(torch, config.dtype),
-            )
+            module = loralib.Linear(config.in_features, config.out_features, **options(config))
             loralib.mark_only_lora_as_trainable(module)
             layer = LoralibLayer(
                 module, W="weight", b="bias" if config.bias else None, A="lora_A", B="lora_B", transposed="AB"
             )
             layer.set_base(weight, bias)
             return layer
+
+        def script(self, calls, spec):
+            return script(calls, ["import loralib"], self.construction)
+
+        def construction(self, config: LayerConfig, name: str) -> list[str]:
+            made = written("loralib.Linear", loralib.Linear, config.in_features, config.out_features, **options(config))
+            return [f"{name} = {made}", f"loralib.mark_only_lora_as_trainable({name})"]
 
     return Loralib()

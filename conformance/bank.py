@@ -1,0 +1,48 @@
+"""A few cases for each requirement, drawn once and used for many subjects: what hundreds of mutants are tried on."""
+
+from contextlib import suppress
+
+import hypothesis
+from hypothesis import HealthCheck, Phase
+from hypothesis.errors import HypothesisException
+
+from conformance.case import Case
+from conformance.compare import Mismatch
+from conformance.requirements import Requirement
+from conformance.subject import Subject, Unsupported
+from conformance.trace import SubjectError, Traced
+
+HEALTH = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large, HealthCheck.large_base_example]
+
+
+def draw(requirement: Requirement, dtypes: tuple[str, ...], count: int, seed: int = 0) -> list[Case]:
+    """About `count` cases of the requirement (times its own share of examples, at least one), none of them minimal."""
+    wanted = max(1, round(count * requirement.examples))
+    drawn: list[Case] = []
+    settings = hypothesis.settings(
+        max_examples=wanted + 1, database=None, deadline=None, phases=[Phase.generate],
+        suppress_health_check=HEALTH,
+    )
+
+    def keep(case: Case) -> None:
+        drawn.append(case)
+
+    with suppress(Unsupported, HypothesisException):
+        hypothesis.seed(seed)(settings(hypothesis.given(requirement.cases(dtypes))(keep)))()
+    return drawn[-wanted:]  # the first that Hypothesis tries is the simplest one
+
+
+def judge(requirement: Requirement, subject: Subject, cases: list[Case]) -> str:
+    """pass, fail, error or unsupported: `examine` without the search for the smallest case."""
+    decided = False
+    for case in cases:
+        try:
+            requirement.check(Traced(subject), case)
+            decided = True
+        except (Unsupported, hypothesis.errors.UnsatisfiedAssumption):
+            pass
+        except Mismatch:
+            return "fail"
+        except SubjectError:
+            return "error"
+    return "pass" if decided else "unsupported"

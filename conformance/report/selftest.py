@@ -1,0 +1,64 @@
+"""The kill matrix for people: each mutant and what failed it, each honest variation, the score by group."""
+
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from conformance.requirements import GROUPS
+from conformance.selftest import SelfTest, Trial
+
+
+@contextmanager
+def progress(console: Console, total: int):
+    """Yields the callback for `selftest.run`; draws a bar on a terminal and nothing elsewhere."""
+    columns = (TextColumn("selftest"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("drawing cases", total=total)
+        yield lambda trial: bars.update(task, advance=1, description=trial.name)
+
+
+def show(console: Console, found: SelfTest) -> None:
+    for group, title in GROUPS.items():
+        trials = [trial for trial in found.mutants if trial.group == group]
+        if trials:
+            console.print(Text(f"{group} {title}: known-bad", style="bold"))
+            console.print(_matrix(trials))
+    console.print(Text("honest variations", style="bold"))
+    table = _table("variation", "verdict", "SHOULD failed")
+    for trial in found.honest:
+        wronged = trial in found.wronged
+        verdict = Text("WRONGLY FAILED" if wronged else "conformant", style="red" if wronged else "green")
+        table.add_row(trial.name, verdict, " ".join(trial.by))
+    console.print(table)
+    console.print()
+    table = _table("group", "killed", "score")
+    for group, (killed, of) in found.by_group().items():
+        table.add_row(group, f"{killed}/{of}", f"{killed / of:.0%}")
+    killed = sum(trial.killed for trial in found.mutants)
+    table.add_row("all", f"{killed}/{len(found.mutants)}", f"{found.score:.1%}")
+    console.print(table)
+    rows = {row for trial in found.mutants for row in trial.rows}
+    honest = f"{len(found.honest) - len(found.wronged)} of {len(found.honest)} honest variations passed"
+    console.print(f"\n{len(rows)} public reports re-created; {honest}; {found.seconds:.0f} s")
+    for problem in found.problems:
+        console.print(Text(f"PROBLEM {problem}", style="bold red"))
+    if not found.problems:
+        console.print(Text("SELF-TEST PASSED: all killed, none wronged, no requirement idle", style="bold green"))
+
+
+def _matrix(trials: list[Trial]) -> Table:
+    table = _table("mutant", "reports", "failed by")
+    for trial in trials:
+        rows = " ".join(row.removeprefix("BUG-") for row in trial.rows) or "–"
+        table.add_row(trial.name, rows, " ".join(trial.by) if trial.by else Text("SURVIVES", style="bold red"))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        table.add_column(column)
+    return table
