@@ -46,9 +46,9 @@ def exact(
     *,
     in_features=SIZES, out_features=SIZES, rank=st.integers(1, 4), scales=EXACT_SCALES, leading=None, bias=st.booleans(),
     scaling: str = "standard", dropout: float = 0.0, only: tuple[str, ...] = tuple(DTYPES), degenerate: bool = False,
-    operations=None,
+    operations=None, square: bool = False,
 ):
-    """Cases of small integers. Sizes are all different and the LoRA part is visible, unless `degenerate`.
+    """Cases of small integers. Sizes are all different (unless `square`) and the LoRA part is visible, unless `degenerate`.
 
     `leading` is a strategy for the leading dimensions of x; `only` are the dtypes that the requirement is about.
     """
@@ -60,7 +60,7 @@ def exact(
         @st.composite
         def case(draw) -> Case:
             dtype = draw(dtype_of)
-            sizes = st.tuples(rank, in_features, out_features).filter(lambda s: degenerate or len(set(s)) == 3)
+            sizes = st.tuples(rank, in_features, out_features).filter(lambda s: degenerate or square or len(set(s)) == 3)
             r, n_in, n_out = draw(sizes)
             factor = r**0.5 if scaling == "rslora" else r
             alpha = draw(st.sampled_from(scales)) * factor
@@ -83,10 +83,10 @@ def exact(
 
 def rounding(
     *, only: tuple[str, ...] = ("float32", "float64"), bias=st.booleans(), scaling: str = "standard", dropout: float = 0.0,
-    sizes=st.integers(2, 40), rank=st.integers(1, 9),
+    sizes=st.integers(2, 40), rank=st.integers(1, 9), positive: bool = False,
 ):
     """Cases of normal draws, W and A of standard deviation 1/√in, alpha from a twentieth to twenty times the rank; those
-    alone that could show a fault of interest."""
+    alone that could show a fault of interest. With `positive` numbers the rounding of long sums adds up."""
 
     def of(dtypes: tuple[str, ...]):
         dtype_of = among(only, dtypes)
@@ -98,14 +98,19 @@ def rounding(
             alpha = r * draw(st.sampled_from([2.75, 0.3, 1.7, 8.0, 0.05, 20.0]))
             config = LayerConfig(n_in, n_out, r, alpha, draw(bias), dtype, dropout=dropout, scaling=scaling)
             rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+
+            def array(shape: tuple[int, ...], std: float) -> np.ndarray:
+                drawn = normals(rng, shape, std, dtype)
+                return np.abs(drawn) if positive else drawn
+
             return Case(
                 config,
-                W=normals(rng, (n_out, n_in), n_in**-0.5, dtype),
-                b=normals(rng, (n_out,), 1.0, dtype) if config.bias else None,
-                A=normals(rng, (n_in, r), n_in**-0.5, dtype),
-                B=normals(rng, (r, n_out), r**-0.5, dtype),
-                x=normals(rng, (n, n_in), 1.0, dtype),
-                dy=normals(rng, (n, n_out), 1.0, dtype),
+                W=array((n_out, n_in), n_in**-0.5),
+                b=array((n_out,), 1.0) if config.bias else None,
+                A=array((n_in, r), n_in**-0.5),
+                B=array((r, n_out), r**-0.5),
+                x=array((n, n_in), 1.0),
+                dy=array((n, n_out), 1.0),
             )
 
         return case().filter(lambda c: resolution(c) <= FAULT_OF_INTEREST[c.config.dtype])

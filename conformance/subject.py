@@ -114,7 +114,7 @@ class Call(NamedTuple):
     args: tuple  # copies, as they were then, strides included
     answer: Any  # None if it raised
     raised: bool
-    target: Layer | None  # None if it could not be built
+    target: Any  # the Layer; None if it could not be built
     shown: bool = False  # the script is to print the answer
     changed: bool = False  # an array among the arguments has changed since: the script is to print it
 

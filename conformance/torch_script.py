@@ -14,8 +14,8 @@ from types import ModuleType
 import numpy as np
 import torch
 
+from conformance.script import Name, caught, memory, nested, temporary
 from conformance.subject import Call, LayerConfig
-from conformance.trace import Name, caught, memory, nested, temporary
 
 USUAL = {"bias": True, "dtype": torch.float32, "device": "cpu"}  # where a signature says nothing, or None
 NO_GRAD = "with torch.no_grad():"
@@ -35,8 +35,7 @@ def script(calls: list[Call], imports: Iterable[str], construction: Callable[[La
     except Unsayable:
         return None
     head = dict.fromkeys(["import torch", *imports, *sorted(writer.imports), *temporary(calls)])
-    doubled = [i for i, line in enumerate(body) if line == NO_GRAD and i and body[i - 1].startswith("    ") and NO_GRAD in body[:i]]
-    return "\n".join([*head, *(line for i, line in enumerate(body) if i not in doubled)])
+    return "\n".join([*head, *_joined(body)])
 
 
 def written(name: str, function: Callable, *args, **options) -> str:
@@ -115,14 +114,14 @@ class _Writer:
 
     def place(self, call: Call, name: str, suffix: str = "") -> str:
         """Source of W, b, A or B of the layer in the layout of the contract, so that indices are those of the report."""
-        path = call.target.paths[name].removeprefix(".".join([*self.inner(call), ""]))  # type: ignore[union-attr]
-        turned = ".t()" if name in call.target.transposed else ""  # type: ignore[union-attr]
+        path = call.target.paths[name].removeprefix(".".join([*self.inner(call), ""]))
+        turned = ".t()" if name in call.target.transposed else ""
         root = call.layer.replace("layer", "inner") if self.inner(call) else call.layer
         return _attributes(root, path) + suffix + turned
 
     def inner(self, call: Call) -> list[str]:
         """The module that holds all the arrays, if it is far inside: it gets a variable."""
-        folders = [path.split(".")[:-1] for path in call.target.paths.values()]  # type: ignore[union-attr]
+        folders = [path.split(".")[:-1] for path in call.target.paths.values()]
         common = os.path.commonprefix(folders)
         return list(common) if len(common) > 1 else []
 
@@ -140,7 +139,7 @@ class _Writer:
         return lines + self.copied(call, {"W": weight} | ({} if bias is None else {"b": bias}))
 
     def set_adapter(self, call: Call) -> list[str]:
-        own = call.target.set_adapter_source(call.layer, call.args[0])  # type: ignore[union-attr]
+        own = call.target.set_adapter_source(call.layer, call.args[0])
         return own or self.copied(call, call.args[0])
 
     def copied(self, call: Call, arrays: dict[str, np.ndarray]) -> list[str]:
@@ -176,7 +175,7 @@ class _Writer:
         lines.append(f"if {y}.requires_grad: " * none + f"{y}.backward({given})")
         names = ["x"] * self.wanted[call.layer] + ["A", "B"]
         for name in dict.fromkeys([*names, *(call.answer or ())]) if call.shown and not call.raised else ():
-            known = name in call.target.paths  # type: ignore[union-attr]
+            known = name in call.target.paths
             grad = f"{x}.grad" if name == "x" else (
                 self.place(call, name, ".grad") if known else f"{_attributes(call.layer, name)}.grad")
             there = name in call.answer
@@ -198,7 +197,7 @@ class _Writer:
     def train(self, call: Call) -> list[str]:
         mode = call.args[0] if call.args else True
         known, self.training[call.layer] = self.training.get(call.layer, True), mode
-        nothing = call.target.plain_modes and mode == known  # type: ignore[union-attr]
+        nothing = call.target.plain_modes and mode == known
         return [] if nothing and not call.raised else self.statements(call)
 
     def input_needs_grad(self, call: Call) -> list[str]:
@@ -259,3 +258,13 @@ class _InPlace(ast.NodeTransformer):
 def _attributes(root: str, path: str) -> str:
     """Source of a dotted path, where a number is an index."""
     return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", f"{root}.{path}")
+
+
+def _joined(lines: list[str]) -> list[str]:
+    """One `with torch.no_grad():` for those that follow each other."""
+    found, inside = [], False
+    for line in lines:
+        if line != NO_GRAD or not inside:
+            found.append(line)
+        inside = line == NO_GRAD or (inside and line.startswith("    "))
+    return found

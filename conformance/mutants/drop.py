@@ -32,7 +32,7 @@ class DropsTheBase(Honest):
         return y if self.merged else self.plus(y, self.lora(x))
 
 
-@mutant("60", kills="DROP-02 DROP-08")
+@mutant(kills="DROP-02 DROP-08")
 class DropsTheOutput(Honest):
     """Entries of the output are dropped, those of the base layer with them."""
 
@@ -59,7 +59,7 @@ class KeptNotScaled(Honest):
         return (super().draw_mask() != 0).astype(self.wide)
 
 
-@mutant("69 70 71 72", kills="DROP-03 DROP-05 DROP-07")
+@mutant("69 70 71", kills="DROP-03 DROP-05 DROP-07")
 class RateIgnored(Honest):
     """The rate is accepted, and nothing is dropped."""
 
@@ -67,7 +67,7 @@ class RateIgnored(Honest):
         return False
 
 
-@mutant("73", kills="DROP-04")
+@mutant(kills="DROP-04")
 class MaskDrawnAgain(Honest):
     """The backward pass draws a mask of its own."""
 
@@ -76,7 +76,7 @@ class MaskDrawnAgain(Honest):
         return super().backward(dy)
 
 
-@mutant("73", kills="DROP-04")
+@mutant(kills="DROP-04")
 class MaskMissingInDA(Honest):
     """dA is computed with the whole x."""
 
@@ -84,7 +84,7 @@ class MaskMissingInDA(Honest):
         return self.scaled(self.product(self.x.T, self.product(dy, self.B.T)))
 
 
-@mutant("73", kills="DROP-04")
+@mutant(kills="DROP-04")
 class MaskMissingInDx(Honest):
     """dx flows through entries that were dropped."""
 
@@ -147,3 +147,50 @@ class FreshWithDropoutIsAltered(Honest):
         super().__init__(config, weight, bias)
         if config.dropout:
             self.B = self.rounded(self.rng.standard_normal(self.B.shape))
+
+
+@mutant("43", kills="DROP-09")
+class BaseGradientDropped(Honest):
+    """dx of the base path is masked like that of the LoRA path."""
+
+    def base_dx(self, dy: np.ndarray) -> np.ndarray:
+        return self.dropped(super().base_dx(dy))
+
+
+@mutant(kills="DROP-10")
+class MergedDropsTheBase(Honest):
+    """While merged, in training mode, the input of the base product is dropped."""
+
+    def output(self, x: np.ndarray) -> np.ndarray:
+        return self.base(self.dropped(x)) if self.merged else super().output(x)
+
+
+@mutant("44", kills="DROP-07")
+class DropsWholeRows(Honest):
+    """A row is dropped whole or not at all."""
+
+    def draw_mask(self) -> np.ndarray:
+        mask = super().draw_mask()
+        return np.broadcast_to(mask[:, :1], mask.shape).copy()
+
+
+@mutant(kills="DROP-07")
+class DropsTheSameCount(Honest):
+    """Of each row the same number of entries is dropped."""
+
+    def draw_mask(self) -> np.ndarray:
+        n, k = self.x.shape
+        keep = round(k * (1 - self.config.dropout))
+        order = self.rng.random((n, k)).argsort(1)
+        return ((order < keep) / (1 - self.config.dropout)).astype(self.wide)
+
+
+@mutant("44", kills="DROP-07")
+class OneMaskForAllSamples(Honest):
+    """With two leading dimensions the mask is that of the first sample."""
+
+    def draw_mask(self) -> np.ndarray:
+        mask = super().draw_mask()
+        if len(self.leading) < 2:
+            return mask
+        return np.broadcast_to(mask.reshape(*self.leading, -1)[:1], self.leading + mask.shape[1:]).reshape(mask.shape)

@@ -129,3 +129,30 @@ class HalvesScaledByInteger(Halves):
     def scale_of(self, config: LayerConfig) -> float:
         scale = super().scale_of(config)
         return float(round(scale)) if self.half else scale
+
+
+class SumsIn(Honest):
+    """Sums of one format are accumulated in that format."""
+
+    kind = np.dtype(np.float16)
+
+    def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        if self.dtype != self.kind:
+            return super().product(left, right)
+        left, right = left.astype(self.kind), right.astype(self.kind)
+        total = np.zeros((left.shape[0], right.shape[1]), self.kind)
+        for k in range(left.shape[1]):
+            total = (total + left[:, k : k + 1] * right[k : k + 1]).astype(self.kind)
+        return self.up(total)
+
+
+@mutant("128", kills="DTYPE-09")
+class SumsInFloat16(SumsIn):
+    """Of a layer in float16 sums are accumulated in float16."""
+
+
+@mutant("128", kills="DTYPE-09")
+class SumsInBfloat16(SumsIn):
+    """Of a layer in bfloat16 sums are accumulated in bfloat16."""
+
+    kind = BFLOAT16

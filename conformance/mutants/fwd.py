@@ -16,7 +16,7 @@ class AdapterSubtracted(Honest):
         return self.plus(self.base(x), -self.lora(x))
 
 
-@mutant("46 48", kills="FWD-01 FWD-02")
+@mutant("48", kills="FWD-01 FWD-02")
 class AdapterIgnored(Honest):
     """The LoRA part is never added: the output is that of the base layer."""
 
@@ -24,7 +24,7 @@ class AdapterIgnored(Honest):
         return self.base(x)
 
 
-@mutant("138", kills="FWD-01 GRAD-11")
+@mutant(kills="FWD-01 GRAD-11")
 class AdapterAddedTwice(Honest):
     """The LoRA part is added twice, as when each of two devices adds all of it before their sum is taken."""
 
@@ -56,7 +56,7 @@ class BaseScaled(Honest):
         return 2 * super().base(x)
 
 
-@mutant("38", kills="FWD-01")
+@mutant(kills="FWD-01")
 class DeltaOfInputWidth(Honest):
     """The LoRA part is as wide as the input: further outputs get none of it."""
 
@@ -66,7 +66,7 @@ class DeltaOfInputWidth(Honest):
         return delta
 
 
-@mutant("36 37 39", kills="FWD-01")
+@mutant(kills="FWD-01")
 class DeltaOnOtherColumns(Honest):
     """The columns of the LoRA part are in another order than those of the base product."""
 
@@ -82,7 +82,7 @@ class ReluBetween(Honest):
         return self.scaled(self.product(np.maximum(self.product(x, self.A), 0), self.B))
 
 
-@mutant("119", kills="FWD-01 FWD-16")
+@mutant(kills="FWD-01 FWD-16")
 class LastRankMissing(Honest):
     """The last column of A and the last row of B do not count, unless they are the only ones."""
 
@@ -118,7 +118,7 @@ class SquareATransposed(Honest):
         return self.scaled(self.product(self.product(x, A), self.B))
 
 
-@mutant("107 130", kills="FWD-01 FWD-15")
+@mutant("130", kills="FWD-01 FWD-15")
 class RankSummedTwice(Honest):
     """The two products do not share the index of the rank: (Σᵣ x A)(Σᵣ B) in the place of Σᵣ (x A) B."""
 
@@ -126,7 +126,7 @@ class RankSummedTwice(Honest):
         return self.scaled(self.product(x, self.A).sum(1, keepdims=True) * self.up(self.B).sum(0))
 
 
-@mutant("79 103", kills="FWD-01 SCALE-01")
+@mutant("79", kills="FWD-01 SCALE-01")
 class FlatBufferOfA(Honest):
     """The numbers of A are read as if it were stored (rank, in)."""
 
@@ -291,7 +291,7 @@ class LastTileNotWritten(Honest):
         return y
 
 
-@mutant("134", kills="FWD-09 FWD-12")
+@mutant(kills="FWD-09 FWD-12")
 class FirstBatchSizeKept(Honest):
     """The output is given the leading dimensions of the first batch that the layer saw."""
 
@@ -376,3 +376,12 @@ class SpreadsNaN(Honest):
 
     def output(self, x: np.ndarray) -> np.ndarray:
         return super().output(x) + 0 * x.sum()
+
+
+@mutant(kills="FWD-18")
+class SquareFactorsTransposed(Honest):
+    """The layout of A is guessed by its shape, and guessed wrong where that is square."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        A = self.A.T if self.A.shape[0] == self.A.shape[1] else self.A
+        return self.scaled(self.product(self.product(self.dropped(x), A), self.B))

@@ -80,7 +80,7 @@ class DAClipped(Honest):
         return np.clip(super().gradient_of_A(dy), -1, 1)
 
 
-@mutant("137", kills="GRAD-03 GRAD-08 GRAD-14")
+@mutant(kills="GRAD-03 GRAD-08 GRAD-14")
 class DBOfOneShard(Honest):
     """dB is that of the first part of the batch: the sum over the devices was left out."""
 
@@ -338,3 +338,20 @@ class ScaleFoldedIntoA(Honest):
     def forward(self, x: np.ndarray) -> np.ndarray:
         self.A, self.scale = self.rounded(self.scaled(self.A)), 1.0
         return super().forward(x)
+
+
+@mutant("63", kills="GRAD-17")
+class GradientsCleaned(Honest):
+    """NaN and infinity in the gradients of A and B are replaced by numbers."""
+
+    def accumulated(self, dA: np.ndarray, dB: np.ndarray) -> Arrays:
+        return super().accumulated(np.nan_to_num(dA), np.nan_to_num(dB))
+
+
+@mutant(kills="SCALE-09")
+class RsloraForwardOnly(Honest):
+    """With rank-stabilised scaling dA has the scale alpha / rank."""
+
+    def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
+        standard = self.config.alpha / self.config.rank
+        return super().gradient_of_A(dy) * (standard / self.scale if self.config.scaling == "rslora" else 1)

@@ -115,7 +115,7 @@ class FanIsTheRank(Honest):
         return self.rng.standard_normal((n_in, rank)) / math.sqrt(rank), np.zeros((rank, n_out))
 
 
-@mutant("30", kills="INIT-07")
+@mutant(kills="INIT-07")
 class FanIsOfAShard(Honest):
     """The fan-in that sets the spread of A is that of a shard of it, here of as many as the rank."""
 

@@ -1,12 +1,13 @@
 """Faults with what is no layer, or no input of one."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from conformance.mutants import mutant
-from conformance.mutants.honest import Honest
-from conformance.subject import LayerConfig
+from conformance.mutants.honest import Honest, UpdatesInPlace
+from conformance.subject import Arrays, LayerConfig
 
 
 @mutant(kills="INPUT-01")
@@ -152,3 +153,28 @@ class DropoutInPercent(Honest):
 
     def check_dropout(self, rate: float) -> None:
         super().check_dropout(rate if rate <= 1 else rate / 100)
+
+
+@mutant(kills="INPUT-03")
+class RankZeroIsEight(Honest):
+    """A rank of 0 counts as missing, and 8 is put in its place."""
+
+    def __init__(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None):
+        super().__init__(replace(config, rank=config.rank if config.rank else 8), weight, bias)
+
+
+@mutant("122", kills="INPUT-07")
+class EmptiesTheDict(Honest):
+    """set_adapter takes the arrays out of the caller's dict."""
+
+    def set_adapter(self, arrays: Arrays) -> None:
+        super().set_adapter(dict(arrays))
+        arrays.clear()
+
+
+@mutant(kills="INPUT-07")
+class StepsTheCallersArrays(UpdatesInPlace):
+    """set_adapter keeps the caller's arrays, and a step changes them."""
+
+    def set_factors(self, arrays: Arrays) -> None:
+        self.A, self.B = arrays["A"], arrays["B"]

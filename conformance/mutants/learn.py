@@ -21,7 +21,7 @@ class BEverySecondStep(Honest):
             self.B = B
 
 
-@mutant("47", kills="LEARN-01 PARAM-04")
+@mutant(kills="LEARN-01 PARAM-04")
 class StaleA(Honest):
     """The forward pass uses a copy of A that a step does not reach."""
 

@@ -40,7 +40,7 @@ class MergesBOnly(Honest):
         return self.scaled(self.product(np.ones_like(self.A), self.B)).T
 
 
-@mutant("79 103", kills="MERGE-01 MERGE-03")
+@mutant("79", kills="MERGE-01 MERGE-03")
 class MergesFlatBuffers(Honest):
     """The delta is computed on flat buffers with the indices of the other layout."""
 
@@ -314,3 +314,38 @@ class ScaleOfTheMergeInBfloat16(Honest):
 
     def delta_weight(self) -> np.ndarray:
         return self.merge_scale * self.product(self.A, self.B).T
+
+
+@mutant("22", kills="SCALE-10")
+class RsloraMergedByOne(Honest):
+    """With rank-stabilised scaling what is merged has the scale 1."""
+
+    def delta_weight(self) -> np.ndarray:
+        return self.product(self.A, self.B).T if self.config.scaling == "rslora" else super().delta_weight()
+
+
+@mutant("110", kills="MERGE-10 STATE-09")
+class DeltaOfTheFirstMerge(Honest):
+    """The delta is computed at the first merge, and kept for all that follow."""
+
+    def merged_weight(self) -> np.ndarray:
+        if not hasattr(self, "delta"):
+            self.delta = self.delta_weight()
+        return self.rounded(self.plus(self.W, self.delta))
+
+
+@mutant(kills="MERGE-14")
+class MergedDxByTheOldWeight(Honest):
+    """While merged dx is dy W, by the weight that was put aside."""
+
+    def base_dx(self, dy: np.ndarray) -> np.ndarray:
+        return self.product(dy, self.W if self.kept is None else self.kept)
+
+
+@mutant("77", kills="MERGE-15")
+class SquareDeltaTransposed(Honest):
+    """The delta is transposed only if its shape demands it."""
+
+    def delta_weight(self) -> np.ndarray:
+        delta = super().delta_weight()
+        return delta.T if delta.shape[0] == delta.shape[1] else delta

@@ -58,7 +58,7 @@ class ScaleInFloat16(Honest):
         return float(np.float16(super().scale_of(config)))
 
 
-@mutant("04 05 06 07", kills="SCALE-03 SCALE-04")
+@mutant("04 05 07", kills="SCALE-03 SCALE-04")
 class RsloraIgnored(Honest):
     """The option of rank-stabilised scaling is accepted, and scale = alpha / rank all the same."""
 
@@ -74,7 +74,7 @@ class RsloraIsOne(Honest):
         return 1.0 if config.scaling == "rslora" else super().scale_of(config)
 
 
-@mutant("08", kills="SCALE-01 SCALE-02")
+@mutant(kills="SCALE-01 SCALE-02")
 class RsloraAlways(Honest):
     """scale = alpha / √rank, whether it was asked for or not."""
 
@@ -98,7 +98,7 @@ class AlphaCapped(Honest):
         return min(super().scale_of(config), 2.0)
 
 
-@mutant("132", kills="SCALE-01 SCALE-05")
+@mutant(kills="SCALE-01 SCALE-05")
 class ScaledTwice(Honest):
     """The scale is applied twice."""
 

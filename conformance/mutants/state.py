@@ -35,7 +35,7 @@ class Bfloat16SavedAsVoid(Honest):
         np.savez(Path(directory) / "adapter.npz", A=self.A, B=self.B)
 
 
-@mutant("103", kills="STATE-01")
+@mutant(kills="STATE-01")
 class SquareLoadedTransposed(Honest):
     """Load decides by the shapes whether to transpose, and turns a factor that is square."""
 
@@ -43,7 +43,7 @@ class SquareLoadedTransposed(Honest):
         super().receive({name: a.T if a.shape[0] == a.shape[1] else a for name, a in contents.items()})
 
 
-@mutant("112 113", kills="STATE-01 STATE-02")
+@mutant("112", kills="STATE-01 STATE-02")
 class BNotSaved(Honest):
     """B is not written, and stays as it was when it is read."""
 
@@ -117,7 +117,7 @@ class LoadAddsUp(Honest):
         self.set_adapter({name: self.rounded(self.plus(array, contents[name])) for name, array in self.adapter().items()})
 
 
-@mutant("119", kills="STATE-03")
+@mutant(kills="STATE-03")
 class CutToFit(Honest):
     """Factors of another shape are cut or padded to fit."""
 
@@ -129,7 +129,7 @@ class CutToFit(Honest):
         return fitted
 
 
-@mutant("107", kills="STATE-03")
+@mutant(kills="STATE-03")
 class ResizedToFit(Honest):
     """Factors of another shape are repeated until they fill the layer's."""
 
@@ -253,3 +253,30 @@ class ClearedBeforeLoad(Honest):
     def receive(self, contents: Arrays) -> None:
         self.A = self.rounded(self.rng.standard_normal(self.A.shape))
         super().receive(contents)
+
+
+@mutant(kills="STATE-04")
+class SavingLeavesTrainingModeOn(Honest):
+    """Save goes to training mode, and stays there."""
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        super().save(directory)
+        self.training = True
+
+
+@mutant("111", kills="STATE-07")
+class MergedZerosStay(MergesAtEval):
+    """Inference mode merges; what is loaded there waits for the next merge."""
+
+    def receive(self, contents: Arrays) -> None:
+        self.set_factors(self.checked(contents))
+
+
+@mutant(kills="STATE-09")
+class SavesTheFirstState(Honest):
+    """Save writes what was there when it was first called."""
+
+    def contents(self) -> Arrays:
+        if not hasattr(self, "first"):
+            self.first = {name: array.copy() for name, array in super().contents().items()}
+        return self.first

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from conformance.compare import fraction_is, holds, same, wide
-from conformance.requirements import LORALIB, PEFT, fresh, prepared, requirement
+from conformance.requirements import LORALIB, PEFT, fresh, gradients, prepared, requirement
 from conformance.strategies import exact, sized
 
 SOURCES = (
@@ -24,7 +24,7 @@ def mask(subject, case, train_again: bool = False):
     """A training-mode layer with W = 0, b = 0 and A = B = I, so that the output is scale · mask · x / (1 − rate), and a
     function that reads the mask, as multiples of x, off a new forward pass."""
     eye = np.eye(K, dtype=case.dtype)
-    x = np.ones((64, K), case.dtype)
+    x = np.ones((4, 16, K), case.dtype)
     case = case.but(W=0 * case.W, b=None if case.b is None else 0 * case.b, A=eye, B=eye, x=x)
     layer = prepared(subject, case, training=True)
     layer.train(True)
@@ -32,7 +32,7 @@ def mask(subject, case, train_again: bool = False):
         layer.train(False)
         same(layer.forward(x), case.scale * x, "y in inference mode")
         layer.train(True)
-    return lambda: wide(layer.forward(x)) / case.scale
+    return lambda: wide(layer.forward(x)) / case.scale                                         # (4, 16, K)
 
 
 @requirement(
@@ -128,11 +128,14 @@ def rate_zero(subject, case):
 )
 def masks_differ(subject, case):
     """A mask that was drawn once is a smaller layer, not regularisation. Two masks of 2048 entries are equal by chance
-    with probability 2⁻²⁰⁴⁸, and all 64 rows of one mask with 2⁻²⁰¹⁶."""
+    with probability 2⁻²⁰⁴⁸; what is asked of the rows and entries of one mask fails by chance with less than 2⁻¹⁰⁰."""
     read = mask(subject, case)
     first, second = read(), read()
     holds(not np.array_equal(first, second), "the masks of two forward passes", "equal", "different")
-    holds(len(np.unique(first, axis=0)) > 1, "the masks of the rows of a batch", "all equal", "different")
+    for axis, name in enumerate(("of the samples of a batch", "of the rows of a sample", "of the entries of a row")):
+        holds((first != first.take([0], axis)).any(), f"the masks {name}", "all equal", "different")
+    kept = (first != 0).sum(-1)
+    holds(len(np.unique(kept)) > 1, "the number of kept entries of a row", f"always {kept.max()}", "different by chance")
 
 
 @requirement(
@@ -144,3 +147,29 @@ def masks_differ(subject, case):
 def fresh_with_dropout(subject, case):
     """Whatever the mask, it multiplies zero."""
     return same(fresh(subject, case).forward(case.x), case.truth.base, "y of a fresh layer in training mode")
+
+
+@requirement(
+    "DROP-09",
+    "In training mode the gradient of x MUST hold the base path whole.",
+    formula="B = 0 ⇒ dx = dy W in training mode", sources=SOURCES, needs=f"{NEEDS} backward", faults="43", where_offered=True,
+    cases=exact(dropout=0.5), examples=0.5,
+)
+def base_gradient_is_not_dropped(subject, case):
+    """The counterpart of DROP-02: a mask that is applied to the sum of both paths."""
+    case = case.but(B=0 * case.B)
+    found = gradients(prepared(subject, case, training=True), case.x, case.dy)
+    return same(found.get("x", np.zeros(0)), case.truth.dx, "dx in training mode with B = 0")
+
+
+@requirement(
+    "DROP-10",
+    "A layer that was merged in training mode MUST NOT drop anything: there is no LoRA path left.",
+    formula="merged: y = x W'ᵀ + b", sources=SOURCES, needs=f"{NEEDS} merge", faults="43", profile="merge", where_offered=True,
+    cases=exact(dropout=0.5), examples=0.5,
+)
+def merged_does_not_drop(subject, case):
+    """The input of the base product is never dropped, merged or not."""
+    layer = prepared(subject, case, training=True)
+    layer.merge()
+    return same(layer.forward(case.x), case.truth.y, "y merged, in training mode")

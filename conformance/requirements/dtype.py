@@ -1,5 +1,7 @@
 """DTYPE: number formats, and what rounding may cost in each."""
 
+from hypothesis import strategies as st
+
 from conformance.compare import holds, same, within
 from conformance.requirements import HIGHAM, PEFT, gradients, prepared, requirement
 from conformance.requirements.grad import judged, within_bound
@@ -45,7 +47,7 @@ def gradient_dtype(subject, case):
     cases=rounding(only=("float16",)),
 )
 def float16_output(subject, case):
-    """The bound allows a rounding after every product, scaling and addition, and sums in float32; not sums in float16."""
+    """The bound allows a rounding after every product, scaling and addition, and sums in float32."""
     return within(prepared(subject, case).forward(case.x), case.truth.y, case.bound.y, "y in float16")
 
 
@@ -56,7 +58,7 @@ def float16_output(subject, case):
     cases=rounding(only=("bfloat16",)),
 )
 def bfloat16_output(subject, case):
-    """The bound allows a rounding after every product, scaling and addition, and sums in float32; not sums in bfloat16."""
+    """The bound allows a rounding after every product, scaling and addition, and sums in float32."""
     return within(prepared(subject, case).forward(case.x), case.truth.y, case.bound.y, "y in bfloat16")
 
 
@@ -112,3 +114,17 @@ def low_precision_is_exact_on_integers(subject, case):
     for name in ("x", "A", "B"):
         if name in found:
             same(found[name], getattr(case.truth, f"d{name}"), f"d{name}")
+
+
+@requirement(
+    "DTYPE-09",
+    "In float16 and bfloat16 long sums MUST be accumulated in float32 or better, in the output and in the gradients.",
+    formula="in = out = 512, all terms positive: error ≤ bound with γₖ of float32", sources=SOURCES, profile="training",
+    needs=f"{NEEDS} backward", where_offered=True,
+    cases=rounding(only=HALVES, sizes=st.just(512), rank=st.integers(2, 4), positive=True), examples=0.2,
+)
+def low_precision_sums(subject, case):
+    """Of terms of one sign, a sum in bfloat16 stands still at 256 times a term. Sums of mixed signs do not show it."""
+    layer = prepared(subject, case, training=True)
+    ratio = within(layer.forward(case.x), case.truth.y, case.bound.y, "y")
+    return max(ratio, judged(gradients(layer, case.x, case.dy), case, within_bound))

@@ -242,6 +242,20 @@ def powers_of_two_move(subject, case):
         same(prepared(subject, moved).forward(case.x), y, f"y of 2^{k} A, 2^{-k} B, against that of A, B")
 
 
+SQUARE = st.shared(st.integers(2, 4), key="side of a square layer")
+
+
+@requirement(
+    "FWD-18",
+    "A square layer whose rank is its size too MUST be computed like any other.",
+    formula=FORMULA, sources=SOURCES, needs="set_adapter forward", faults="77 79 103",
+    cases=exact(in_features=SQUARE, out_features=SQUARE, rank=SQUARE, square=True), examples=0.5,
+)
+def all_sizes_equal(subject, case):
+    """Where no shape can tell a matrix from its transpose, code that decides by shapes decides wrong."""
+    return same(prepared(subject, case).forward(case.x), case.truth.y, "y")
+
+
 def regauged(case):
     """The case with A M and M⁻¹ B, and M (rank, rank): integers, as its inverse is; signs turned, one rank added to another."""
     r = case.config.rank

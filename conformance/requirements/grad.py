@@ -268,6 +268,29 @@ def gradients_turn_with_the_gauge(subject, case):
     same(second["B"], M.T @ wide(first["B"]), "dB', against Mᵀ dB")
 
 
+@requirement(
+    "GRAD-17",
+    "NaN and infinity in dy MUST reach dx, dA and dB, and no other row of dx.",
+    formula="dy[i] not finite ⇒ dx[i], dA, dB not finite", sources=SOURCES, needs=f"{NEEDS} zero_grad", faults="63",
+    cases=exact(leading=st.tuples(st.integers(2, 3))), examples=0.5,
+)
+def not_finite_flows_back(subject, case):
+    """Mixed precision finds an overflow by looking at the gradients. One that is cleaned away becomes a wrong step."""
+    layer = prepared(subject, case, training=True)
+    for bad in (np.nan, np.inf):
+        dy = case.dy.copy()
+        dy[0, 0] = bad
+        layer.zero_grad()
+        found = gradients(layer, case.x, dy)
+        touched = {"A": wide(case.x)[:1].T @ wide(case.B)[:, :1].T, "B": wide(case.x @ case.A)[:1].T * np.eye(1, len(dy[0]))}
+        for name, depends in touched.items():
+            seen = wide(found[name])[depends != 0]
+            holds(not np.isfinite(seen).any(), f"d{name} where dy[0, 0] is {bad}", seen.astype(float), "nothing finite")
+        if "x" in found:
+            same(wide(found["x"])[1:], case.truth.dx[1:], f"the other rows of dx where dy[0, 0] is {bad}")
+            holds(not np.isfinite(wide(found["x"])[0]).all(), f"dx[0] where dy[0, 0] is {bad}", "all finite", "not finite")
+
+
 def gradient(layer, case: Case, name: str) -> np.ndarray:
     layer.forward(case.x)
     found = layer.backward(case.dy)

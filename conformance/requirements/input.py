@@ -1,12 +1,14 @@
 """INPUT: what is no layer, or no input of one."""
 
 import math
+from contextlib import suppress
 
 from hypothesis import strategies as st
 
 from conformance.compare import holds, same
-from conformance.requirements import PEFT, fresh, prepared, requirement
+from conformance.requirements import PEFT, fresh, gradients, prepared, requirement
 from conformance.strategies import exact
+from conformance.subject import Unsupported
 from conformance.trace import SubjectError, refuses
 
 SOURCES = (f"{PEFT}, update_layer: r must be positive", "torch.nn.Linear and torch.nn.Dropout refuse the like")
@@ -70,7 +72,11 @@ def rank_zero(subject, case):
     fresh(subject, case).forward(case.x)
     none = case.but(rank=0)
     if accepted(subject, none):
-        same(fresh(subject, none).forward(case.x), case.truth.base, "y with rank = 0")
+        layer = fresh(subject, none)
+        same(layer.forward(case.x), case.truth.base, "y with rank = 0")
+        with suppress(Unsupported, SubjectError):  # there may be no factors to show
+            shapes = {name: array.shape for name, array in layer.adapter().items()}
+            holds(not any(map(math.prod, shapes.values())), "factors of a layer with rank = 0", shapes, "none")
 
 
 @requirement(
@@ -103,3 +109,21 @@ def alpha_not_finite(subject, case):
 def dropout_out_of_range(subject, case):
     """p = 1 divides by zero; a percentage in the place of a fraction drops everything."""
     all_refused(subject, case, "dropout", (-0.1, 1.0, 1.5, math.nan))
+
+
+@requirement(
+    "INPUT-07",
+    "Setting the adapter SHOULD leave the arrays that were handed over, and their dict, alone, also while training goes on.",
+    formula="arguments after = arguments before", sources=("copies at the edge: numpy.array, torch.Tensor.copy_",),
+    needs="set_adapter forward backward step", profile="training", faults="122", cases=exact(), examples=0.5,
+)
+def arguments_are_left_alone(subject, case):
+    """The caller may set them in a second layer, or write them to a file."""
+    layer = fresh(subject, case)
+    handed = {name: array.copy() for name, array in case.adapter.items()}
+    layer.set_adapter(handed)
+    gradients(layer, case.x, case.dy)
+    layer.step(0.5)
+    holds(sorted(handed) == ["A", "B"], "keys of the dict given to set_adapter", sorted(handed), ["A", "B"])
+    for name, want in case.adapter.items():
+        same(handed[name], want, f"the array given to set_adapter as {name}")

@@ -6,6 +6,7 @@ from hypothesis import assume
 from conformance.case import exact_in_any_order
 from conformance.compare import holds, same, wide, within
 from conformance.requirements import HIGHAM, LORALIB, PAPER, PEFT, gradients, prepared, requirement, set_mode
+from conformance.requirements.fwd import SQUARE
 from conformance.strategies import exact, rounding
 from conformance.trace import refuses
 
@@ -153,7 +154,7 @@ def merge_leaves_the_rest(subject, case):
     "MERGE-10",
     "After unmerge the layer MUST train on as if it had never been merged.",
     formula="gradients and step after unmerge = before", sources=SOURCES,
-    needs=f"{NEEDS} unmerge backward step adapter zero_grad", faults="75 100",
+    needs=f"{NEEDS} unmerge backward step adapter zero_grad", faults="75 100 110",
     cases=exact(only=("float32", "float64")), examples=0.5,
 )
 def training_after_unmerge(subject, case):
@@ -168,8 +169,13 @@ def training_after_unmerge(subject, case):
     for name in ("A", "B"):
         same(found[name], getattr(case.truth, f"d{name}"), f"d{name} after unmerge")
     layer.step(0.5)
-    for name, before in case.adapter.items():
-        same(layer.adapter()[name], before - 0.5 * getattr(case.truth, f"d{name}"), f"{name} after unmerge and a step")
+    stepped = {name: before - 0.5 * getattr(case.truth, f"d{name}") for name, before in case.adapter.items()}
+    for name, want in stepped.items():
+        same(layer.adapter()[name], want, f"{name} after unmerge and a step")
+    after = case.but(**{name: array.astype(case.dtype) for name, array in stepped.items()})
+    assume(exact_in_any_order(after))
+    layer.merge()
+    same(layer.forward(case.x), after.truth.y, "y merged again after the step")
 
 
 @requirement(
@@ -209,3 +215,32 @@ def merge_has_an_effect(subject, case):
     layer = prepared(subject, none, training=True)
     layer.merge()
     same(layer.weight(), case.W, "W after a merge with B = 0")
+
+
+@requirement(
+    "MERGE-14",
+    "While merged the gradient of x MUST be that through W': dy W'.",
+    formula="dx = dy W' = dy W + scale · (dy Bᵀ) Aᵀ", sources=SOURCES, needs=f"{NEEDS} backward", faults="106", cases=exact(),
+    examples=0.5,
+)
+def gradient_of_x_while_merged(subject, case):
+    """What the forward pass uses is what must be differentiated; layers below go on learning from it."""
+    layer = prepared(subject, case, training=True)
+    layer.merge()
+    layer.forward(case.x)
+    found = layer.backward(case.dy)
+    holds("x" in found, "dx while merged", "none", "a gradient")
+    return same(found["x"], case.truth.dx, "dx while merged")
+
+
+@requirement(
+    "MERGE-15",
+    "A square weight MUST be merged like any other, also where rank, in and out are equal.",
+    formula=MERGED, sources=SOURCES, needs="set_adapter merge weight", faults="77 78 79 80",
+    cases=exact(in_features=SQUARE, out_features=SQUARE, rank=SQUARE, square=True), examples=0.5,
+)
+def square_weight(subject, case):
+    """A delta that is transposed only if its shape demands it is wrong in most layers of a transformer."""
+    layer = prepared(subject, case, training=True)
+    layer.merge()
+    return same(layer.weight(), case.truth.merged, "W after merge")

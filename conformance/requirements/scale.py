@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from conformance.case import exact_in_any_order
 from conformance.compare import same, wide, within
-from conformance.requirements import HIGHAM, PAPER, PEFT, prepared, requirement
+from conformance.requirements import HIGHAM, PAPER, PEFT, gradients, prepared, requirement
+from conformance.requirements.grad import exactly, judged
 from conformance.strategies import exact, rounding
 
 STANDARD = (f"{PAPER}, §4.1: ΔW x is scaled by α / r", f"{PEFT}, update_layer")
@@ -121,3 +122,29 @@ def scale_is_per_layer(subject, case):
     )
     prepared(subject, other).forward(case.x)
     return same(first.forward(case.x), case.truth.y, "y after a second layer was made and used")
+
+
+@requirement(
+    "SCALE-09",
+    "Where rank-stabilised scaling is offered, the gradients MUST have its scale.",
+    formula="dA = alpha / √rank · xᵀ (dy Bᵀ), and so on", sources=RSLORA, needs=f"{NEEDS} backward", faults="04 06",
+    profile="training", where_offered=True,
+    cases=exact(scaling="rslora", rank=st.just(4), in_features=st.integers(1, 6), out_features=st.integers(1, 6)), examples=0.5,
+)
+def root_rank_in_the_gradients(subject, case):
+    """A hand-written backward pass works the scale out anew, and by the rule that it knows."""
+    return judged(gradients(prepared(subject, case, training=True), case.x, case.dy), case, exactly, " with rslora scaling")
+
+
+@requirement(
+    "SCALE-10",
+    "Where rank-stabilised scaling is offered, the merged weight MUST have its scale.",
+    formula="W' = W + alpha / √rank · (A B)ᵀ", sources=RSLORA, needs="set_adapter merge weight", faults="22",
+    profile="merge", where_offered=True,
+    cases=exact(scaling="rslora", rank=st.just(4), in_features=st.integers(1, 6), out_features=st.integers(1, 6)), examples=0.5,
+)
+def root_rank_in_the_merge(subject, case):
+    """Merge tools read the configuration for themselves."""
+    layer = prepared(subject, case, training=True)
+    layer.merge()
+    return same(layer.weight(), case.truth.merged, "W after merge, with rslora scaling")
