@@ -1,7 +1,9 @@
 """The command line: `conformance …`, or `python -m conformance …`."""
 
 import argparse
+import io
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from conformance.diagnosis import catalogue
 from conformance.loading import built_in
 from conformance.report import json as json_report
 from conformance.report import junit, terminal
-from conformance.requirements import all_requirements
+from conformance.requirements import HIGHAM, all_requirements
 
 EXAMPLES = """\
 examples:
@@ -33,6 +35,10 @@ exit status:
 
 
 def main(argv: list[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # where ᵀ cannot be shown, something else is
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no worker is left behind
     arguments = _parser().parse_args(argv)
     try:
         return arguments.command(arguments)
@@ -40,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"conformance {arguments.name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        print(f"conformance {arguments.name}: interrupted; nothing was written", file=sys.stderr)
         return 130
 
 
@@ -131,14 +138,16 @@ def _check_folders(*files: str | None) -> None:
     for file in filter(None, files):
         if not Path(file).resolve().parent.is_dir():
             raise ValueError(f"{file}: there is no folder {Path(file).parent}")
+        if Path(file).is_dir():
+            raise ValueError(f"{file} is a folder, expected the name of a file")
 
 
 def _list(arguments) -> int:
     if arguments.json:
         rows = [{
             "id": r.id, "level": r.level, "group": r.group, "profile": r.profile, "title": r.title, "sentence": r.sentence,
-            "formula": r.formula, "why": r.why, "sources": r.sources, "needs": r.needs, "where_offered": r.where_offered,
-            "faults": r.faults,
+            "formula": r.formula, "why": r.why, "sources": r.sources, "needs": ("build", *r.needs),
+            "where_offered": r.where_offered, "faults": r.faults,
         } for r in all_requirements()]
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return 0
@@ -154,7 +163,7 @@ def _list(arguments) -> int:
 def _explain(arguments) -> int:
     found = next((r for r in all_requirements() if r.id == arguments.id.upper()), None)
     if found is None:
-        raise ValueError(f"no requirement {arguments.id}; `conformance list` shows them")
+        raise ValueError(f"no requirement {arguments.id}, expected one like MERGE-01; `conformance list` shows them")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
     optional = " — for those that offer it" if found.where_offered else ""
     console.print(Text(f"{found.id} {found.title} ({found.level}, profile {found.profile}{optional})", style="bold"))
@@ -162,7 +171,10 @@ def _explain(arguments) -> int:
     table.add_row("sentence", Text(found.sentence))
     table.add_row("formula", Text(found.formula))
     table.add_row("why", Text(found.why))
-    table.add_row("derivation", "lora_ref/derivations/lora.md; bounds: lora_ref/bounds.py")
+    if any("derivations" in source for source in found.sources):
+        table.add_row("derivation", "lora_ref/derivations/lora.md")
+    if HIGHAM in found.sources:
+        table.add_row("bound", "lora_ref/bounds.py")
     table.add_row("needs", Text(", ".join(("build", *found.needs))))
     for i, source in enumerate(found.sources):
         table.add_row("" if i else "sources", Text(source))

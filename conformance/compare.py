@@ -42,7 +42,7 @@ class Mismatch(AssertionError):
         if self.error is None or self.bound is None:
             return ""
         if not self.bound:
-            return f" (error {self.error:.3g}; the case is exact, so the bound is 0)"
+            return f" (error {self.error:.3g} / 0: it must be equal bit for bit)"
         return f" (error {self.error:.3g} / bound {self.bound:.3g} = {self.ratio:.3g})"
 
 

@@ -58,6 +58,11 @@ class Report:
         return "conformant" if decided and len(self.outcomes) == len(self.planned) else "void"
 
     @property
+    def whole(self) -> bool:
+        """Whether every requirement was asked, and not some of them."""
+        return len(self.planned) == len(all_requirements())
+
+    @property
     def passed_canaries(self) -> list[str]:
         """Checks that must fail and did not: nothing that was found can be relied on."""
         return [id for id, outcome in self.canaries.items() if outcome.status == "pass"]
@@ -83,7 +88,8 @@ class Report:
             return "nonconformant"
         if not offered or not any(status == "pass" for status in needed):
             return "not offered"
-        return "conformant" if all(status == "pass" for status in needed) else "partial"
+        asked_all = len(members) == sum(r.profile == name and r.level == "MUST" for r in all_requirements())
+        return "conformant" if asked_all and all(status == "pass" for status in needed) else "partial"
 
 
 def plan(options: Options) -> tuple[Requirement, ...]:
@@ -92,7 +98,8 @@ def plan(options: Options) -> tuple[Requirement, ...]:
     known = {r.id for r in every} | {r.group for r in every}
     unknown = [name for name in options.only if name.upper() not in known]
     if unknown:
-        raise ValueError(f"--only {unknown[0]}: no such requirement or group; `conformance list` shows them")
+        hint = "`conformance list` shows them; a SUBJECT goes before the options"
+        raise ValueError(f"--only {unknown[0]}: no such requirement or group; {hint}")
     levels = LEVELS[: [level.lower() for level in LEVELS].index(options.level) + 1]
     only = {name.upper() for name in options.only}
     return tuple(r for r in every if r.level in levels and (not only or r.id in only or r.group in only))

@@ -30,7 +30,7 @@ Rows are samples. Arrays of n samples are written with their last two dimensions
 | dT | as T | gradient of the loss with respect to T; dy (…, out) is given |
 | W' | (out, in) | the merged weight: `W' = W + scale · (A B)ᵀ` |
 | p, m | rate, mask | dropout: `x̃ = x · m / (1 − p)`, m ~ Bernoulli(1 − p) |
-| u, γₖ | numbers | unit roundoff; γₖ = k u / (1 − k u) |
+| u, v, γₖ | numbers | unit roundoff of the stored format, and of the accumulator; γₖ = k v / (1 − k v) |
 
 The *base layer* is `x Wᵀ + b`. A layer is *fresh* before any step or load, *merged* between merge and unmerge, in
 *training* or in *inference mode*.
@@ -38,14 +38,17 @@ The *base layer* is `x Wᵀ + b`. A layer is *fresh* before any step or load, *m
 ## How a requirement is decided
 
 * **Exact cases.** Small integers, and scales with few bits. Every product and sum is exact in the dtype at hand, in
-  every order, so an honest layer agrees bit for bit and nothing else does. Meaning is decided here.
+  every order, so an honest layer agrees bit for bit and nothing else does. Meaning is decided here: a sentence that says
+  that something *equals* another, or *is* it, is meant where every sum is exact. What rounding may add elsewhere is said by
+  the sentences that begin with "on real numbers".
 * **Rounding cases.** Normal draws. The answer must be within a componentwise bound: the formula on absolute values,
   each term times (1 + γₖ)(1 + u)ᵐ − 1, k and m counted for the worst honest order of computing (`lora_ref/bounds.py`).
   The bound allows float32 sums and one rounding to the layer's dtype after every product, scaling and addition.
 * **Statistics.** Where numbers are drawn by the layer, the false-alarm probability of a check is at most 10⁻¹¹.
 
 The truth is computed by `lora_ref` in float64, or in long double for float64 layers; its own rounding is part of the
-bound. The verdict on a subject is *conformant* if no MUST failed and {core} was decided.
+bound. The verdict on a subject is *conformant* if no MUST failed and {core} was decided. Faults are named by their ids in
+`conformance/known_faults.json`, which says where each was reported; so does `conformance explain`.
 
 ## Layouts in use
 

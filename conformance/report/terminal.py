@@ -41,16 +41,18 @@ def show(console: Console, reports: list[Report]) -> None:
         failed = [r for r in report.planned if report.status(r) in FAILING]
         for requirement in sorted(failed, key=lambda r: r.level != "MUST"):
             _failure(console, report, requirement, report.outcomes[requirement.id])
-    for start in range(0, len(reports), SUBJECTS_PER_TABLE):
-        console.print(_table(reports[start : start + SUBJECTS_PER_TABLE]))
-    console.print("passed / decided;  ! a MUST failed,  ~ a SHOULD failed,  – not offered", style="dim")
-    console.print()
+    shown = [report for report in reports if report.outcomes]
+    for start in range(0, len(shown), SUBJECTS_PER_TABLE):
+        console.print(_table(shown[start : start + SUBJECTS_PER_TABLE]))
+    if shown:
+        console.print("passed / decided;  ! a MUST failed,  ~ a SHOULD failed,  – not offered, or not asked\n", style="dim")
     for report in reports:
         _verdict(console, report)
 
 
 def _failure(console: Console, report: Report, requirement: Requirement, outcome: Outcome) -> None:
-    head = Text.assemble((f"{outcome.status.upper()} ", "bold red" if requirement.level == "MUST" else "bold yellow"),
+    colour = "bold red" if requirement.level == "MUST" else "yellow"
+    head = Text.assemble((f"{outcome.status.upper()} {requirement.level} ", colour),
                          (f"{report.name} {requirement.id}", "bold"), f" {requirement.title}")
     console.print(head)
     _indented(console, requirement.sentence)
@@ -61,7 +63,7 @@ def _failure(console: Console, report: Report, requirement: Requirement, outcome
             grid.add_row(name, Text(str(failure[name])))
     if "error" in failure:
         error, bound = failure["error"], failure["bound"]
-        exact = f"{error:.3g} / 0: the case is exact in every order"
+        exact = f"{error:.3g} / 0: it must be equal bit for bit"
         ratio = f"{error:.3g} / {bound:.3g} = {error / bound:.3g}" if bound else exact
         grid.add_row("error / bound", ratio)
     if not failure or outcome.status in ("crash", "timeout"):
@@ -119,6 +121,8 @@ def _verdict(console: Console, report: Report) -> None:
         counts += [f"{statuses.count(s)} {w}" for s, w in _WORDS.items() if statuses.count(s)]
         done = f"{len(statuses)} of {len(report.planned)} requirements, {report.seconds:.1f} s"
         text.append(f"\n  {', '.join(counts)}; {done}")
+        if not report.whole:
+            text.append("\n  a part of the requirements: the verdict is on what was asked")
         if report.passed_canaries:
             text.append(f"\n  void, since checks with wrong expected values passed: {' '.join(report.passed_canaries)}")
         for level in ("MUST", "SHOULD"):

@@ -14,7 +14,7 @@ HALVES = ("float16", "bfloat16")
 
 @requirement(
     "DTYPE-01",
-    "The output and the gradient of x MUST have the dtype of the base layer.",
+    "The output MUST have the dtype of the base layer.",
     formula="dtype(y) = dtype(x Wᵀ)", sources=(f"{PEFT}, Linear.forward: result.to(torch_result_dtype)",),
     needs=NEEDS, faults="126 127 129", cases=exact(degenerate=True),
 )

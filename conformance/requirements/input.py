@@ -35,7 +35,7 @@ def all_refused(subject, case, argument: str, values: tuple) -> None:
 
 @requirement(
     "INPUT-01",
-    "An input whose last dimension is not in_features MUST be refused with an error, and the layer go on working.",
+    "An input whose last dimension is not in_features MUST be refused with an error, after which the layer works as before.",
     formula="x (…, k), k ≠ in ⇒ an error", sources=SOURCES, needs="set_adapter forward",
     cases=exact(in_features=st.integers(2, 5), leading=st.tuples(st.integers(1, 3))), examples=0.5,
 )

@@ -203,8 +203,8 @@ def setting_while_merged(subject, case):
 @requirement(
     "MERGE-12",
     "A merge MUST change W where scale · (A B)ᵀ does, and nothing where B is zero.",
-    formula="W' = W ⇔ scale · (A B)ᵀ = 0", sources=SOURCES, needs="set_adapter merge weight", faults="35 76 102 109",
-    cases=exact(), examples=0.5,
+    formula="scale · (A B)ᵀ ≠ 0 ⇒ W' ≠ W where that is exact; B = 0 ⇒ W' = W", sources=SOURCES,
+    needs="set_adapter merge weight", faults="35 76 102 109", cases=exact(), examples=0.5,
 )
 def merge_has_an_effect(subject, case):
     """Exports that hold the base model under the name of the trained one are among the most reported faults."""

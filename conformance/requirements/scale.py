@@ -91,8 +91,8 @@ def alpha_zero_is_the_base(subject, case):
 @requirement(
     "SCALE-07",
     "Padding the rank with zero columns of A, and scaling alpha with it, MUST change nothing.",
-    formula="f(A, B; r, alpha) = f([A 0], [B; *]; r', alpha r' / r)", sources=STANDARD, needs=NEEDS, faults="01 02 12 21",
-    cases=exact(), examples=0.5,
+    formula="f(A, B; r, alpha) = f([A 0], [B; C]; r', alpha r' / r) for any C", sources=STANDARD, needs=NEEDS,
+    faults="01 02 12 21", cases=exact(), examples=0.5,
 )
 def padding_the_rank(subject, case):
     """Ties the rank that divides alpha to the rank that the factors have."""

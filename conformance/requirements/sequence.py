@@ -27,7 +27,8 @@ OPERATIONS = (
 )
 RECIPES = (  # what faults of state need, and chance seldom makes
     ("save", "set_adapter", "save", "load_fresh"), ("merge", "unmerge", "backward", "step", "merge"),
-    ("merge", "merge", "unmerge"), ("merge", "set_adapter", "unmerge"), ("save", "merge", "load_fresh"), ("eval", "save", "train", "load"),
+    ("merge", "merge", "unmerge"), ("merge", "set_adapter", "unmerge"), ("save", "merge", "load_fresh"),
+    ("eval", "save", "train", "load"),
     ("backward", "step", "save", "set_adapter", "load"), ("backward", "backward", "step", "zero_grad"),
 )
 PIECES = st.sampled_from([*RECIPES, *((operation,) for operation in OPERATIONS)])
