@@ -153,25 +153,33 @@ class _Search:
         return outcome
 
 
+class CannotBuild(Exception):
+    """The subject builds no layer at all; the message is the subject's own."""
+
+
 def offered_dtypes(subject: Subject, dtypes: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the dtypes in which the subject builds a layer. One that raises anything but Unsupported stays in, so
-    that the failure is seen."""
-    found = []
+    """Those of the dtypes in which the subject builds a layer, with a bias or without. A dtype for which it raises stays
+    in, so that the failure is seen. Raises CannotBuild if nothing could be built and something raised."""
+    offered, errors, built = [], [], 0
     for dtype in dtypes:
-        W = np.ones((2, 3), DTYPES[dtype])
-        try:
-            subject.build(LayerConfig(3, 2, 1, 2.0, bias=False, dtype=dtype), W, None)
-        except Unsupported:
-            try:
-                subject.build(LayerConfig(3, 2, 1, 2.0, dtype=dtype), W, W[:, 0].copy())
-            except Unsupported:
-                continue
-            except (Exception, SystemExit):
-                pass
-        except (Exception, SystemExit):
-            pass
-        found.append(dtype)
-    return tuple(found)
+        attempts = [_built(subject, dtype, bias) for bias in (True, False)]
+        built += attempts.count(None)
+        errors += [a for a in attempts if isinstance(a, BaseException) and not isinstance(a, Unsupported)]
+        if not all(isinstance(a, Unsupported) for a in attempts):
+            offered.append(dtype)
+    if errors and not built:
+        raise CannotBuild(f"building a layer raised {type(errors[0]).__name__}: {errors[0]}")
+    return tuple(offered)
+
+
+def _built(subject: Subject, dtype: str, bias: bool) -> BaseException | None:
+    """What came of building a small layer: None if it went well."""
+    W = np.ones((2, 3), DTYPES[dtype])
+    try:
+        subject.build(LayerConfig(3, 2, 1, 2.0, bias=bias, dtype=dtype), W, W[:, 0].copy() if bias else None)
+    except (Exception, SystemExit) as error:
+        return error
+    return None
 
 
 def _described(case: Case) -> str:

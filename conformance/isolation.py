@@ -136,14 +136,14 @@ def serve(spec: str, options: dict) -> None:
         answers.flush()
 
     from conformance import canaries
-    from conformance.examine import examine, offered_dtypes
+    from conformance.examine import CannotBuild, examine, offered_dtypes
     from conformance.loading import LoadError, load
     from conformance.requirements import all_requirements
 
     try:
         subject = load(spec)
         dtypes = offered_dtypes(subject, tuple(options["dtypes"]))
-    except LoadError as error:
+    except (LoadError, CannotBuild) as error:
         say({"unloadable": str(error)})
         return
     name, version = str(getattr(subject, "name", "") or spec), str(getattr(subject, "version", "") or "")

@@ -31,14 +31,15 @@ def load(spec: str) -> Subject:
     if ":" not in spec:
         return _built_in(spec)
     place, _, attribute = spec.rpartition(":")
+    if not place or not attribute:
+        raise LoadError(f"{spec!r}: expected package.module:attribute or path/to/file.py:attribute")
     module = _from_file(Path(place)) if place.endswith(".py") else _from_module(place)
     value = module
     for name in attribute.split("."):
         try:
             value = getattr(value, name)
         except AttributeError:
-            public = ", ".join(n for n in vars(module) if not n.startswith("_")) or "nothing"
-            raise LoadError(f"{place} has no attribute {attribute!r}; it has: {public}") from None
+            raise LoadError(f"{place} has no attribute {attribute!r}; it has: {_candidates(module)}") from None
     return as_subject(value, spec)
 
 
@@ -60,12 +61,21 @@ def as_subject(value, spec: str) -> Subject:
 
 def _built_in(name: str) -> Subject:
     known = built_in()
+    if name.endswith(".py"):
+        raise LoadError(f"{name}: say which class of it, as {name}:CLASS; it has: {_candidates(_from_file(Path(name)))}")
     if name not in known:
         others = "others are package.module:attribute or path/to/file.py:attribute"
         raise LoadError(f"no built-in subject {name!r}; there are {', '.join(known)}; {others}")
     if known[name]:
         raise LoadError(f"{name} is not available: {known[name]} is not installed (pip install '.[peers]')")
     return importlib.import_module(f"conformance.subjects.{name}").subject()
+
+
+def _candidates(module) -> str:
+    """The names of what could be a subject in it."""
+    names = [n for n, value in vars(module).items() if not n.startswith("_") and (
+        getattr(value, "__module__", "") == module.__name__ or isinstance(value, Subject))]
+    return ", ".join(names) or "nothing of its own"
 
 
 def _from_file(path: Path):

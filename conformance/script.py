@@ -46,23 +46,23 @@ def told(calls: list[Call]) -> list[Call]:
 def through_this_package(calls: list[Call], spec: str) -> str:
     """A script that needs this package, and can be written for every subject."""
     dtype = next(call.args[0].dtype for call in calls if call.method == "build")
-    lines, config = [], None
-    for call in calls:
+    lines, config, changed = [], None, []
+    for i, call in enumerate(calls):
         args, said = [_source(arg, dtype) for arg in call.args], []
-        if call.method == "build" and args[0] != config:
-            config = args[0]
-            said.append(f"config = {config}")
+        frozen = call.method in ("forward", "backward") and not call.args[0].flags.writeable
+        if call.method != "build" and (call.changed or frozen):
+            name = f"given{i}"
+            said += [f"{name} = {args[0]}"] + [f"{name}.flags.writeable = False"] * frozen
+            args = [name]
+            changed += [name] * call.changed
+        text = f"{call.layer}.{call.method}({', '.join(args)})"
         if call.method == "build":
+            said += [f"config = {args[0]}"] * (args[0] != config)
             text = f"{call.layer} = subject.build({', '.join(['config', *args[1:]])})"
-        elif call.method in ("forward", "backward") and (call.changed or not call.args[0].flags.writeable):
-            said.append(f"given = {args[0]}")
-            said += ["given.flags.writeable = False"] * (not call.args[0].flags.writeable)
-            text = f"{call.layer}.{call.method}(given)"
-        else:
-            text = f"{call.layer}.{call.method}({', '.join(args)})"
+            config = args[0]
         said.append(_printed(text, call.answer, dtype) if call.shown and not call.raised else text)
         lines += caught("\n".join(said)) if call.raised and call is not calls[-1] else said
-        lines += ["print(given)"] * (call.changed and call.method in ("forward", "backward"))
+    lines += [f"print({name})" for name in changed]
     body = "\n".join(lines)
     head = ["import ml_dtypes"] if "bfloat16" in body else []
     head += ["import numpy as np", "from conformance import LayerConfig, load", *temporary(calls)]
