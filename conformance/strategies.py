@@ -17,6 +17,7 @@ _SMALL = np.array([0, 1, -1, *[1, -1, 1, -1, 0] * 50])
 _LARGER = np.array([0, 1, -1, 2, -2, 3, -3, *[1, -1, 2, -2, 3, -3, 0] * 35])
 EXACT_SCALES = (2.0, 0.5, 4.0, 3.0, 0.25, 1.5)  # never 0 or 1: those hide faults
 SIZES = st.integers(1, 5)
+RANKS = st.sampled_from((1, 2, 4))  # a gradient that is divided by the rank before it is summed is exact for powers of two
 DRAWN = 32  # bytes for an array
 
 
@@ -44,13 +45,14 @@ def among(only: tuple[str, ...], dtypes: tuple[str, ...]):
 
 def exact(
     *,
-    in_features=SIZES, out_features=SIZES, rank=st.integers(1, 4), scales=EXACT_SCALES, leading=None, bias=st.booleans(),
+    in_features=SIZES, out_features=SIZES, rank=RANKS, scales=EXACT_SCALES, leading=None, bias=st.booleans(),
     scaling: str = "standard", dropout: float = 0.0, only: tuple[str, ...] = tuple(DTYPES), degenerate: bool = False,
-    operations=None, square: bool = False,
+    operations=None, square: bool = False, wide_rank: bool = False,
 ):
     """Cases of small integers. Sizes are all different (unless `square`) and the LoRA part is visible, unless `degenerate`.
 
-    `leading` is a strategy for the leading dimensions of x; `only` are the dtypes that the requirement is about.
+    The rank is at most min(in, out), unless `wide_rank`: some implementations refuse more. `leading` is a strategy for the
+    leading dimensions of x; `only` are the dtypes that the requirement is about.
     """
     leading = st.lists(st.integers(1, 3), min_size=1, max_size=2).map(tuple) if leading is None else leading
 
@@ -60,7 +62,9 @@ def exact(
         @st.composite
         def case(draw) -> Case:
             dtype = draw(dtype_of)
-            sizes = st.tuples(rank, in_features, out_features).filter(lambda s: degenerate or square or len(set(s)) == 3)
+            sizes = st.tuples(rank, in_features, out_features).filter(
+                lambda s: (wide_rank or s[0] == min(s)) and (degenerate or square or len(set(s)) == 3)
+            )
             r, n_in, n_out = draw(sizes)
             factor = r**0.5 if scaling == "rslora" else r
             alpha = draw(st.sampled_from(scales)) * factor
@@ -95,6 +99,7 @@ def rounding(
         def case(draw) -> Case:
             dtype = draw(dtype_of)
             n, n_in, n_out, r = draw(st.tuples(st.integers(1, 20), sizes, sizes, rank))
+            r = min(r, n_in, n_out)
             alpha = r * draw(st.sampled_from([2.75, 0.3, 1.7, 8.0, 0.05, 20.0]))
             config = LayerConfig(n_in, n_out, r, alpha, draw(bias), dtype, dropout=dropout, scaling=scaling)
             rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -118,11 +123,13 @@ def rounding(
     return of
 
 
-def sized(in_features: int, out_features: int, rank: int, alpha: float, **config):
+def sized(in_features: int, out_features: int, rank: int, alpha: float, *, only: tuple[str, ...] = tuple(DTYPES), **config):
     """One configuration, other weights and seeds: for what is said of a fresh layer. x, dy as in `rounding`."""
 
     def of(dtypes: tuple[str, ...]):
-        dtype = "float32" if "float32" in dtypes else dtypes[0]
+        dtype = next((d for d in only if d in dtypes), None)
+        if dtype is None:
+            raise Unsupported(" or ".join(only))
 
         def case(seed: int) -> Case:
             rng = np.random.default_rng(seed)

@@ -7,6 +7,9 @@
             layer = TorchLayer(module, W="base.weight", b="base.bias", A="lora_A", B="lora_B", transposed="AB")
             layer.set_base(weight, bias)
             return layer
+        def script(self, calls, spec):  # not needed; with it a failure is shown as a script without this package
+            return script(calls, ["from mine import MyLoRA"], lambda config, name: [
+                f"{name} = MyLoRA({config.in_features}, {config.out_features}, r={config.rank}, lora_alpha={config.alpha})"])
 """
 
 import inspect
@@ -192,6 +195,8 @@ class ModuleSubject(Subject):
         if place.endswith(".py"):
             path = Path(place)
             imports = [f"import sys; sys.path.insert(0, {str(path.parent)!r})", f"from {path.stem} import {outer}"]
+            if not path.stem.isidentifier():
+                imports[1] = f"{outer} = __import__({path.stem!r}).{outer}"
 
         def construction(config: LayerConfig, name: str) -> list[str]:
             moved = [] if config.device == "cpu" else [repr(config.device)]

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from conformance.compare import Mismatch
+from conformance.case import DTYPES
+from conformance.compare import Mismatch, holds
 from conformance.script import arrays, bits, memory, through_this_package, told, wrapped
 from conformance.subject import Call, Layer, LayerConfig, Subject, Unsupported
 
@@ -69,16 +70,14 @@ class Traced(Subject):
         except (Exception, SystemExit) as error:
             raise SubjectError(f"{method}()", error) from error
         finally:
+            np.seterr(all="ignore")  # the subject may have set it otherwise
             if call is not None:
                 self.calls.append((call._replace(answer=_copied(result), raised=raised), args))
         if answer is not None and not isinstance(result, answer):
             want = " or ".join(t.__name__ for t in (answer if isinstance(answer, tuple) else (answer,)))
             got = "nothing (None)" if result is None else type(result).__name__
             raise Mismatch(f"what {method}() returns", got, want)
-        for key, array in result.items() if answer is dict and method != "trainable" else ():
-            if not isinstance(array, np.ndarray):
-                raise Mismatch(f"what {method}() gives for {key!r}", type(array).__name__, "ndarray")
-        return result
+        return _kept(method, result)
 
     def script(self, spec: str) -> str | None:  # type: ignore[override] the calls are its own
         """The calls as a Python script, in the subject's own words if it has any, and else through this package; None if
@@ -99,6 +98,33 @@ class TracedLayer(Layer):
 
     def __init__(self, subject: Traced, name: str):
         self._subject, self._name = subject, name
+
+
+def _kept(method: str, result):
+    """A copy of an answer, since a layer may use its buffers again; real floating-point numbers, or a Mismatch."""
+    if isinstance(result, np.ndarray):
+        return _numbers(f"what {method}() returns", result)
+    if not isinstance(result, dict):
+        return result
+    strange = [key for key in result if not isinstance(key, str)]
+    holds(not strange, f"keys of what {method}() returns", strange, "names")
+    if method == "trainable":
+        for key, shape in result.items():
+            plain = isinstance(shape, tuple) and all(isinstance(n, int) for n in shape)
+            holds(plain, f"what trainable() gives for {key!r}", shape, "a shape")
+        return dict(result)
+    if method == "adapter":
+        holds({"A", "B"} <= set(result), "keys of what adapter() returns", sorted(result), ["A", "B"])
+    for key, array in result.items():
+        holds(isinstance(array, np.ndarray), f"what {method}() gives for {key!r}", type(array).__name__, "ndarray")
+    return {key: _numbers(f"what {method}() gives for {key!r}", array) for key, array in result.items()}
+
+
+def _numbers(what: str, array: np.ndarray) -> np.ndarray:
+    holds(not isinstance(array, np.ma.MaskedArray), what, "a masked array", "an array without a mask")
+    real = array.dtype.kind == "f" or array.dtype in DTYPES.values()
+    holds(real, f"dtype of {what}", array.dtype, "a real floating-point dtype")
+    return np.array(array, subok=False)
 
 
 def _passed_on(method: str):

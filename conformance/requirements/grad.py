@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from conformance.case import Case, exact_in_any_order
 from conformance.compare import Mismatch, holds, same, wide, within
 from conformance.requirements import HIGHAM, PAPER, gradients, prepared, requirement
-from conformance.requirements.fwd import layouts, regauged
+from conformance.requirements.fwd import LARGE, layouts, regauged
 from conformance.strategies import exact, rounding
 from conformance.subject import Unsupported
 
@@ -109,16 +109,19 @@ def gradients_accumulate(subject, case):
     "GRAD-08",
     "The gradients of A and B of a batch MUST be the sum of those of its rows.",
     formula="dA(x, dy) = Σᵢ dA(xᵢ, dyᵢ)", sources=SOURCES, needs=f"{NEEDS} zero_grad",
-    cases=exact(leading=st.tuples(st.integers(2, 4))), examples=0.5,
+    cases=exact(leading=st.sampled_from([(3,), (2,), (4,), (65,), (257,)]), only=("float32", "float64")), examples=0.5,
 )
 def batch_is_the_sum_of_rows(subject, case):
-    """A mean in the place of the sum, or a row counted twice, depends on the batch size and on nothing else."""
+    """A mean in the place of the sum, or a row that is counted twice or left out at the end of a tile, depends on the
+    batch size and on nothing else."""
     layer = prepared(subject, case, training=True)
-    batch = {name: wide(array) for name, array in gradients(layer, case.x, case.dy).items()}
+    batch = gradients(layer, case.x, case.dy)
     layer.zero_grad()
-    rows = [gradients(layer, case.x[i : i + 1], case.dy[i : i + 1]) for i in range(len(case.x))]
-    same(rows[-1]["A"], batch["A"], "dA summed row by row, against the batch")
-    same(rows[-1]["B"], batch["B"], "dB summed row by row, against the batch")
+    rows, found = 1 if len(case.x) < 10 else 13, {}
+    for i in range(0, len(case.x), rows):
+        found = gradients(layer, case.x[i : i + rows], case.dy[i : i + rows])
+    same(found["A"], batch["A"], f"dA summed over {rows} rows at a time, against the batch")
+    same(found["B"], batch["B"], f"dB summed over {rows} rows at a time, against the batch")
 
 
 @requirement(
@@ -289,6 +292,33 @@ def not_finite_flows_back(subject, case):
         if "x" in found:
             same(wide(found["x"])[1:], case.truth.dx[1:], f"the other rows of dx where dy[0, 0] is {bad}")
             holds(not np.isfinite(wide(found["x"])[0]).all(), f"dx[0] where dy[0, 0] is {bad}", "all finite", "not finite")
+
+
+@requirement(
+    "GRAD-18",
+    "Two layers MUST NOT share anything: passes through one leave the other's as they were.",
+    formula="forward₁ forward₂ backward₁ backward₂ = (forward backward)₁ (forward backward)₂", sources=SOURCES, needs=NEEDS,
+    faults="17", cases=exact(), examples=0.5,
+)
+def layers_are_independent(subject, case):
+    """Caches and buffers that belong to a class, or to a shape, work as long as there is one layer."""
+    other = case.but(x=-case.x, A=np.flip(case.A).copy(), B=np.flip(case.B).copy())
+    assume(exact_in_any_order(other))
+    layers = [(prepared(subject, c, training=True), c) for c in (case, other)]
+    for layer, c in layers:
+        layer.forward(c.x)
+    for layer, c in layers:
+        judged(layer.backward(c.dy), c, exactly, ", with another layer used in between")
+
+
+@requirement(
+    "GRAD-19",
+    "Gradients MUST hold for sizes and ranks beyond those of a tile.",
+    formula="dx, dA, dB as for small sizes", sources=SOURCES, needs=NEEDS, faults="53", cases=LARGE, examples=0.15,
+)
+def gradients_of_large_sizes(subject, case):
+    """in and out from 65 to 258, ranks from 16 to 64, up to 67 rows."""
+    return judged(gradients(prepared(subject, case, training=True), case.x, case.dy), case, exactly)
 
 
 def gradient(layer, case: Case, name: str) -> np.ndarray:

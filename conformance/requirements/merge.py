@@ -7,6 +7,7 @@ from conformance.case import exact_in_any_order
 from conformance.compare import holds, same, wide, within
 from conformance.requirements import HIGHAM, LORALIB, PAPER, PEFT, gradients, prepared, requirement, set_mode
 from conformance.requirements.fwd import SQUARE
+from conformance.requirements.state import saved
 from conformance.strategies import exact, rounding
 from conformance.trace import refuses
 
@@ -244,3 +245,54 @@ def square_weight(subject, case):
     layer = prepared(subject, case, training=True)
     layer.merge()
     return same(layer.weight(), case.truth.merged, "W after merge")
+
+
+@requirement(
+    "MERGE-16",
+    "Unmerging a layer that is not merged MUST be refused, or change nothing.",
+    formula="unmerge of W = W", sources=SOURCES, needs=f"{NEEDS} unmerge weight", faults="86", cases=exact(), examples=0.5,
+)
+def unmerging_twice(subject, case):
+    """The guard of MERGE-05 from the other side: a delta that was never added must not be taken out."""
+    layer = prepared(subject, case, training=True)
+    refuses(layer.unmerge)
+    same(layer.weight(), case.W, "W after an unmerge without a merge")
+    layer.merge()
+    layer.unmerge()
+    refuses(layer.unmerge)
+    same(layer.weight(), case.W, "W after a second unmerge")
+    same(layer.forward(case.x), case.truth.y, "y after a second unmerge")
+
+
+@requirement(
+    "MERGE-17",
+    "Loading while merged MUST NOT corrupt W: after unmerge W is back, and the layer has what was loaded; or the loading is "
+    "refused, and nothing has changed.",
+    formula="unmerge ∘ load ∘ merge ⇒ W, A', B'", sources=SOURCES, needs=f"{NEEDS} unmerge weight save load", faults="105 111",
+    where_offered=True, cases=exact(), examples=0.5,
+)
+def loading_while_merged(subject, case):
+    """MERGE-11, by way of a file."""
+    new = case.but(A=np.flip(case.A).copy(), B=np.flip(case.B).copy())
+    assume(exact_in_any_order(new) and not np.array_equal(wide(new.truth.merged), wide(case.truth.merged)))
+    with saved(prepared(subject, new, training=True)) as directory:
+        layer = prepared(subject, case, training=True)
+        layer.merge()
+        if refuses(layer.load, directory):
+            new = case
+    layer.unmerge()
+    same(layer.weight(), case.W, "W after merge, load and unmerge")
+    same(layer.forward(case.x), new.truth.y, "y after merge, load and unmerge")
+
+
+@requirement(
+    "MERGE-18",
+    "Merging in inference mode MUST give what merging in training mode gives, or be refused.",
+    formula=MERGED, sources=SOURCES, needs=f"{NEEDS} weight", faults="76", cases=exact(), examples=0.5,
+)
+def merging_in_inference_mode(subject, case):
+    """That is when most people merge. A layer that merges by itself there has nothing left to do."""
+    layer = prepared(subject, case)
+    if not refuses(layer.merge):
+        same(layer.weight(), case.truth.merged, "W after merge in inference mode")
+    same(layer.forward(case.x), case.truth.y, "y after merge in inference mode")

@@ -19,7 +19,7 @@ SOURCES = (f"{PAPER}, §4.2: |Θ| = 2 · L · d_model · r for square matrices",
     "PARAM-01",
     "The number of trainable parameters MUST be rank · (in + out), which is 2 · d · rank for a square matrix.",
     formula="|Θ| = rank · (in + out)", sources=SOURCES, needs="trainable", faults="52 64 124",
-    cases=exact(in_features=st.integers(1, 40), out_features=st.integers(1, 40), rank=st.integers(1, 9), degenerate=True),
+    cases=exact(in_features=st.integers(9, 40), out_features=st.integers(9, 40), rank=st.integers(1, 9), degenerate=True),
 )
 def trainable_count(subject, case):
     """The count is what LoRA is chosen for, and the shortest proof that nothing else trains."""

@@ -9,6 +9,8 @@ from conformance.compare import same, wide, within
 from conformance.requirements import HIGHAM, PAPER, PEFT, gradients, prepared, requirement
 from conformance.requirements.grad import exactly, judged
 from conformance.strategies import exact, rounding
+from conformance.subject import Unsupported
+from conformance.trace import SubjectError
 
 STANDARD = (f"{PAPER}, §4.1: ΔW x is scaled by α / r", f"{PEFT}, update_layer")
 RSLORA = ("Kalajdzievski 2023, rsLoRA, arXiv:2312.03732: α / √r", f"{PEFT}, update_layer, use_rslora")
@@ -19,7 +21,7 @@ NEEDS = "set_adapter forward"
     "SCALE-01",
     "The scale MUST be alpha / rank, for ranks that are powers of two and for others.",
     formula="scale = alpha / rank", sources=STANDARD, needs=NEEDS, faults="01 02 03 71",
-    cases=exact(rank=st.integers(2, 6)),
+    cases=exact(rank=st.integers(2, 6), in_features=st.integers(3, 8), out_features=st.integers(3, 8)),
 )
 def alpha_over_rank(subject, case):
     """The fault that is reported most. With the base taken away, the output is the scale times integers."""
@@ -44,7 +46,7 @@ def scale_within_rounding(subject, case):
     "SCALE-03",
     "Where rank-stabilised scaling is offered, the scale MUST be alpha / √rank.",
     formula="scale = alpha / √rank", sources=RSLORA, needs=NEEDS, faults="04 05 06 07 22", where_offered=True,
-    cases=exact(scaling="rslora", rank=st.just(4), in_features=st.integers(1, 6), out_features=st.integers(1, 6)),
+    cases=exact(scaling="rslora", rank=st.just(4), in_features=st.integers(5, 8), out_features=st.integers(5, 8)),
 )
 def alpha_over_root_rank(subject, case):
     """Accepted and ignored, the option changes the strength by √rank without a word. At rank 4 it is exact."""
@@ -92,7 +94,8 @@ def alpha_zero_is_the_base(subject, case):
     "SCALE-07",
     "Padding the rank with zero columns of A, and scaling alpha with it, MUST change nothing.",
     formula="f(A, B; r, alpha) = f([A 0], [B; C]; r', alpha r' / r) for any C", sources=STANDARD, needs=NEEDS,
-    faults="01 02 12 21", cases=exact(), examples=0.5,
+    faults="01 02 12 21", examples=0.5,
+    cases=exact(in_features=st.integers(4, 8), out_features=st.integers(4, 8), rank=st.sampled_from((1, 2))),
 )
 def padding_the_rank(subject, case):
     """Ties the rank that divides alpha to the rank that the factors have."""
@@ -129,7 +132,7 @@ def scale_is_per_layer(subject, case):
     "Where rank-stabilised scaling is offered, the gradients MUST have its scale.",
     formula="dA = alpha / √rank · xᵀ (dy Bᵀ), and so on", sources=RSLORA, needs=f"{NEEDS} backward", faults="04 06",
     profile="training", where_offered=True,
-    cases=exact(scaling="rslora", rank=st.just(4), in_features=st.integers(1, 6), out_features=st.integers(1, 6)), examples=0.5,
+    cases=exact(scaling="rslora", rank=st.just(4), in_features=st.integers(5, 8), out_features=st.integers(5, 8)), examples=0.5,
 )
 def root_rank_in_the_gradients(subject, case):
     """A hand-written backward pass works the scale out anew, and by the rule that it knows."""
@@ -141,10 +144,26 @@ def root_rank_in_the_gradients(subject, case):
     "Where rank-stabilised scaling is offered, the merged weight MUST have its scale.",
     formula="W' = W + alpha / √rank · (A B)ᵀ", sources=RSLORA, needs="set_adapter merge weight", faults="22",
     profile="merge", where_offered=True,
-    cases=exact(scaling="rslora", rank=st.just(4), in_features=st.integers(1, 6), out_features=st.integers(1, 6)), examples=0.5,
+    cases=exact(scaling="rslora", rank=st.just(4), in_features=st.integers(5, 8), out_features=st.integers(5, 8)), examples=0.5,
 )
 def root_rank_in_the_merge(subject, case):
     """Merge tools read the configuration for themselves."""
     layer = prepared(subject, case, training=True)
     layer.merge()
     return same(layer.weight(), case.truth.merged, "W after merge, with rslora scaling")
+
+
+@requirement(
+    "SCALE-11",
+    "A negative alpha, where it is accepted, MUST turn the sign of the LoRA part.",
+    formula="y(−alpha) − base = −(y(alpha) − base)", sources=STANDARD, needs=NEEDS, faults="131", where_offered=True,
+    cases=exact(), examples=0.5,
+)
+def negative_alpha(subject, case):
+    """Subtracting an adapter is how a concept is taken out of a model. To refuse it is no fault; to add it is."""
+    turned = case.but(alpha=-case.config.alpha)
+    try:
+        layer = prepared(subject, turned)
+    except SubjectError as refusal:
+        raise Unsupported("a negative alpha") from refusal
+    return same(layer.forward(case.x), turned.truth.y, "y with a negative alpha")

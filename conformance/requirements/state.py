@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from conformance.compare import Mismatch, holds, same, wide
-from conformance.requirements import PEFT, fresh, prepared, requirement, set_mode
+from conformance.requirements import PEFT, fresh, gradients, prepared, requirement, set_mode
 from conformance.strategies import exact, rounding
 from conformance.subject import Unsupported
 from conformance.trace import refuses
@@ -76,11 +76,15 @@ def other_shapes_are_refused(subject, case):
         for changed in (
             case.but(rank=config.rank + 1, alpha=config.alpha + 1),
             case.but(in_features=config.in_features + 1, W=case.W[:, :1].repeat(config.in_features + 1, 1)),
+            case.but(
+                out_features=config.out_features + 1, W=case.W[:1].repeat(config.out_features + 1, 0),
+                b=None if case.b is None else case.b[:1].repeat(config.out_features + 1),
+            ),
         ):
             layer = fresh(subject, changed)
             if not refuses(layer.load, directory):
-                got = f"accepted by rank {changed.config.rank}, in {changed.config.in_features}"
-                raise Mismatch(f"a file of rank {config.rank}, in {config.in_features}", got, "an error")
+                its, theirs = (f"rank {c.rank}, in {c.in_features}, out {c.out_features}" for c in (config, changed.config))
+                raise Mismatch(f"a file of {its}", f"accepted by a layer of {theirs}", "an error")
 
 
 @requirement(
@@ -171,6 +175,43 @@ def refused_load_changes_nothing(subject, case):
             raise Mismatch(f"a file of in {config.in_features}", f"accepted by in {wider.config.in_features}", "an error")
     for name, want in before.items():
         same(layer.adapter()[name], want, f"{name} after a load that was refused")
+
+
+@requirement(
+    "STATE-10",
+    "After a load the layer MUST train on.",
+    formula="gradients and step after load = those of the loaded A, B", sources=SOURCES,
+    needs=f"{NEEDS} backward step zero_grad", faults="26 65", profile="training", where_offered=True,
+    cases=exact(only=("float32", "float64")), examples=0.5,
+)
+def training_after_load(subject, case):
+    """Resuming is what most files are written for. Parameters that were replaced, or frozen, by the load do not move."""
+    with saved(prepared(subject, case, training=True)) as directory:
+        layer = fresh(subject, other(case))
+        layer.load(directory)
+    set_mode(layer, True)
+    layer.zero_grad()
+    found = gradients(layer, case.x, case.dy)
+    layer.step(0.5)
+    for name, before in case.adapter.items():
+        gradient = getattr(case.truth, f"d{name}")
+        same(found[name], gradient, f"d{name} after load")
+        same(layer.adapter()[name], before - 0.5 * gradient, f"{name} after load and a step")
+
+
+@requirement(
+    "STATE-11",
+    "Loading from a directory that holds nothing MUST be refused.",
+    formula="no file ⇒ an error", sources=SOURCES, needs="set_adapter save load", faults="115 117 118", cases=exact(),
+    examples=0.2,
+)
+def nothing_to_load(subject, case):
+    """A wrong path that loads the random start, without a word, is found out after the evaluation."""
+    layer = prepared(subject, case, training=True)
+    with saved(layer) as directory:
+        layer.load(directory)
+    with tempfile.TemporaryDirectory(prefix="conformance-") as name:
+        holds(refuses(layer.load, Path(name)), "load of an empty directory", "accepted", "an error")
 
 
 def judge_loaded(layer, case, how: str) -> None:

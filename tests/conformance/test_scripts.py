@@ -20,7 +20,7 @@ from conformance.torch import to_tensor
 from conformance.torch_script import assigned, dtype_of, tensor, written
 from conformance.trace import SubjectError, Traced
 
-FAULTY = Path(__file__).with_name("faulty.py")
+FAULTY, MODULES = (Path(__file__).with_name(name) for name in ("faulty.py", "modules.py"))
 REQUIREMENTS = {r.id: r for r in all_requirements()}
 ALONE = "\nimport sys; assert not {'conformance', 'lora_ref'} & set(sys.modules)"
 
@@ -89,6 +89,12 @@ def test_the_script_alone_shows_what_is_no_number(name, id, says, tmp_path):
     outcome = failure(f"{FAULTY}:{name}", id)
     ran = run(outcome.reproduce, tmp_path)
     assert re.search(says, ran.stdout + ran.stderr, re.M), f"{outcome.reproduce}\n{ran.stdout}\n{ran.stderr}"
+
+
+def test_a_base_layer_is_built_in_place(tmp_path):
+    outcome = failure(f"{MODULES}:Wrapper", "STATE-06")
+    assert "Wrapper(linear=torch.nn.Linear(" in outcome.reproduce
+    assert outcome.failure["got"] in printed(run(outcome.reproduce, tmp_path).stdout), outcome.reproduce
 
 
 @pytest.mark.parametrize("id", ["MERGE-11", "STATE-08"])
