@@ -100,8 +100,8 @@ def _parser() -> argparse.ArgumentParser:
 def _positive(kind):
     def parse(text: str):
         value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not positive")
+        if not 0 < value <= 1e6:
+            raise argparse.ArgumentTypeError(f"{text} is not a positive number of at most a million")
         return value
 
     parse.__name__ = "number"

@@ -40,7 +40,17 @@ class Outcome:
     failure: dict = field(default_factory=dict)
 
     def as_dict(self) -> dict:
-        return asdict(self)
+        """For JSON and XML: text that both can hold, and no number that is none."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+
+def _plain(value):
+    if isinstance(value, str):
+        text = value.encode("utf-8", "backslashreplace").decode()
+        return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+    if isinstance(value, float):
+        return float(value) if np.isfinite(value) else None
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 class _Enough(BaseException):

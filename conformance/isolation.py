@@ -66,8 +66,10 @@ class Worker:
             self._process.stdin.write(id + "\n")
             self._process.stdin.flush()
         answer = self._answer(self.timeout)
-        if not isinstance(answer, str):
+        if isinstance(answer, dict) and "outcome" in answer:
             return Outcome(**answer["outcome"])
+        if isinstance(answer, dict):
+            answer = "gave an answer that is not one of the harness"
         status = "timeout" if answer.startswith("took") else "crash"
         words = self._last_words()
         self.stop()
@@ -91,7 +93,7 @@ class Worker:
         if self._process is not None:
             self._kill()
             self._process.wait()
-            self._reader.join()  # at the end of the output, which is there now
+            self._reader.join(timeout=2)  # at the end of the output, unless a process that it left behind holds it open
             for file in (self._process.stdin, self._process.stdout, self._noise):
                 if file is not None:
                     with contextlib.suppress(OSError):  # of what was written and not sent

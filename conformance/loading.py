@@ -85,7 +85,7 @@ def _from_file(path: Path):
     assert module_spec is not None and module_spec.loader is not None  # it ends in .py
     loader, module = module_spec.loader, importlib.util.module_from_spec(module_spec)
     sys.modules.setdefault(path.stem, module)  # pickle and dataclasses look a module up by its name
-    sys.path.insert(0, str(path.resolve().parent))
+    sys.path.append(str(path.resolve().parent))  # last: a file of its own name must not stand in for another's
     return _executed(lambda: loader.exec_module(module) or module, str(path))
 
 

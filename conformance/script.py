@@ -10,6 +10,7 @@ import numpy as np
 from conformance.subject import Call, LayerConfig
 
 READINGS = ("adapter", "trainable", "weight", "bias")  # change nothing
+CHANGES = ("set_adapter", "step", "load", "merge", "unmerge", "train")  # after which a reading may well be another
 WIDTH = 100  # of a line
 
 
@@ -19,16 +20,19 @@ class Name(str):
 
 def told(calls: list[Call]) -> list[Call]:
     """The calls without the readings that a script does not need, and `shown` where it must print the answer: an output
-    from which no gradient is taken, the last gradients, and a reading at the end or with another answer than before.
-    Directories get names."""
+    from which no gradient is taken, the last gradients, and a reading at the end, or one that the next contradicts though
+    nothing was to change it. Directories get names."""
     found, directories = [], {}
     for i, call in enumerate(calls):
         later = calls[i + 1 :]
         same_layer = [c for c in later if c.layer == call.layer]
         if call.method in READINGS:
-            again = next((c for c in same_layer if c.method == call.method), None)
-            at_end = all(c.method in READINGS for c in later)
-            if not call.raised and not (at_end if again is None else bits(again.answer) != bits(call.answer)):
+            after = [c for c in same_layer if c.method == call.method or c.method in CHANGES and not c.raised]
+            if any(c.method == call.method for c in after):  # it is read again
+                needed = after[0].method == call.method and bits(after[0].answer) != bits(call.answer)
+            else:
+                needed = all(c.method in READINGS for c in later)
+            if not needed and not call.raised:
                 continue
             shown = True
         elif call.method == "forward":

@@ -3,7 +3,10 @@
     class Mine(Subject):
         name, version = "mine", "1.0"
         def build(self, config, weight, bias):
+            if config.dropout or config.scaling != "standard" or not config.bias:
+                raise Unsupported("dropout, rslora and layers without a bias")
             module = MyLoRA(config.in_features, config.out_features, r=config.rank, lora_alpha=config.alpha)
+            module = module.to(getattr(torch, config.dtype))
             layer = TorchLayer(module, W="base.weight", b="base.bias", A="lora_A", B="lora_B", transposed="AB")
             layer.set_base(weight, bias)
             return layer
@@ -67,11 +70,16 @@ class TorchLayer(Layer):
         return found.t() if name in self.transposed else found
 
     def set(self, name: str, array: np.ndarray) -> None:
+        have = tuple(self.tensor(name).shape)
+        if array.shape != have:  # copy_ would broadcast
+            raise ValueError(f"{name} is {array.shape}, expected {have}, the shape that it has")
         with torch.no_grad():
             self.tensor(name).copy_(to_tensor(array.copy()))
 
     def set_base(self, weight: np.ndarray, bias: np.ndarray | None) -> None:
-        """Give the module its frozen weight and bias."""
+        """Give the module its frozen weight and bias. Raises Unsupported if it has a bias where it should have none."""
+        if bias is None and "b" in self.paths:
+            raise Unsupported("a layer without a bias")
         self.set("W", weight)
         if bias is not None:
             self.set("b", bias)
@@ -222,6 +230,8 @@ class ModuleSubject(Subject):
         given, used = {}, set()
         for argument in self.arguments:
             key = next((key for key, names in _NAMES.items() if argument.name in names), None)
+            if key == "scaling" and not isinstance(argument.default, str):
+                continue  # a number that overrides alpha / rank, not the name of a rule
             if key is not None:
                 given[argument.name] = wanted[key]
                 used.add(key)

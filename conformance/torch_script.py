@@ -14,7 +14,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from conformance.script import Name, caught, memory, nested, temporary
+from conformance.script import READINGS, Name, caught, memory, nested, temporary
 from conformance.subject import Call, LayerConfig
 
 USUAL = {"bias": True, "dtype": torch.float32, "device": "cpu"}  # where a signature says nothing, or None
@@ -128,7 +128,8 @@ class _Writer:
     def build(self, call: Call) -> list[str]:
         config, weight, bias = call.args
         self.configs[call.layer], self.wanted[call.layer] = config, True
-        is_set = any(c.layer == call.layer and c.method == "set_adapter" for c in self.calls)
+        used = [c.method for c in self.calls if c.layer == call.layer and c.method not in ("build", "train", *READINGS)]
+        is_set = used[:1] == ["set_adapter"]  # before its random numbers matter
         lines = [f"torch.manual_seed({config.seed})"] if config.dropout or not is_set else []
         lines += self.construction(config, call.layer)
         if call.target is None:

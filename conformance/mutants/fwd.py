@@ -385,3 +385,11 @@ class SquareFactorsTransposed(Honest):
     def lora(self, x: np.ndarray) -> np.ndarray:
         A = self.A.T if self.A.shape[0] == self.A.shape[1] else self.A
         return self.scaled(self.product(self.product(self.dropped(x), A), self.B))
+
+
+@mutant("53", kills="FWD-19")
+class FeaturesOfOneTile(Honest):
+    """The LoRA part sees the first 64 features of x and no more."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        return super().lora(np.where(np.arange(x.shape[1]) < 64, x, 0))

@@ -355,3 +355,29 @@ class RsloraForwardOnly(Honest):
     def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
         standard = self.config.alpha / self.config.rank
         return super().gradient_of_A(dy) * (standard / self.scale if self.config.scaling == "rslora" else 1)
+
+
+@mutant(kills="GRAD-19")
+class GradientsOfOneTile(Honest):
+    """dA is that of the first 64 rows of A, and zero below."""
+
+    def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
+        dA = super().gradient_of_A(dy)
+        dA[64:] = 0
+        return dA
+
+
+@mutant("17", kills="GRAD-18")
+class OneCacheForAll(Honest):
+    """What the forward pass keeps for the backward pass is kept by the class, and is that of the layer used last."""
+
+    kept_x: list[np.ndarray] = []
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        y = super().forward(x)
+        self.kept_x[:] = [self.x]
+        return y
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        self.x = self.kept_x[0]
+        return super().backward(dy)

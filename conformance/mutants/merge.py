@@ -349,3 +349,30 @@ class SquareDeltaTransposed(Honest):
     def delta_weight(self) -> np.ndarray:
         delta = super().delta_weight()
         return delta.T if delta.shape[0] == delta.shape[1] else delta
+
+
+@mutant("86", kills="MERGE-16")
+class UnmergesUnmerged(UnmergesBySubtraction):
+    """Unmerge subtracts the delta from a W that does not hold it."""
+
+    def unmerge(self) -> None:
+        if self.merged:
+            super().unmerge()
+        else:
+            self.W = self.restored_weight()
+
+
+@mutant("105 111", kills="MERGE-17")
+class LoadsIntoMerged(UnmergesBySubtraction):
+    """Load exchanges the factors of a merged layer, and unmerge subtracts the new delta."""
+
+    def receive(self, contents: Arrays) -> None:
+        self.set_factors(self.checked(contents))
+
+
+@mutant(kills="MERGE-18")
+class MergesOnlyInTraining(Honest):
+    """In inference mode merge sets the flag and leaves W as it is."""
+
+    def merged_weight(self) -> np.ndarray:
+        return super().merged_weight() if self.training else self.W

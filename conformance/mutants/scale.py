@@ -142,3 +142,11 @@ class AlphaOfTheFirstLayer(Honest):
         if not hasattr(type(self), "first"):
             type(self).first = config.alpha  # type: ignore[attr-defined]
         return self.first / config.rank  # type: ignore[attr-defined]
+
+
+@mutant("131", kills="SCALE-11")
+class SignOfAlphaLost(Honest):
+    """scale = |alpha| / rank."""
+
+    def scale_of(self, config: LayerConfig) -> float:
+        return abs(super().scale_of(config))

@@ -280,3 +280,26 @@ class SavesTheFirstState(Honest):
         if not hasattr(self, "first"):
             self.first = {name: array.copy() for name, array in super().contents().items()}
         return self.first
+
+
+@mutant("65", kills="STATE-10")
+class LoadFreezes(Honest):
+    """After a load a step moves nothing."""
+
+    frozen = False
+
+    def load(self, directory: str | PathLike[str]) -> None:
+        super().load(directory)
+        self.frozen = True
+
+    def step(self, lr: float) -> None:
+        super().step(0.0 if self.frozen else lr)
+
+
+@mutant("115 118", kills="STATE-11")
+class NothingIsLoadedInPeace(Honest):
+    """Load passes over a file that is not there."""
+
+    def load(self, directory: str | PathLike[str]) -> None:
+        if any(Path(directory).iterdir()):
+            super().load(directory)

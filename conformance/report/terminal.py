@@ -61,7 +61,7 @@ def _failure(console: Console, report: Report, requirement: Requirement, outcome
     for name in ("case", "what", "got", "want"):
         if name in failure:
             grid.add_row(name, Text(str(failure[name])))
-    if "error" in failure:
+    if failure.get("error") is not None and failure.get("bound") is not None:
         error, bound = failure["error"], failure["bound"]
         exact = f"{error:.3g} / 0: it must be equal bit for bit"
         ratio = f"{error:.3g} / {bound:.3g} = {error / bound:.3g}" if bound else exact
