@@ -54,7 +54,7 @@ class Traced(Subject):
         self.calls[-1:] = [(call._replace(target=layer._layer), args) for call, args in self.calls[-1:]]
         return layer
 
-    def _ask(self, label: str, action, args: tuple, answer=None):
+    def _ask(self, label: str, action, args: tuple, answer=None) -> Any:
         """`label` is the layer's name and the method's."""
         name, method = label.split(".")
         self.elements += sum(a.size for a in arrays(args))
@@ -142,7 +142,7 @@ def _copied(value) -> Any:
     """With the strides that it has."""
     if isinstance(value, np.ndarray):
         copy = value.copy()
-        if not value.flags.c_contiguous:
+        if not value.flags.c_contiguous and not any(stride % value.itemsize for stride in value.strides):
             items, first, _ = memory(value)
             copy = np.ndarray(value.shape, value.dtype, items, first * value.itemsize, value.strides)
         copy.flags.writeable = value.flags.writeable

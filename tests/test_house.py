@@ -38,7 +38,7 @@ def test_requirements_know_nothing_of_reports_and_subjects_nothing_of_requiremen
 def test_no_tolerance_outside_compare():
     """Neither the words of one, nor a small constant beside a comparison."""
     for path in (ROOT / "conformance").rglob("*.py"):
-        if path.name == "compare.py":
+        if path.name == "compare.py" or path.parent.name == "mutants":  # a mutant's fault may be a threshold
             continue
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"\b(rtol|atol|rel_tol|abs_tol|allclose|isclose|approx)\b", text), path
