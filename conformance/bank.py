@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import hypothesis
 from hypothesis import HealthCheck, Phase
-from hypothesis.errors import HypothesisException
+from hypothesis.errors import HypothesisException, UnsatisfiedAssumption
 
 from conformance.case import Case
 from conformance.compare import Mismatch
@@ -39,7 +39,7 @@ def judge(requirement: Requirement, subject: Subject, cases: list[Case]) -> str:
         try:
             requirement.check(Traced(subject), case)
             decided = True
-        except (Unsupported, hypothesis.errors.UnsatisfiedAssumption):
+        except (Unsupported, UnsatisfiedAssumption):
             pass
         except Mismatch:
             return "fail"

@@ -78,12 +78,11 @@ def _known_fault(requirement: Requirement, heard: list[Heard]) -> str | None:
 
 
 def _reports(mutant: Mutant) -> str:
-    known = catalogue()
-    if not mutant.rows:
-        return ""
-    first = known[mutant.rows[0]]
-    more = f" and {len(mutant.rows) - 1} more" if len(mutant.rows) > 1 else ""
-    return f", as in {first['project']} ({first['links'][0]}, {mutant.rows[0]}){more}"
+    for id in mutant.rows[:1]:
+        row = catalogue()[id]
+        more = f" and {len(mutant.rows) - 1} more" if len(mutant.rows) > 1 else ""
+        return f", as in {row['project']} ({row['links'][0]}, {id}){more}"
+    return ""
 
 
 @cache

@@ -16,8 +16,10 @@ from conformance.subject import LayerConfig, Unsupported
 _SMALL = np.array([0, 1, -1, *[1, -1, 1, -1, 0] * 50])
 _LARGER = np.array([0, 1, -1, 2, -2, 3, -3, *[1, -1, 2, -2, 3, -3, 0] * 35])
 EXACT_SCALES = (2.0, 0.5, 4.0, 3.0, 0.25, 1.5)  # never 0 or 1: those hide faults
-SIZES = st.integers(1, 5)
-RANKS = st.sampled_from((1, 2, 4))  # a gradient that is divided by the rank before it is summed is exact for powers of two
+Integers = st.SearchStrategy[int]
+# Powers of two: a gradient that is divided by another rank before it is summed is not exact.
+SIZES: Integers = st.integers(1, 5)
+RANKS: Integers = st.sampled_from((1, 2, 4))
 DRAWN = 32  # bytes for an array
 
 
@@ -45,7 +47,8 @@ def among(only: tuple[str, ...], dtypes: tuple[str, ...]):
 
 def exact(
     *,
-    in_features=SIZES, out_features=SIZES, rank=RANKS, scales=EXACT_SCALES, leading=None, bias=st.booleans(),
+    in_features: Integers = SIZES, out_features: Integers = SIZES, rank: Integers = RANKS, scales=EXACT_SCALES,
+    leading=None, bias=st.booleans(),
     scaling: str = "standard", dropout: float = 0.0, only: tuple[str, ...] = tuple(DTYPES), degenerate: bool = False,
     operations=None, square: bool = False, wide_rank: bool = False,
 ):

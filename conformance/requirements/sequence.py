@@ -43,8 +43,8 @@ class Model:
     training: bool = True
     merged: bool = False
     unknown: bool = False  # the function, until the layer is unmerged
-    dA: np.ndarray | float = 0.0
-    dB: np.ndarray | float = 0.0
+    dA: np.ndarray | None = None  # the gradients that have added up, if any
+    dB: np.ndarray | None = None
     saved: Case | None = None
 
     @property
@@ -82,8 +82,9 @@ def perform(subject: Subject, layer: Layer, model: Model, operation: str, direct
         case "backward" if model.plain:
             layer.forward(case.x)
             layer.backward(case.dy)
-            model.dA, model.dB = model.dA + case.truth.dA, model.dB + case.truth.dB
-        case "step" if model.plain and np.ndim(model.dA):
+            before = (0, 0) if model.dA is None else (model.dA, model.dB)
+            model.dA, model.dB = case.truth.dA + before[0], case.truth.dB + before[1]
+        case "step" if model.plain and model.dA is not None and model.dB is not None:
             following = moved(case, model.dA, model.dB)
             if following is None:
                 return layer, False
@@ -91,7 +92,7 @@ def perform(subject: Subject, layer: Layer, model: Model, operation: str, direct
             model.case = following
         case "zero_grad":
             layer.zero_grad()
-            model.dA = model.dB = 0.0
+            model.dA = model.dB = None
         case "train" | "eval":
             layer.train(operation == "train")
             model.training = operation == "train"
@@ -122,7 +123,7 @@ def perform(subject: Subject, layer: Layer, model: Model, operation: str, direct
             layer = fresh(subject, case.but(seed=case.config.seed + 1))
             layer.load(directory)
             model.case = case.but(A=model.saved.A, B=model.saved.B)
-            model.training, model.merged, model.unknown, model.dA, model.dB = True, False, False, 0.0, 0.0
+            model.training, model.merged, model.unknown, model.dA, model.dB = True, False, False, None, None
     return layer, True
 
 
