@@ -17,8 +17,8 @@ _SMALL = np.array([0, 1, -1, *[1, -1, 1, -1, 0] * 50])
 _LARGER = np.array([0, 1, -1, 2, -2, 3, -3, *[1, -1, 2, -2, 3, -3, 0] * 35])
 EXACT_SCALES = (2.0, 0.5, 4.0, 3.0, 0.25, 1.5)  # never 0 or 1: those hide faults
 Integers = st.SearchStrategy[int]
-# Powers of two: a gradient that is divided by another rank before it is summed is not exact.
 SIZES: Integers = st.integers(1, 5)
+# Powers of two: a gradient that is divided by another rank before it is summed is not exact.
 RANKS: Integers = st.sampled_from((1, 2, 4))
 DRAWN = 32  # bytes for an array
 
