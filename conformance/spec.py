@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from conformance import __version__
+from conformance.diagnosis import catalogue
+from conformance.mutants import all_mutants, honest_subjects
 from conformance.requirements import GROUPS, PROFILES, Requirement, all_requirements
 
 PATH = Path(__file__).parent / "SPEC.md"
@@ -107,7 +109,32 @@ def render() -> str:
     for group, title in GROUPS.items():
         parts.append(f"\n## {group}: {title}\n")
         parts += [_section(r) for r in requirements if r.group == group]
-    return "".join(parts)
+    return "".join([*parts, _known_faults()])
+
+
+def _known_faults() -> str:
+    """The mutants and what must fail them, and the reports that wait for something that a single layer does not have."""
+    mutants, rows = all_mutants(), catalogue()
+    recreated = {row for mutant in mutants for row in mutant.rows}
+    text = f"""
+## Known faults
+
+{len(mutants)} known-bad layers, of which those with numbers re-create {len(recreated)} of {len(rows)} public reports (BUG-…). Each
+must be failed by the requirements named beside it, and {len(honest_subjects())} honest variations by none that is a MUST;
+`conformance selftest` tries it, and is part of what every change must pass.
+
+| group | mutant | what is wrong | reports | failed by at least |
+|---|---|---|---|---|
+"""
+    for m in sorted(mutants, key=lambda m: list(GROUPS).index(m.group)):
+        numbers = " ".join(row.removeprefix("BUG-") for row in m.rows)
+        text += f"| {m.group} | {m.name} | {m.words.replace('|', '&#124;')} | {numbers} | {' '.join(m.kills)} |\n"
+    text += "\nThe other reports wait for:\n\n"
+    waiting: dict[str, list[str]] = {}
+    for id, row in rows.items():
+        if id not in recreated:
+            waiting.setdefault(row["waits_for"], []).append(id.removeprefix("BUG-"))
+    return text + "".join(f"* {what}: {' '.join(ids)}\n" for what, ids in waiting.items())
 
 
 def _section(r: Requirement) -> str:

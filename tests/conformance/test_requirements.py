@@ -4,6 +4,7 @@ import re
 
 from conformance import spec
 from conformance.diagnosis import catalogue
+from conformance.mutants import all_mutants
 from conformance.requirements import GROUPS, PROFILES, all_requirements
 from conformance.subject import Layer
 
@@ -41,3 +42,9 @@ def test_known_faults_exist():
 
 def test_spec_is_fresh():
     assert spec.PATH.read_text(encoding="utf-8") == spec.render(), "stale: run python -m conformance.spec"
+
+
+def test_every_known_fault_is_recreated_or_waits_for_something():
+    recreated = {row for mutant in all_mutants() for row in mutant.rows}
+    assert recreated == {id for id, row in catalogue().items() if "waits_for" not in row}
+    assert len(recreated) >= 75 and len(all_mutants()) >= 120
