@@ -81,7 +81,7 @@ def forward(
     # 3. h = scale · z A: here, since of all the places for the scale this is the smallest array
     h = s * (z @ A)                                                                           # (n, rank)
     # 4. y += h B
-    y += h @ B                                                                                # (n, out)
+    _add_product(y, h, B)                                                                     # (n, out)
     return y.reshape(*x.shape[:-1], len(W)), Cache(x, base, p, s, mask, z, h)
 
 
@@ -99,14 +99,20 @@ def backward(dy: np.ndarray, cache: Cache) -> tuple[np.ndarray, LoRA]:
     # 3. h = scale · z A
     dh *= s
     dA = z.T @ dh                                                                             # (in, rank)
-    dz = dh @ A.T                                                                             # (n, in)
-    # 2. z = x ∘ mask
-    if mask is not None:
-        dz *= rows(mask)
-    # 1. y = x Wᵀ + b
+    # 2. z = x ∘ mask, so dz = dh Aᵀ ∘ mask; and 1. y = x Wᵀ + b
     dx = linear.backward(dy, base)                                                            # (n, in)
-    dx += dz
+    _add_product(dx, dh, A.T, None if mask is None else rows(mask))
     return dx.reshape(x.shape), LoRA(dA, dB)
+
+
+def _add_product(y: np.ndarray, h: np.ndarray, B: np.ndarray, mask: np.ndarray | None = None) -> None:
+    """y += h B ∘ mask, in place, some rows at a time: the product stays in the cache, and needs no array as large as y."""
+    for start in range(0, len(y), 64):
+        some = slice(start, start + 64)
+        product = h[some] @ B
+        if mask is not None:
+            product *= mask[some]
+        y[some] += product
 
 
 def merge(W: np.ndarray, b: np.ndarray | None, p: LoRA, scale: float) -> tuple[np.ndarray, np.ndarray | None]:
