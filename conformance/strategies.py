@@ -8,7 +8,7 @@ honest layer is right bit for bit. Rounding cases hold normal draws, scaled as i
 import numpy as np
 from hypothesis import strategies as st
 
-from conformance.case import DTYPES, Case, exact_in_any_order, resolution, telling
+from conformance.case import DTYPES, Case, exact_in_any_order, in_range, resolution, telling
 from conformance.compare import FAULT_OF_INTEREST
 from conformance.subject import LayerConfig, Unsupported
 
@@ -121,7 +121,7 @@ def rounding(
                 dy=array((n, n_out), 1.0),
             )
 
-        return case().filter(lambda c: resolution(c) <= FAULT_OF_INTEREST[c.config.dtype])
+        return case().filter(lambda c: in_range(c) and resolution(c) <= FAULT_OF_INTEREST[c.config.dtype])
 
     return of
 
