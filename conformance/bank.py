@@ -37,7 +37,7 @@ def judge(requirement: Requirement, subject: Subject, cases: list[Case]) -> str:
     decided = False
     for case in cases:
         try:
-            requirement.check(Traced(subject), case)
+            requirement.check(Traced(subject), case.copy())
             decided = True
         except (Unsupported, UnsatisfiedAssumption):
             pass

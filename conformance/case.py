@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +20,15 @@ DTYPES = {
 BITS = {"float32": 24, "float64": 53, "float16": 11, "bfloat16": 8}  # of the significand
 
 
+class Adapter(NamedTuple):
+    """A further adapter of a layer: A (in, rank), B (rank, out), with a rank and an alpha of its own."""
+
+    name: str
+    A: np.ndarray
+    B: np.ndarray
+    alpha: float
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """x (…, in), W (out, in), b (out) or None, A (in, rank), B (rank, out), dy (…, out), all of the config's dtype."""
@@ -31,6 +41,8 @@ class Case:
     x: np.ndarray
     dy: np.ndarray
     operations: tuple[str, ...] = ()  # of a requirement about sequences
+    others: tuple[Adapter, ...] = ()  # beside A and B, which are the adapter "default"
+    weights: tuple[float, ...] = ()  # of "default" and of the others
 
     @property
     def adapter(self) -> dict[str, np.ndarray]:
@@ -47,7 +59,8 @@ class Case:
     @property
     def size(self) -> float:
         """What makes a counterexample easy to read: few numbers, and small ones."""
-        arrays = [wide(a) for a in (self.W, self.A, self.B, self.x, self.dy)]
+        factors = [a for other in self.others for a in (other.A, other.B)]
+        arrays = [wide(a) for a in (self.W, self.A, self.B, self.x, self.dy, *factors)]
         return len(self.operations) + float(sum(a.size + np.abs(a[np.isfinite(a)]).sum() for a in arrays))
 
     def but(self, **changes) -> "Case":
@@ -55,6 +68,22 @@ class Case:
         arrays = {k: v for k, v in changes.items() if k in ("W", "b", "A", "B", "x", "dy")}
         config = {k: v for k, v in changes.items() if k not in arrays}
         return replace(self, config=replace(self.config, **config), **arrays)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all adapters."""
+        return ("default", *(other.name for other in self.others))
+
+    def alone(self, name: str) -> "Case":
+        """The case of a layer whose only adapter is the one of that name."""
+        A, B, alpha = next(((o.A, o.B, o.alpha) for o in self.others if o.name == name), (self.A, self.B, self.config.alpha))
+        return replace(self.but(A=A, B=B, alpha=alpha, rank=A.shape[1]), others=(), weights=())
+
+    def copy(self) -> "Case":
+        """With an x and a dy of its own, since some layers write into what they are given; what is known of it stays known."""
+        copied = self.but(x=self.x.copy(), dy=self.dy.copy())
+        vars(copied).update({name: known for name, known in vars(self).items() if name in ("truth", "bound")})
+        return copied
 
     @cached_property
     def truth(self) -> "Truth":
@@ -77,6 +106,30 @@ class Truth:
         self.base = lora.forward(x, W, b, lora.LoRA(0 * A, 0 * B), case.scale)[0]
         self.dx, (self.dA, self.dB) = lora.backward(dy, cache)
         self.merged, _ = lora.merge(W, b, p, case.scale)
+
+
+class Together:
+    """y, dx, the merged W and the gradients (by the names of Layer.backward) of a case with several adapters at once."""
+
+    def __init__(self, case: Case, weights: dict[str, float]):
+        W, dx = wide(case.W), wide(case.dy) @ wide(case.W)
+        self.y, self.dx, self.merged = case.truth.base.copy(), dx.copy(), W.copy()
+        self.gradients: dict[str, np.ndarray] = {}
+        self.combined_bound = np.zeros(())
+        if not weights:
+            return
+        for name, weight in weights.items():
+            truth, prefix = case.alone(name).truth, "" if name == "default" else f"{name}."
+            self.y += weight * (truth.y - truth.base)
+            self.dx += weight * (truth.dx - dx)
+            self.merged += weight * (truth.merged - W)
+            self.gradients |= {f"{prefix}A": weight * truth.dA, f"{prefix}B": weight * truth.dB}
+
+        # Of one adapter that does the same: √(weight · scale), rounded twice, may have gone into A as into B, rounded.
+        parts = [(weight, case.alone(name)) for name, weight in weights.items()]
+        A = np.hstack([wide(part.A) for _, part in parts])
+        B = np.vstack([weight * part.scale * wide(part.B) for weight, part in parts])
+        self.combined_bound = bounds.forward(case.x, case.W, case.b, lora.LoRA(A, B), 1.0, case.config.dtype, more=6)
 
 
 class Bound:
@@ -120,6 +173,20 @@ def exact_in_any_order(case: Case) -> bool:
     """Whether every honest way of computing the case is free of rounding in its dtype: all that can occur in a step
     are multiples of one last bit, and the sums of absolute values stay below 2^bits of them."""
     return all(total <= bit * 2.0 ** BITS[case.config.dtype] for total, bit in _sums(case))
+
+
+def exact_together(case: Case) -> bool:
+    """The same of a case with several adapters, with its weights and with none: of the one adapter that does what they all
+    do, and of each alone, its weight taken before or after its own sums."""
+    for weights in (case.weights, (1.0,) * len(case.names)):
+        parts = [case.alone(name) for name in case.names]
+        weighted = [part.but(alpha=weight * part.config.alpha) for part, weight in zip(parts, weights, strict=True)]
+        A = np.hstack([part.A for part in weighted])
+        B = np.vstack([(part.scale * wide(part.B)).astype(case.dtype) for part in weighted])
+        whole = case.but(A=A, B=B, rank=A.shape[1], alpha=A.shape[1], scaling="standard")
+        if not all(map(exact_in_any_order, (*parts, *weighted, whole))):
+            return False
+    return True
 
 
 def in_range(case: Case) -> bool:

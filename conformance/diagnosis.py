@@ -12,10 +12,10 @@ import numpy as np
 from hypothesis.errors import UnsatisfiedAssumption
 
 from conformance import bank
-from conformance.case import Case, exact_in_any_order
+from conformance.case import Case, Together, exact_in_any_order
 from conformance.compare import Mismatch, alike, ratio_of, same_number, wide
 from conformance.mutants import Mutant, all_mutants
-from conformance.requirements import Requirement
+from conformance.requirements import Requirement, all_requirements
 from conformance.subject import Subject, Unsupported
 from conformance.trace import SubjectError, Traced
 
@@ -29,12 +29,13 @@ class Heard(Traced):
         super().__init__(subject)
         self.case, self.answers = case, []
         self.failure: Mismatch | None = None
+        self.decided = True
         try:
-            requirement.check(self, case)
+            requirement.check(self, case.copy())
         except Mismatch as failure:
             self.failure = failure
         except (SubjectError, Unsupported, UnsatisfiedAssumption):
-            pass
+            self.decided = False
 
     def _ask(self, label, method, args, answer=None):
         result = super()._ask(label, method, args, answer)
@@ -51,30 +52,45 @@ class Heard(Traced):
             return False
         if self.failure.error is None:  # no numbers were compared: a shape, a name, a refusal
             return str(self.failure) == str(other.failure)
-        exact = exact_in_any_order(self.case)
+        exact = exact_in_any_order(self.case) and not self.failure.bound
         pairs = zip(self.answers, other.answers, strict=True)
         return all(name == its and alike(a, b, None if exact else _bound(self.case, name)) for (name, a), (its, b) in pairs)
 
 
-def diagnose(requirement: Requirement, subject: Subject, case: Case, dtypes: tuple[str, ...]) -> str | None:
-    """One sentence, or None. May ask the subject a few dozen times."""
-    cases = [case, *bank.draw(requirement, dtypes, round(CASES / requirement.examples))]
+def diagnose(requirement: Requirement, subject: Subject, case: Case) -> str | None:
+    """One sentence, or None. May ask the subject a few dozen times, in the dtype of the case."""
+    cases = [case, *bank.draw(requirement, (case.config.dtype,), round(CASES / requirement.examples))]
     heard = [h for h in (Heard(requirement, subject, c) for c in cases) if h.failure is not None][: CASES + 1]
     if not heard:
         return None
-    parts = [_known_fault(requirement, heard), _relation(heard)]
+    parts = [_known_fault(requirement, subject, heard), _relation(heard)]
     return "; ".join(part for part in parts if part) or None
 
 
-def _known_fault(requirement: Requirement, heard: list[Heard]) -> str | None:
+def _known_fault(requirement: Requirement, subject: Subject, heard: list[Heard]) -> str | None:
     """Those that the requirement is known to fail come first, then those of its group, then reported ones."""
     def likelihood(mutant: Mutant) -> tuple[bool, ...]:
         return requirement.id not in mutant.kills, mutant.group != requirement.group, not mutant.rows
 
-    for mutant in sorted(all_mutants(), key=likelihood):
-        if all(h.same_as(Heard(requirement, mutant.subject(), h.case)) for h in heard):
-            return f"matches a known fault: {mutant.words.rstrip('.')}{_reports(mutant)}"
-    return None
+    found = [m for m in all_mutants() if all(h.same_as(Heard(requirement, m.subject(), h.case)) for h in heard)]
+    if not found:
+        return None
+    mutant = _likeliest(sorted(found, key=likelihood), subject, heard[0].case.config.dtype)
+    return f"matches a known fault: {mutant.words.rstrip('.')}{_reports(mutant)}"
+
+
+def _likeliest(found: list[Mutant], subject: Subject, dtype: str) -> Mutant:
+    """Of mutants that one requirement cannot tell apart, the one that agrees with the subject best where any of them is
+    known to fail; the first of several."""
+    agreed, others = dict.fromkeys(found, 0), {id for mutant in found for id in mutant.kills}
+    for requirement in all_requirements() if len(found) > 1 else ():
+        for case in bank.draw(requirement, (dtype,), CASES) if requirement.id in others else ():
+            asked = Heard(requirement, subject, case)
+            for mutant in found if asked.decided else ():
+                its = Heard(requirement, mutant.subject(), case)
+                both_pass = its.decided and asked.failure is None and its.failure is None
+                agreed[mutant] += both_pass or asked.same_as(its)
+    return max(found, key=lambda mutant: agreed[mutant])
 
 
 def _reports(mutant: Mutant) -> str:
@@ -154,5 +170,7 @@ def _parts(case: Case, want: np.ndarray) -> dict[str, np.ndarray]:
 
 def _bound(case: Case, name: str):
     """The bound of an answer that is known by its name; None asks for equality."""
+    if case.others:
+        return Together(case, dict(zip(case.names, case.weights, strict=True))).combined_bound if name == "forward" else None
     names = {"forward": "y", "backward x": "dx", "backward A": "dA", "backward B": "dB", "weight": "unmerged"}
     return getattr(case.bound, names[name]) if name in names else None

@@ -69,7 +69,7 @@ def examine(requirement: Requirement, subject: Subject, spec: str, *, dtypes: tu
             search.run(dtypes, examples, seed)
             outcome = search.outcome(seed)
             if outcome.status == "fail" and search.best is not None and requirement not in canaries.ALL:
-                outcome.diagnosis = diagnose(requirement, subject, search.best[1], dtypes)
+                outcome.diagnosis = diagnose(requirement, subject, search.best[1])
     except Exception as error:
         outcome = Outcome(requirement.id, "error", f"the harness itself failed: {type(error).__name__}: {error}")
     outcome.seconds = time.perf_counter() - started
@@ -112,7 +112,7 @@ class _Search:
             case = case.but(device=self.device)
         traced = Traced(self.subject)
         try:
-            self.worst = max(self.worst, self.requirement.check(traced, case) or 0.0)
+            self.worst = max(self.worst, self.requirement.check(traced, case.copy()) or 0.0)
             self.decided += 1
             if "bound" in vars(case):  # a rounding case
                 self.resolution = min(self.resolution, resolution(case))

@@ -10,7 +10,9 @@ import numpy as np
 from conformance.subject import Call, LayerConfig
 
 READINGS = ("adapter", "trainable", "weight", "bias")  # change nothing
-CHANGES = ("set_adapter", "step", "load", "merge", "unmerge", "train")  # after which a reading may well be another
+CHANGES = (
+    "set_adapter", "step", "load", "merge", "unmerge", "train", "add_adapter", "remove_adapter", "activate", "combine",
+)  # after which a reading may well be another
 WIDTH = 100  # of a line
 
 
@@ -38,7 +40,8 @@ def told(calls: list[Call]) -> list[Call]:
         elif call.method == "forward":
             shown = next((c.method for c in same_layer if c.method in ("forward", "backward")), "") != "backward"
         else:
-            shown = call.method == "backward" and all(c.method != "backward" for c in later)
+            last = call.method == "backward" and all(c.method != "backward" for c in later)
+            shown = last or call.method == "forward_mixed"
         paths = [str(arg) for arg in call.args if hasattr(arg, "__fspath__")]
         for path in paths:
             directories.setdefault(path, Name(f"directory{len(directories) + 1 if directories else ''}"))

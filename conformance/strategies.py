@@ -5,10 +5,12 @@ Exact cases hold small integers, and scales with few bits: every sum is exact in
 honest layer is right bit for bit. Rounding cases hold normal draws, scaled as in practice; they are judged by the bound.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import strategies as st
 
-from conformance.case import DTYPES, Case, exact_in_any_order, in_range, resolution, telling
+from conformance.case import DTYPES, Adapter, Case, exact_in_any_order, exact_together, in_range, resolution, telling
 from conformance.compare import FAULT_OF_INTEREST
 from conformance.subject import LayerConfig, Unsupported
 
@@ -16,6 +18,7 @@ from conformance.subject import LayerConfig, Unsupported
 _SMALL = np.array([0, 1, -1, *[1, -1, 1, -1, 0] * 50])
 _LARGER = np.array([0, 1, -1, 2, -2, 3, -3, *[1, -1, 2, -2, 3, -3, 0] * 35])
 EXACT_SCALES = (2.0, 0.5, 4.0, 3.0, 0.25, 1.5)  # never 0 or 1: those hide faults
+WEIGHTS = (2.0, -1.0, 0.5, 1.0, -2.0)  # of one of several adapters
 Integers = st.SearchStrategy[int]
 SIZES: Integers = st.integers(1, 5)
 # Powers of two: a gradient that is divided by another rank before it is summed is not exact.
@@ -86,6 +89,34 @@ def exact(
         return case().filter(lambda c: exact_in_any_order(c) and (degenerate or telling(c)))
 
     return of
+
+
+def several(**options):
+    """Exact cases with three adapters, of ranks, alphas and weights of their own, each of which gives another y."""
+
+    def of(dtypes: tuple[str, ...]):
+        @st.composite
+        def case(draw) -> Case:
+            first: Case = draw(exact(**options)(dtypes))
+            n_in, n_out, others = first.config.in_features, first.config.out_features, []
+            ranks = (1, 4) if first.config.scaling == "rslora" else (1, 2, 4)  # of a root that is exact
+            for name in ("second", "third"):
+                r = draw(st.sampled_from([r for r in ranks if r <= min(n_in, n_out)]))
+                A, B = integers(draw, (n_in, r), first.config.dtype), integers(draw, (r, n_out), first.config.dtype)
+                factor = r**0.5 if first.config.scaling == "rslora" else r
+                others.append(Adapter(name, A, B, draw(st.sampled_from(EXACT_SCALES)) * factor))
+            weights = tuple(draw(st.sampled_from(WEIGHTS)) for _ in range(3))
+            return replace(first, others=tuple(others), weights=weights)
+
+        return case().filter(lambda c: exact_together(c) and all_differ(c))
+
+    return of
+
+
+def all_differ(case: Case) -> bool:
+    parts = [case.alone(name) for name in case.names]
+    outputs = {part.truth.y.astype(np.float64).tobytes() for part in parts}
+    return all(map(telling, parts)) and len(outputs) == len(parts)
 
 
 def rounding(

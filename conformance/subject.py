@@ -105,6 +105,30 @@ class Layer:
         """Read it back into this layer, which was built with the same configuration and base weights."""
         raise Unsupported("load()")
 
+    # Several adapters on one layer. The first is called "default"; the arrays of a further one are named "name.A" and
+    # "name.B" by `adapter`, `backward` and `trainable`. At the start "default" alone is active, with weight 1.
+
+    def add_adapter(self, name: str, arrays: Arrays, alpha: float) -> None:
+        """One more adapter, of a rank and an alpha of its own, scaled as the configuration says; not active yet."""
+        raise Unsupported("add_adapter()")
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget it."""
+        raise Unsupported("remove_adapter()")
+
+    def activate(self, weights: dict[str, float]) -> None:
+        """Apply these adapters and no others: y = x Wᵀ + b + Σ weight · scale · (x A) B; {} applies none."""
+        raise Unsupported("activate()")
+
+    def combine(self, name: str, weights: dict[str, float]) -> None:
+        """Add an adapter that does alone what these do together; not active yet."""
+        raise Unsupported("combine()")
+
+    def forward_mixed(self, x: np.ndarray, names: tuple[str | None, ...]) -> np.ndarray:
+        """y (n, …, out) of x (n, …, in) in inference mode, where sample i has the adapter names[i] alone, with weight 1,
+        or none if that is None."""
+        raise Unsupported("forward_mixed()")
+
 
 class Call(NamedTuple):
     """One thing that was asked on the way to a failure: what a script of that failure has to do."""

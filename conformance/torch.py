@@ -52,7 +52,10 @@ def to_array(tensor: Tensor) -> np.ndarray:
 
 class TorchLayer(Layer):
     """A Layer around an nn.Module. W, b, A and B are the dotted paths of its tensors, seen from the module; those
-    named in `transposed` are stored the other way round: W (in, out), A (rank, in), B (out, rank)."""
+    named in `transposed` are stored the other way round: W (in, out), A (rank, in), B (out, rank).
+
+    Of a method whose statements make no script outside of this class, a method of the same name and `_source` says what it
+    does: given the name of the module and the arguments, it returns lines of Python, or None."""
 
     def __init__(self, module: nn.Module, *, W: str, b: str | None, A: str, B: str, transposed: str = ""):
         self.module = module
@@ -90,10 +93,6 @@ class TorchLayer(Layer):
     def set_adapter(self, arrays: Arrays) -> None:
         for name, array in arrays.items():
             self.set(name, array)
-
-    def set_adapter_source(self, name: str, arrays: Arrays) -> list[str] | None:
-        """What `set_adapter` does, as Python that calls the module `name`; None for a copy into each tensor."""
-        return None
 
     def weight(self) -> np.ndarray:
         return to_array(self.tensor("W"))

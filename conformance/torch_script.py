@@ -1,7 +1,8 @@
 """A failure of a PyTorch subject as a script of its own: PyTorch, the subject's library, and nothing of this project.
 
 What a TorchLayer does for `build`, `set_adapter`, `forward`, `backward` and the readings is put into words here. For the rest
-(train, merge, step, save, …) the script has the statements of the layer's own method, with the module for `self.module`.
+(train, merge, step, save, …) the script has the statements of the layer's own method, with the module for `self.module`, or
+what its method `merge_source`, … says.
 """
 
 import ast
@@ -110,7 +111,11 @@ class _Writer:
             "adapter": self.adapter, "weight": self.reading, "bias": self.reading, "trainable": self.trainable,
             "train": self.train, "input_needs_grad": self.input_needs_grad,
         }
-        return own.get(call.method, self.statements)(call)
+        said = getattr(call.target, f"{call.method}_source", None)
+        lines = said(call.layer, *call.args) if said else None
+        if lines and call.shown:  # the last of the lines is an expression
+            return [*lines[:-1], *self.printed(call, lines[-1], call.answer, np.shape(call.answer))]
+        return lines or own.get(call.method, self.statements)(call)
 
     def place(self, call: Call, name: str, suffix: str = "") -> str:
         """Source of W, b, A or B of the layer in the layout of the contract, so that indices are those of the report."""
@@ -140,8 +145,7 @@ class _Writer:
         return lines + self.copied(call, {"W": weight} | ({} if bias is None else {"b": bias}))
 
     def set_adapter(self, call: Call) -> list[str]:
-        own = call.target.set_adapter_source(call.layer, call.args[0])
-        return own or self.copied(call, call.args[0])
+        return self.copied(call, call.args[0])
 
     def copied(self, call: Call, arrays: dict[str, np.ndarray]) -> list[str]:
         lines = [NO_GRAD]

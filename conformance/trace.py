@@ -13,7 +13,7 @@ from conformance.subject import Call, Layer, LayerConfig, Subject, Unsupported
 
 _ANSWERS = {
     "adapter": dict, "backward": dict, "trainable": dict,
-    "forward": np.ndarray, "weight": np.ndarray, "bias": (np.ndarray, type(None)),
+    "forward": np.ndarray, "forward_mixed": np.ndarray, "weight": np.ndarray, "bias": (np.ndarray, type(None)),
 }
 MAX_SCRIPT_ELEMENTS = 400
 

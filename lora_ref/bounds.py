@@ -42,8 +42,8 @@ PRECISIONS = {
 }
 
 
-def forward(x, W, b, p: LoRA, scale: float, precision: str) -> np.ndarray:
-    """Bound of |y − exact y|, the shape of y: (…, out)."""
+def forward(x, W, b, p: LoRA, scale: float, precision: str, more: int = 0) -> np.ndarray:
+    """Bound of |y − exact y|, the shape of y: (…, out); `more` roundings went into A and B before."""
     x, W, A, B, s = *_absolute(x, W, p.A, p.B), abs(scale)
     n_in, rank = A.shape
     lora = s * (x @ A) @ B                                                                    # (…, out)
@@ -51,7 +51,7 @@ def forward(x, W, b, p: LoRA, scale: float, precision: str) -> np.ndarray:
         # x Wᵀ: W + ΔW stored, product stored, bias added (or LoRA added); summed with bias and LoRA in one accumulator
         _growth(precision, n_in + rank + 2, 3, products=1) * (x @ W.T)
         # (x A), scale, scaling, product, sum with the base, bias added
-        + _growth(precision, 2 * n_in + rank + 4, 6, products=2) * lora
+        + _growth(precision, 2 * n_in + rank + 4, 6 + more, products=2) * lora
         + _underflow(precision, s, B.sum(0), x.sum(-1, keepdims=True), lora)
     )
     if b is not None:  # added to the product, then the LoRA part is added

@@ -35,11 +35,12 @@ PROFILES = {
     "training": Profile("backward", ("INIT", "GRAD", "PARAM", "DROP", "LEARN")),
     "merge": Profile("merge", ("MERGE",)),
     "files": Profile("save", ("STATE",)),
+    "multi": Profile("add_adapter", ("MULTI",)),
 }
 GROUPS = {
     "FWD": "Forward", "INIT": "Initialisation", "GRAD": "Gradients", "PARAM": "Parameters", "SCALE": "Scale",
     "MERGE": "Merging", "DROP": "Dropout", "STATE": "Saving and loading", "DTYPE": "Number formats",
-    "INPUT": "Bad input", "LEARN": "Learning",
+    "INPUT": "Bad input", "LEARN": "Learning", "MULTI": "Several adapters",
 }
 
 

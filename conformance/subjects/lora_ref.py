@@ -15,22 +15,24 @@ class RefLayer(Layer):
     def __init__(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None):
         self.W, self.b, self.unmerged = weight, bias, None
         self.rng = np.random.default_rng(config.seed)
-        self.p = lora.init(self.rng, config.in_features, config.out_features, config.rank, dtype=weight.dtype)
-        self.scale = lora.scale(config.alpha, config.rank, config.scaling)
-        self.dropout, self.training = config.dropout, True
+        p = lora.init(self.rng, config.in_features, config.out_features, config.rank, dtype=weight.dtype)
+        self.p, self.dp = {"default": p}, {"default": lora.LoRA(0 * p.A, 0 * p.B)}
+        self.scale = {"default": lora.scale(config.alpha, config.rank, config.scaling)}
+        self.active = {"default": 1.0}
+        self.scaling, self.dropout, self.training = config.scaling, config.dropout, True
         lora.dropout_mask(self.rng, (), self.dropout)  # refuses what is no rate
-        self.cache: lora.Cache | None = None
-        self.zero_grad()
+        self.caches: dict[str, lora.Cache] = {}
 
     def adapter(self) -> Arrays:
-        return {"A": self.p.A, "B": self.p.B}
+        return _named(self.p)
 
     def set_adapter(self, arrays: Arrays) -> None:
+        have = self.adapter()
         for name, array in arrays.items():
-            have = getattr(self.p, name)
-            if array.shape != have.shape:
-                raise ValueError(f"set_adapter: {name} is {array.shape}, expected {have.shape}, the shape that it has")
-        self.p = lora.LoRA(**{name: array.astype(self.W.dtype) for name, array in (self.adapter() | arrays).items()})
+            if array.shape != have[name].shape:
+                raise ValueError(f"set_adapter: {name} is {array.shape}, expected {have[name].shape}, the shape that it has")
+        new = {name: array.astype(self.W.dtype) for name, array in (have | arrays).items()}
+        self.p = {name: lora.LoRA(new[_prefix(name) + "A"], new[_prefix(name) + "B"]) for name in self.p}
 
     def weight(self) -> np.ndarray:
         return self.W
@@ -39,23 +41,35 @@ class RefLayer(Layer):
         return self.b
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        p = self.p if self.unmerged is None else lora.LoRA(0 * self.p.A, 0 * self.p.B)
+        return self.forward_of(x, self.active if self.unmerged is None else {})
+
+    def forward_of(self, x: np.ndarray, weights: dict[str, float]) -> np.ndarray:
+        """The base product is that of the first of these adapters, or, of none, of a LoRA of zeros."""
         rate = self.dropout if self.training else 0.0
         mask = lora.dropout_mask(self.rng, x.shape, rate, dtype=x.dtype) if rate else None
-        y, self.cache = lora.forward(x, self.W, self.b, p, self.scale, mask)
+        nothing = lora.LoRA(*(0 * array for array in self.p["default"]))
+        parts = [(name, self.p[name], weight * self.scale[name]) for name, weight in weights.items()]
+        y, W, b, self.caches = None, self.W, self.b, {}
+        for name, p, scale in parts or [("", nothing, 1.0)]:
+            more, self.caches[name] = lora.forward(x, W, b, p, scale, mask)
+            y, W, b = more if y is None else y + more, 0 * W, None
+        assert y is not None
         return y
 
     def backward(self, dy: np.ndarray) -> Arrays:
-        if self.cache is None:
+        if not self.caches:
             raise RuntimeError("backward: there was no forward pass")
-        dx, dp = lora.backward(dy, self.cache)
-        if self.unmerged is not None:  # A and B have no part in a merged layer
-            return {"x": dx}
-        self.dp = lora.LoRA(self.dp.A + dp.A, self.dp.B + dp.B)
-        return {"x": dx, "A": self.dp.A, "B": self.dp.B}
+        dx, found = 0.0, {}
+        for name, cache in self.caches.items():
+            more, dp = lora.backward(dy, cache)
+            dx = dx + more
+            if name:
+                self.dp[name] = lora.LoRA(self.dp[name].A + dp.A, self.dp[name].B + dp.B)
+                found[name] = self.dp[name]
+        return {"x": np.asarray(dx)} | _named(found)
 
     def zero_grad(self) -> None:
-        self.dp = lora.LoRA(0 * self.p.A, 0 * self.p.B)
+        self.dp = {name: lora.LoRA(0 * p.A, 0 * p.B) for name, p in self.p.items()}
 
     def input_needs_grad(self, needed: bool = True) -> None:
         pass  # dx is always computed, and never in the way
@@ -69,8 +83,10 @@ class RefLayer(Layer):
     def merge(self) -> None:
         if self.unmerged is not None:
             raise RuntimeError("merge: the layer is merged already")
-        self.unmerged = self.W
-        self.W, _ = lora.merge(self.W, self.b, self.p, self.scale)
+        merged = self.W
+        for name, weight in self.active.items():
+            merged, _ = lora.merge(merged, self.b, self.p[name], weight * self.scale[name])
+        self.W, self.unmerged = merged, self.W
 
     def unmerge(self) -> None:
         if self.unmerged is None:
@@ -79,14 +95,61 @@ class RefLayer(Layer):
 
     def step(self, lr: float) -> None:
         rate = self.W.dtype.type(lr)
-        self.p = lora.LoRA(self.p.A - rate * self.dp.A, self.p.B - rate * self.dp.B)
+        self.p = {name: lora.LoRA(p.A - rate * self.dp[name].A, p.B - rate * self.dp[name].B) for name, p in self.p.items()}
 
     def save(self, directory) -> None:
-        np.savez(Path(directory) / "adapter.npz", A=self.p.A, B=self.p.B)
+        np.savez(Path(directory) / "adapter.npz", **self.adapter())  # pyright: ignore[reportArgumentType]
 
     def load(self, directory) -> None:
         with np.load(Path(directory) / "adapter.npz") as file:
             self.set_adapter(dict(file))
+
+    def add_adapter(self, name: str, arrays: Arrays, alpha: float) -> None:
+        if name in self.p:
+            raise ValueError(f"add_adapter: there is an adapter {name!r} already")
+        p = lora.LoRA(arrays["A"].astype(self.W.dtype), arrays["B"].astype(self.W.dtype))
+        lora.merge(self.W, self.b, p, 1.0)  # refuses factors that do not fit
+        self.p[name], self.dp[name] = p, lora.LoRA(0 * p.A, 0 * p.B)
+        self.scale[name] = lora.scale(alpha, p.A.shape[1], self.scaling)
+
+    def remove_adapter(self, name: str) -> None:
+        self.known([name])
+        if self.unmerged is not None or len(self.p) == 1:
+            raise RuntimeError("remove_adapter: the layer is merged, or this is its only adapter")
+        for kept in (self.p, self.dp, self.scale, self.active):
+            kept.pop(name, None)
+
+    def activate(self, weights: dict[str, float]) -> None:
+        self.known(weights)
+        if self.unmerged is not None:
+            raise RuntimeError("activate: the layer is merged")
+        self.active = dict(weights)
+
+    def combine(self, name: str, weights: dict[str, float]) -> None:
+        """The ranks side by side, each B with its weight and its scale."""
+        self.known(weights)
+        A = np.hstack([self.p[part].A for part in weights])
+        B = np.vstack([(weight * self.scale[part] * self.p[part].B).astype(self.W.dtype) for part, weight in weights.items()])
+        self.add_adapter(name, {"A": A, "B": B}, 1.0)
+        self.scale[name] = 1.0
+
+    def forward_mixed(self, x: np.ndarray, names: tuple[str | None, ...]) -> np.ndarray:
+        self.known([name for name in names if name is not None])
+        samples = [self.forward_of(sample, {} if name is None else {name: 1.0}) for sample, name in zip(x, names, strict=True)]
+        return np.stack(samples)
+
+    def known(self, names) -> None:
+        for name in names:
+            if name not in self.p:
+                raise KeyError(f"there is no adapter {name!r}, only {', '.join(self.p)}")
+
+
+def _named(factors: dict[str, lora.LoRA]) -> Arrays:
+    return {_prefix(name) + part: getattr(p, part) for name, p in factors.items() for part in ("A", "B")}
+
+
+def _prefix(name: str) -> str:
+    return "" if name == "default" else f"{name}."
 
 
 class LoRARef(Subject):

@@ -1,0 +1,333 @@
+"""MULTI: several adapters on one layer, each with a rank and a scale of its own.
+
+    y = x Wᵀ + b + Σ weight · scale · (x A) B        over the active adapters
+"""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from conformance.case import Case, Together
+from conformance.compare import holds, same, within
+from conformance.requirements import LORALIB, PEFT, prepared, requirement, set_mode
+from conformance.strategies import several
+from conformance.subject import Layer, Subject
+from conformance.trace import refuses
+
+SOURCES = ("linearity of y in scale · (A B)ᵀ: lora_ref/derivations/lora.md", PEFT)
+NEEDS = "set_adapter forward add_adapter"
+LARGE = st.integers(5, 8)
+SUM = "y = x Wᵀ + b + Σ weight · scale · (x A) B"
+CASES = several(only=("float32", "float64"))
+RSLORA = several(only=("float32", "float64"), scaling="rslora", rank=st.just(4), in_features=LARGE, out_features=LARGE)
+
+
+def together(subject: Subject, case: Case) -> Layer:
+    """The layer with all adapters of the case, "default" alone active, in training mode (there is no dropout)."""
+    layer = prepared(subject, case, training=True)
+    for name, A, B, alpha in case.others:
+        layer.add_adapter(name, {"A": A.copy(), "B": B.copy()}, alpha)
+    return layer
+
+
+def all_weights(case: Case) -> dict[str, float]:
+    return dict(zip(case.names, case.weights, strict=True))
+
+
+@requirement(
+    "MULTI-01",
+    "Adding an adapter MUST change neither the output nor the factors that are there.",
+    formula="y after adding = y before", sources=SOURCES, needs=f"{NEEDS} adapter", faults="50", cases=CASES, examples=0.5,
+)
+def adding_changes_nothing(subject, case):
+    """It waits until it is activated. A second adapter that is wrapped around the first, or that takes its place, is seen
+    here."""
+    layer = together(subject, case)
+    same(layer.forward(case.x), case.truth.y, "y after adding two adapters")
+    for name, want in case.adapter.items():
+        same(layer.adapter()[name], want, f"{name} after adding two adapters")
+
+
+@requirement(
+    "MULTI-02",
+    "One active adapter MUST do what it does as the only one, with the rank and the scale of its own.",
+    formula=SUM, sources=SOURCES, needs=f"{NEEDS} activate", faults="09 17 50", cases=CASES,
+)
+def one_of_several(subject, case):
+    """The scale of another adapter, or its rank, gives an adapter of the wrong strength that no error shows."""
+    layer = together(subject, case)
+    for name in (*case.names[1:], case.names[0]):
+        layer.activate({name: 1.0})
+        same(layer.forward(case.x), case.alone(name).truth.y, f"y with {name} active")
+
+
+@requirement(
+    "MULTI-03",
+    "Several active adapters MUST add up, each product with its weight, in whatever order they are named.",
+    formula=SUM, sources=SOURCES, needs=f"{NEEDS} activate", faults="15 130 131", cases=CASES,
+)
+def several_add_up(subject, case):
+    """Products add up; (Σ A) (Σ B) has cross terms, and is right for one adapter only. A negative weight subtracts."""
+    layer, weights = together(subject, case), all_weights(case)
+    layer.activate(weights)
+    same(layer.forward(case.x), Together(case, weights).y, "y with all adapters active")
+    layer.activate(dict(reversed(weights.items())))
+    same(layer.forward(case.x), Together(case, weights).y, "y with all adapters active, named in reverse")
+    pair = {name: weights[name] for name in case.names[1:]}
+    layer.activate(pair)
+    same(layer.forward(case.x), Together(case, pair).y, "y with two of three adapters active")
+
+
+@requirement(
+    "MULTI-04",
+    "With no active adapter the output MUST be that of the base layer, and nothing is lost by it.",
+    formula="y = x Wᵀ + b", sources=SOURCES, needs=f"{NEEDS} activate adapter", faults="16 51", cases=CASES, examples=0.5,
+)
+def none_active(subject, case):
+    """The way to the frozen model, for a reference or a comparison; what is switched on again is what it was."""
+    layer = together(subject, case)
+    layer.activate({})
+    same(layer.forward(case.x), case.truth.base, "y with no adapter active")
+    layer.activate({"default": 1.0})
+    same(layer.forward(case.x), case.truth.y, "y with default active again")
+    for name, want in case.adapter.items():
+        same(layer.adapter()[name], want, f"{name} after all adapters were switched off")
+
+
+@requirement(
+    "MULTI-05",
+    "Activating MUST replace what was active: weights do not multiply with earlier ones, and a weight of 0 is not for ever.",
+    formula="activate(v) after activate(w) = activate(v)", sources=SOURCES, needs=f"{NEEDS} activate adapter",
+    faults="15 16", cases=CASES, examples=0.5,
+)
+def activating_replaces(subject, case):
+    """A weight that is multiplied into the scale or into A in place works once."""
+    layer, weights = together(subject, case), all_weights(case)
+    for now in (weights, {"default": 0.0}, {"default": weights["default"]}, weights, {"second": 1.0}, {"default": 1.0}):
+        layer.activate(now)
+        same(layer.forward(case.x), Together(case, now).y, f"y after activate({now})")
+    for name, want in case.adapter.items():
+        same(layer.adapter()[name], want, f"{name} after several activations")
+
+
+@requirement(
+    "MULTI-06",
+    "Each active adapter MUST get the gradient of its own product with its weight, the input that of the sum, and an adapter "
+    "that is not active none, or zero.",
+    formula="dA = weight · scale · xᵀ dy Bᵀ, dB = weight · scale · (x A)ᵀ dy, dx = dy W + Σ weight · scale · dy Bᵀ Aᵀ",
+    sources=SOURCES, needs=f"{NEEDS} activate backward", faults="65", cases=CASES,
+)
+def gradients_of_several(subject, case):
+    """Adapters that train together share dy, and nothing else."""
+    layer, weights = together(subject, case), all_weights(case)
+    for now in ({name: weights[name] for name in case.names[:2]}, {"third": weights["third"]}):
+        layer.zero_grad()
+        layer.activate(now)
+        layer.forward(case.x)
+        found, want = layer.backward(case.dy), Together(case, now)
+        same(found["x"], want.dx, f"dx with {' and '.join(now)} active")
+        for name, gradient in want.gradients.items():
+            holds(name in found, f"gradients with {' and '.join(now)} active: d{name}", sorted(found), f"d{name} among them")
+            same(found[name], gradient, f"d{name} with {' and '.join(now)} active")
+        for name in set(found) - set(want.gradients) - {"x"}:
+            same(found[name], np.zeros_like(found[name]), f"d{name} with {' and '.join(now)} active")
+
+
+@requirement(
+    "MULTI-07",
+    "A step MUST NOT change an adapter that is not active.",
+    formula="A, B of what is not active stay", sources=SOURCES, needs=f"{NEEDS} activate backward step adapter", faults="65",
+    cases=CASES, examples=0.5,
+)
+def inactive_adapters_stay(subject, case):
+    """Whoever trains a second adapter on top of a first one does not want to lose the first one."""
+    layer = together(subject, case)
+    layer.activate({"second": 1.0})
+    layer.forward(case.x)
+    layer.backward(case.dy)
+    layer.step(2.0**-3)
+    for name, want in case.adapter.items():
+        same(layer.adapter()[name], want, f"{name} after a step with second active")
+    layer.activate({"default": 1.0})
+    same(layer.forward(case.x), case.truth.y, "y of default after a step with second active")
+    layer.activate({"third": 1.0})
+    same(layer.forward(case.x), case.alone("third").truth.y, "y of third after a step with second active")
+
+
+@requirement(
+    "MULTI-08",
+    "Merging MUST fold all active adapters into W, each with its weight, and no other; unmerging takes out all of them.",
+    formula="W' = W + Σ weight · scale · (A B)ᵀ", sources=(*SOURCES, LORALIB),
+    needs=f"{NEEDS} activate merge unmerge weight", faults="91 106", cases=CASES,
+)
+def merging_several(subject, case):
+    """An adapter that is active and not merged must not be dropped from the output, and one that is merged must not be
+    left in W."""
+    layer, weights = together(subject, case), all_weights(case)
+    for now in (weights, {"second": 1.0}, {name: weights[name] for name in case.names[1:]}):
+        layer.activate(now)
+        want, active = Together(case, now), " and ".join(now)
+        layer.merge()
+        same(layer.weight(), want.merged, f"W after merge, {active} active")
+        same(layer.forward(case.x), want.y, f"y after merge, {active} active")
+        layer.unmerge()
+        same(layer.weight(), case.W, f"W after unmerge, {active} active")
+        same(layer.forward(case.x), want.y, f"y after unmerge, {active} active")
+
+
+@requirement(
+    "MULTI-09",
+    "Activating others while merged MUST be refused, or give their sum once the layer is unmerged; W comes back either way.",
+    formula="unmerge ∘ activate ∘ merge ⇒ W", sources=SOURCES, needs=f"{NEEDS} activate merge unmerge weight", faults="105 106",
+    cases=CASES, examples=0.5,
+)
+def activating_while_merged(subject, case):
+    """Unmerging must take out what was merged, and not what is active by then."""
+    layer, weights = together(subject, case), all_weights(case)
+    now, then = {"default": weights["default"]}, {"second": weights["second"]}
+    layer.activate(now)
+    layer.merge()
+    if refuses(layer.activate, dict(then)):
+        then = now
+    layer.unmerge()
+    same(layer.weight(), case.W, "W after merge, activate and unmerge")
+    layer.activate(then)
+    same(layer.forward(case.x), Together(case, then).y, "y after merge, activate and unmerge")
+
+
+@requirement(
+    "MULTI-10",
+    "A name that no adapter has MUST be refused, alone or beside others, and the refusal changes nothing.",
+    formula="activate(unknown) raises", sources=SOURCES, needs=f"{NEEDS} activate", faults="46 133", cases=CASES, examples=0.5,
+)
+def unknown_name(subject, case):
+    """A misspelt name that is skipped gives the output of the base layer, and nobody is told."""
+    layer = together(subject, case)
+    for names in ({"secnod": 1.0}, {"third": 1.0, "secnod": 1.0}):
+        holds(refuses(layer.activate, names), f"activate({names})", "no error", "an error: there is no adapter secnod")
+        same(layer.forward(case.x), case.truth.y, "y after an activation that was refused")
+
+
+@requirement(
+    "MULTI-11",
+    "Removing an adapter MUST leave the others as they were, and what was removed is not applied any more.",
+    formula=SUM, sources=SOURCES, needs=f"{NEEDS} activate remove_adapter weight", faults="125",
+    where_offered=True, cases=CASES, examples=0.5,
+)
+def removing(subject, case):
+    """A layer that goes on applying an adapter that it does not have any more cannot be mended from outside."""
+    layer, weights = together(subject, case), all_weights(case)
+    layer.activate({"default": 1.0})
+    layer.remove_adapter("third")
+    same(layer.forward(case.x), case.truth.y, "y after an adapter that is not active was removed")
+    holds(refuses(layer.activate, {"third": 1.0}), 'activate of what was removed', "no error", "an error")
+    rest = {name: weights[name] for name in ("default", "second")}
+    layer.activate(rest)
+    layer.remove_adapter("second")
+    layer.activate({"default": 1.0})
+    same(layer.forward(case.x), case.truth.y, "y after an active adapter was removed")
+    same(layer.weight(), case.W, "W after two adapters were removed")
+
+
+@requirement(
+    "MULTI-12",
+    "Removing an adapter that is merged MUST be refused, or its part is taken out of W.",
+    formula="unmerge ∘ remove ∘ merge ⇒ W", sources=SOURCES, needs=f"{NEEDS} activate remove_adapter merge unmerge weight",
+    faults="105", where_offered=True, cases=CASES, examples=0.5,
+)
+def removing_while_merged(subject, case):
+    """With the factors gone nobody can subtract them."""
+    layer = together(subject, case)
+    layer.activate({"second": 1.0})
+    layer.merge()
+    refuses(layer.remove_adapter, "second")
+    refuses(layer.unmerge)  # there may be nothing left to unmerge
+    same(layer.weight(), case.W, "W after merge, remove_adapter and unmerge")
+    layer.activate({"default": 1.0})
+    same(layer.forward(case.x), case.truth.y, "y of default after merge, remove_adapter and unmerge")
+
+
+@requirement(
+    "MULTI-13",
+    "Combining adapters MUST give one that does what they do together, with any weights.",
+    formula="combined: scale · A B = Σ weight · scale · A B", sources=SOURCES, needs=f"{NEEDS} activate combine",
+    faults="130 131 132", where_offered=True, cases=CASES,
+)
+def combining(subject, case):
+    """Odd and linear in the weights: −1 gives the negative, one adapter of weight 1 gives itself. Weights that are put
+    into A and into B by their roots lose their sign, and sums of factors have cross terms."""
+    layer, weights, ratio = together(subject, case), all_weights(case), 0.0
+    parts = [{"second": 1.0}, {"second": -1.0}, {name: weights[name] for name in case.names[1:]}, weights]
+    for number, part in enumerate(parts):
+        layer.combine(f"sum{number}", part)
+    for number, part in enumerate(parts):
+        layer.activate({f"sum{number}": 1.0})
+        want = Together(case, part)
+        ratio = max(ratio, within(layer.forward(case.x), want.y, want.combined_bound, f"y of combine({part})"))
+    for name in case.names:
+        layer.activate({name: 1.0})
+        same(layer.forward(case.x), case.alone(name).truth.y, f"y of {name} after combining")
+    return ratio
+
+
+@requirement(
+    "MULTI-14",
+    "With rank-stabilised scaling each of several adapters MUST have its own alpha / √rank.",
+    formula="scale = alpha / √rank", sources=SOURCES, needs=f"{NEEDS} activate", faults="04 07", where_offered=True,
+    cases=RSLORA, examples=0.5,
+)
+def rslora_of_several(subject, case):
+    """An adapter that is added later is where the option gets lost."""
+    layer = together(subject, case)
+    for name in case.names:
+        layer.activate({name: 1.0})
+        same(layer.forward(case.x), case.alone(name).truth.y, f"y with {name} active")
+
+
+@requirement(
+    "MULTI-15",
+    "In a batch whose samples have adapters of their own, each sample MUST get what it gets alone, and none means the base "
+    "layer.",
+    formula="yᵢ = xᵢ Wᵀ + b + scale · (xᵢ A) B of its own adapter", sources=SOURCES, needs=f"{NEEDS} forward_mixed",
+    faults="45 134", where_offered=True, cases=CASES,
+)
+def mixed_batch(subject, case):
+    """What a server does. Samples are sorted by adapter and put back: rows change places, or those without an adapter get
+    one."""
+    layer = together(subject, case)
+    set_mode(layer, False)
+    names = ("second", None, "default", "third", "second", None)
+    samples = np.stack([case.x] * len(names))
+    wants = [case.truth.base if name is None else case.alone(name).truth.y for name in names]
+    same(layer.forward_mixed(samples, names), np.stack(wants), "y of a mixed batch")
+    same(layer.forward_mixed(samples[1:2], (None,)), np.stack([case.truth.base]), "y of a batch without adapters")
+    same(layer.forward(case.x), case.truth.y, "y after a mixed batch")
+
+
+@requirement(
+    "MULTI-16",
+    "In a mixed batch a name that no adapter has MUST be refused.",
+    formula="forward_mixed(unknown) raises", sources=SOURCES, needs=f"{NEEDS} forward_mixed", faults="46", where_offered=True,
+    cases=CASES, examples=0.5,
+)
+def unknown_name_in_a_mixed_batch(subject, case):
+    """One misspelt name among many gives a sample of the base model, which looks like a bad adapter."""
+    layer = together(subject, case)
+    set_mode(layer, False)
+    x = np.stack([case.x] * 2)
+    refused = refuses(layer.forward_mixed, x, ("second", "secnod"))
+    holds(refused, 'forward_mixed with the name "secnod"', "no error", "an error: there is no such adapter")
+
+
+@requirement(
+    "MULTI-17",
+    "With rank-stabilised scaling, what one adapter of weight 1 is combined to MUST do what that adapter does.",
+    formula="combined: scale · A B = scale · A B of the one", sources=SOURCES, needs=f"{NEEDS} activate combine", faults="08",
+    where_offered=True, cases=RSLORA, examples=0.5,
+)
+def combining_with_rslora(subject, case):
+    """The scale is in the factors already; a combined adapter that is scaled by alpha / √rank again is √rank too strong."""
+    layer = together(subject, case)
+    layer.combine("same", {"second": 1.0})
+    layer.activate({"same": 1.0})
+    want = Together(case, {"second": 1.0})
+    return within(layer.forward(case.x), want.y, want.combined_bound, "y of the adapter that second was combined to")
