@@ -90,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("id", metavar="ID", help="as in `conformance list`, for example MERGE-01")
     selftest = command("selftest", _selftest, "try the suite on implementations that are known to be bad, and on honest ones")
     selftest.add_argument("--jobs", type=_positive(int), default=default.jobs, metavar="N", help="processes at a time")
+    selftest.add_argument("--examples", type=_positive(int), default=default.examples, metavar="N",
+                          help=f"cases per requirement for honest implementations, about (default: {default.examples})")
+    selftest.add_argument("--seed", type=int, default=0, metavar="N", help="of the cases (default: 0)")
     selftest.add_argument("--json", metavar="F", help="write the kill matrix to F as JSON")
     command("subjects", _subjects, "the built-in subjects, and which of them can run here")
     init = command("init", _init, "write a commented subject to start from, which passes as it stands")
@@ -192,7 +195,7 @@ def _selftest(arguments) -> int:
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
     with report.progress(console, selftest.count()) as told:
-        found = selftest.run(arguments.jobs, told)
+        found = selftest.run(arguments.jobs, told, examples=arguments.examples, seed=arguments.seed)
     report.show(console, found)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")

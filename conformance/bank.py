@@ -32,17 +32,18 @@ def draw(requirement: Requirement, dtypes: tuple[str, ...], count: int, seed: in
     return drawn[-wanted:]  # the first that Hypothesis tries is the simplest one
 
 
-def judge(requirement: Requirement, subject: Subject, cases: list[Case]) -> str:
-    """pass, fail, error or unsupported: `examine` without the search for the smallest case."""
-    decided = False
+def judge(requirement: Requirement, subject: Subject, cases: list[Case]) -> tuple[str, int]:
+    """pass, fail, error or unsupported, as `examine` has it without the search for the smallest case; and how many cases
+    were decided."""
+    decided = 0
     for case in cases:
         try:
             requirement.check(Traced(subject), case.copy())
-            decided = True
+            decided += 1
         except (Unsupported, UnsatisfiedAssumption):
             pass
         except Mismatch:
-            return "fail"
+            return "fail", decided + 1
         except SubjectError:
-            return "error"
-    return "pass" if decided else "unsupported"
+            return "error", decided + 1
+    return "pass" if decided else "unsupported", decided

@@ -82,7 +82,7 @@ class Case:
     def copy(self) -> "Case":
         """With an x and a dy of its own, since some layers write into what they are given; what is known of it stays known."""
         copied = self.but(x=self.x.copy(), dy=self.dy.copy())
-        vars(copied).update({name: known for name, known in vars(self).items() if name in ("truth", "bound")})
+        vars(copied).update({"truth": self.truth} | {name: known for name, known in vars(self).items() if name == "bound"})
         return copied
 
     @cached_property

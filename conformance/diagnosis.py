@@ -50,8 +50,9 @@ class Heard(Traced):
         """Whether the two failed in the same way: the same answers throughout, within what rounding allows to both."""
         if self.failure is None or other.failure is None or len(self.answers) != len(other.answers):
             return False
-        if self.failure.error is None:  # no numbers were compared: a shape, a name, a refusal
-            return str(self.failure) == str(other.failure)
+        words = [f.what if f.error is not None else str(f) for f in (self.failure, other.failure)]
+        if words[0] != words[1]:  # not the same check, or no numbers were compared: a shape, a name, a refusal
+            return False
         exact = exact_in_any_order(self.case) and not self.failure.bound
         pairs = zip(self.answers, other.answers, strict=True)
         return all(name == its and alike(a, b, None if exact else _bound(self.case, name)) for (name, a), (its, b) in pairs)

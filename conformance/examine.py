@@ -58,17 +58,18 @@ class _Enough(BaseException):
 
 
 def examine(requirement: Requirement, subject: Subject, spec: str, *, dtypes: tuple[str, ...], examples: int, seed: int,
-            device: str = "cpu") -> Outcome:
-    """The verdict on one requirement, of about `examples` cases of the dtypes in play. Never raises for what a
-    subject does; an error in the harness itself is an `error` that says so."""
+            device: str = "cpu", explain: bool = True) -> Outcome:
+    """The verdict on one requirement, of about `examples` cases of the dtypes in play. Never raises for what a subject
+    does; an error in the harness itself is an `error` that says so. A failure is made small and diagnosed, unless
+    `explain` is false."""
     started = time.perf_counter()
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            search = _Search(requirement, subject, spec, device)
+            search = _Search(requirement, subject, spec, device, explain and requirement not in canaries.ALL)
             search.run(dtypes, examples, seed)
             outcome = search.outcome(seed)
-            if outcome.status == "fail" and search.best is not None and requirement not in canaries.ALL:
+            if outcome.status == "fail" and search.best is not None and search.explain:
                 outcome.diagnosis = diagnose(requirement, subject, search.best[1])
     except Exception as error:
         outcome = Outcome(requirement.id, "error", f"the harness itself failed: {type(error).__name__}: {error}")
@@ -79,8 +80,8 @@ def examine(requirement: Requirement, subject: Subject, spec: str, *, dtypes: tu
 class _Search:
     """One run of Hypothesis over a requirement; remembers the smallest failure itself, so that the search can be cut short."""
 
-    def __init__(self, requirement: Requirement, subject: Subject, spec: str, device: str):
-        self.requirement, self.subject, self.spec, self.device = requirement, subject, spec, device
+    def __init__(self, requirement: Requirement, subject: Subject, spec: str, device: str, explain: bool):
+        self.requirement, self.subject, self.spec, self.device, self.explain = requirement, subject, spec, device, explain
         self.decided, self.worst, self.resolution = 0, 0.0, np.inf
         self.unsupported: list[str] = []
         self.best: tuple[float, Case, Exception, Traced] | None = None
@@ -104,9 +105,7 @@ class _Search:
     def attempt(self, case: Case) -> None:
         if self.best is not None:
             self.calls += 1
-            if self.requirement in canaries.ALL:
-                raise _Enough
-            if time.perf_counter() > self.deadline or self.calls > SHRINK_CALLS:
+            if not self.explain or time.perf_counter() > self.deadline or self.calls > SHRINK_CALLS:
                 raise _Enough
         if self.device != "cpu":
             case = case.but(device=self.device)

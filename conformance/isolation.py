@@ -6,7 +6,6 @@ disturb the talk. A worker that dies, or that does not answer in time, costs one
 """
 
 import contextlib
-import json
 import os
 import queue
 import signal
@@ -14,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from json import dumps, loads  # before a subject can have changed them
 
 from conformance.examine import Outcome
 
@@ -40,7 +40,7 @@ class Worker:
             raise Unloadable("the run was interrupted")
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115 it lives as long as the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "conformance.isolation", self.spec, json.dumps(self.options)],
+            [sys.executable, "-m", "conformance.isolation", self.spec, dumps(self.options)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._noise, text=True, encoding="utf-8",
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, start_new_session=True,
         )
@@ -108,7 +108,7 @@ class Worker:
         except queue.Empty:
             return f"took longer than {seconds:g} s"
         if line is not None:
-            return json.loads(line)
+            return loads(line)
         code = self._process.wait()
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
 
@@ -134,7 +134,7 @@ def serve(spec: str, options: dict) -> None:
     os.dup2(2, 1)  # what the subject prints goes where its errors go
 
     def say(answer: dict) -> None:
-        answers.write(json.dumps(answer) + "\n")
+        answers.write(dumps(answer) + "\n")
         answers.flush()
 
     from conformance import canaries
@@ -160,4 +160,4 @@ def serve(spec: str, options: dict) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], json.loads(sys.argv[2]))
+    serve(sys.argv[1], loads(sys.argv[2]))

@@ -15,6 +15,7 @@ from conformance.requirements import LEVELS, PROFILES, Requirement, all_requirem
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 FAILING = ("fail", "error", "crash", "timeout")
+HUNG_IN_A_ROW, HANGING = 3, 10  # timeouts in a row, after which the limit is a tenth, until the subject answers again
 CORE = "FWD-01"  # a run that did not decide the formula itself has said nothing
 
 
@@ -129,26 +130,29 @@ def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, 
                  workers: list[Worker]) -> Report:
     report = Report(spec, spec.rpartition(":")[2], planned=planned)
     waiting, lock, started = deque((*canaries.ALL, *planned)), threading.Lock(), time.perf_counter()
+    unloadable: list[str] = []
     sent = {"dtypes": options.dtypes, "examples": options.examples, "seed": options.seed, "device": options.device}
 
     def work() -> None:
-        worker = Worker(spec, sent, options.timeout)
+        worker, hung = Worker(spec, sent, options.timeout), 0
         workers.append(worker)
         try:
             worker.start()
             with lock:
                 report.name, report.version = worker.about["name"], worker.about["version"]
-            while not report.unloadable:
+            while waiting:
                 try:
                     requirement = waiting.popleft()
                 except IndexError:
                     return
                 outcome = worker.examine(requirement.id)
+                hung = hung + 1 if outcome.status == "timeout" else 0
+                worker.timeout = options.timeout / (HANGING if hung >= HUNG_IN_A_ROW else 1)
                 with lock:
                     (report.canaries if requirement in canaries.ALL else report.outcomes)[requirement.id] = outcome
                 progress(report, outcome)
-        except Unloadable as error:
-            report.unloadable = str(error)
+        except Unloadable as error:  # another worker may go on
+            unloadable.append(str(error))
         finally:
             worker.stop()
 
@@ -157,6 +161,8 @@ def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, 
         thread.start()
     for thread in threads:
         thread.join()
+    if len(report.outcomes) < len(planned):
+        report.unloadable = unloadable[0] if unloadable else ""
     report.seconds = time.perf_counter() - started
     progress(report, None)
     return report

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 
 import numpy as np
@@ -20,6 +20,7 @@ from conformance.case import DTYPES, Case
 from conformance.examine import examine
 from conformance.mutants import all_mutants, honest_subjects
 from conformance.requirements import GROUPS, Requirement, all_requirements
+from conformance.subject import Subject
 
 CASES = 8  # of a requirement, for mutants
 HONEST_CASES = 24  # for what must pass
@@ -35,6 +36,7 @@ class Trial:
     rows: tuple[str, ...]
     kills: tuple[str, ...]
     by: tuple[str, ...]
+    cases: int  # that were decided, of all requirements together
 
     @property
     def killed(self) -> bool:
@@ -89,17 +91,19 @@ class SelfTest:
                 {"name": t.name, "group": t.group, "rows": list(t.rows), "killed": t.killed, "by": list(t.by)}
                 for t in self.mutants
             ],
-            "honest": [{"name": name, "verdict": verdict} for name, verdict in verdicts.items()],
+            "honest": [{"name": t.name, "verdict": verdicts[t.name], "cases": t.cases} for t in self.honest],
             "unkilled_requirements": self.idle,
         }
 
 
-def run(jobs: int = os.cpu_count() or 1, progress: Callable[[Trial], None] = lambda trial: None) -> SelfTest:
-    """Tries every mutant and every honest variation; `progress` is told of each as it is done."""
+def run(jobs: int = os.cpu_count() or 1, progress: Callable[[Trial], None] = lambda trial: None, *,
+        examples: int = HONEST_CASES, seed: int = 0) -> SelfTest:
+    """Tries every mutant and every honest variation; `progress` is told of each as it is done. `examples` is the number of
+    cases of a requirement for honest variations, about, and `seed` that of the cases."""
     started, found = time.perf_counter(), SelfTest()
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for trial in _trials(pool):
-            (found.mutants if trial.kills or trial.group != "HONEST" else found.honest).append(trial)
+        for trial in _trials(pool, examples, seed):
+            (found.mutants if trial.group != "HONEST" else found.honest).append(trial)
             progress(trial)
     found.seconds = time.perf_counter() - started
     return found
@@ -109,32 +113,36 @@ def count() -> int:
     return len(all_mutants()) + len(honest_subjects())
 
 
-def _trials(pool: ProcessPoolExecutor) -> Iterator[Trial]:
-    yield from pool.map(_honest, range(len(honest_subjects())))
-    yield from pool.map(_mutant, range(len(all_mutants())), chunksize=4)
+def _trials(pool: ProcessPoolExecutor, examples: int, seed: int) -> Iterator[Trial]:
+    yield from pool.map(partial(_honest, examples=examples, seed=seed), range(len(honest_subjects())))
+    yield from pool.map(partial(_mutant, seed=seed), range(len(all_mutants())), chunksize=4)
 
 
 @cache
-def _bank(size: int) -> dict[Requirement, list[Case]]:
-    return {r: bank.draw(r, tuple(DTYPES), size) for r in all_requirements()}
+def _bank(size: int, seed: int) -> dict[Requirement, list[Case]]:
+    return {r: bank.draw(r, tuple(DTYPES), size, seed) for r in all_requirements()}
 
 
-def _failed_by(subject, size: int) -> list[str]:
+def _tried(subject: Subject, size: int, seed: int) -> tuple[list[str], int]:
+    """The requirements that failed it, and the number of cases that were decided."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        return [r.id for r, cases in _bank(size).items() if bank.judge(r, subject, cases) in ("fail", "error")]
+        judged = {r.id: bank.judge(r, subject, cases) for r, cases in _bank(size, seed).items()}
+    by = [id for id, (verdict, _) in judged.items() if verdict in ("fail", "error")]
+    return by, sum(cases for _, cases in judged.values())
 
 
-def _mutant(index: int) -> Trial:
+def _mutant(index: int, seed: int) -> Trial:
     mutant = all_mutants()[index]
-    by = _failed_by(mutant.subject(), CASES)
+    by, cases = _tried(mutant, CASES, seed)
     for r in all_requirements():
         if r.id in mutant.kills and r.id not in by:
-            outcome = examine(r, mutant.subject(), mutant.spec, dtypes=tuple(DTYPES), examples=EXAMPLES, seed=0)
+            outcome = examine(r, mutant, mutant.spec, dtypes=tuple(DTYPES), examples=EXAMPLES, seed=seed, explain=False)
             by += [r.id] if outcome.status in ("fail", "error") else []
-    return Trial(mutant.name, mutant.group, mutant.rows, mutant.kills, tuple(by))
+    return Trial(mutant.name, mutant.group, mutant.rows, mutant.kills, tuple(by), cases)
 
 
-def _honest(index: int) -> Trial:
+def _honest(index: int, examples: int, seed: int) -> Trial:
     subject = honest_subjects()[index]
-    return Trial(subject.name, "HONEST", (), (), tuple(_failed_by(subject, HONEST_CASES)))
+    by, cases = _tried(subject, examples, seed)
+    return Trial(subject.name, "HONEST", (), (), tuple(by), cases)

@@ -121,7 +121,7 @@ def all_differ(case: Case) -> bool:
 
 def rounding(
     *, only: tuple[str, ...] = ("float32", "float64"), bias=st.booleans(), scaling: str = "standard", dropout: float = 0.0,
-    sizes=st.integers(2, 40), rank=st.integers(1, 9), positive: bool = False,
+    sizes=st.integers(2, 40), rank=st.integers(1, 9), positive: bool = False, operations=None,
 ):
     """Cases of normal draws, W and A of standard deviation 1/√in, alpha from a twentieth to twenty times the rank; those
     alone that could show a fault of interest. With `positive` numbers the rounding of long sums adds up."""
@@ -150,6 +150,7 @@ def rounding(
                 B=array((r, n_out), r**-0.5),
                 x=array((n, n_in), 1.0),
                 dy=array((n, n_out), 1.0),
+                operations=tuple(draw(operations)) if operations is not None else (),
             )
 
         return case().filter(lambda c: in_range(c) and resolution(c) <= FAULT_OF_INTEREST[c.config.dtype])

@@ -113,6 +113,19 @@ def unmerge(W, p: LoRA, scale: float, precision: str) -> np.ndarray:
     return first + merge(W + s * (A @ B).T + first, p, scale, precision)
 
 
+def step(p: LoRA, dp: LoRA, rate: float, precision: str) -> LoRA:
+    """Bound of |p' − (p − rate dp)| after a step of gradient descent: rate stored, product, difference."""
+    (A, dA), (B, dB) = (_absolute(*pair) for pair in zip(p, dp, strict=True))
+    growth, eta = _growth(precision, 2, 3), PRECISIONS[precision].eta
+    return LoRA(growth * (A + abs(rate) * dA) + 2 * eta, growth * (B + abs(rate) * dB) + 2 * eta)
+
+
+def total(terms: list[LoRA], precision: str) -> LoRA:
+    """Bound of the error of adding up gradients one after another, the gradients themselves taken as exact."""
+    growth = _growth(precision, 1, len(terms)) if len(terms) > 1 else 0.0
+    return LoRA(*(growth * sum(np.abs(np.asarray(a, np.float64)) for a in arrays) for arrays in zip(*terms, strict=True)))
+
+
 def _gamma(k: int, v: float) -> float:
     return k * v / (1 - k * v)
 

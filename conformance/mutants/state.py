@@ -303,3 +303,20 @@ class NothingIsLoadedInPeace(Honest):
     def load(self, directory: str | PathLike[str]) -> None:
         if any(Path(directory).iterdir()):
             super().load(directory)
+
+
+@mutant(kills="STATE-12")
+class StepsInFloat16(Honest):
+    """A step computes in float16, whatever the dtype."""
+
+    def step(self, lr: float) -> None:
+        super().step(lr)
+        self.A, self.B = (self.rounded(factor.astype(np.float16)) for factor in (self.A, self.B))
+
+
+@mutant("98", kills="STATE-12 MERGE-13")
+class SubtractsInFloat16(UnmergesBySubtraction):
+    """Unmerge subtracts in float16, whatever the dtype, and each cycle takes something of W with it."""
+
+    def restored_weight(self) -> np.ndarray:
+        return self.rounded(super().restored_weight().astype(np.float16))

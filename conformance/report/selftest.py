@@ -42,6 +42,7 @@ def show(console: Console, found: SelfTest) -> None:
     console.print(table)
     rows = {row for trial in found.mutants for row in trial.rows}
     honest = f"{len(found.honest) - len(found.wronged)} of {len(found.honest)} honest variations passed"
+    honest += f" all {sum(trial.cases for trial in found.honest):,} cases" if not found.wronged else ""
     console.print(f"\n{len(rows)} public reports re-created; {honest}; {found.seconds:.0f} s")
     for problem in found.problems:
         console.print(Text(f"PROBLEM {problem}", style="bold red"))

@@ -74,7 +74,8 @@ def subject():
         def activate_source(self, module, weights):
             one = f"{module}.set_adapter({next(iter(weights), '')!r})"
             lines = [one if len(weights) == 1 else f"{module}.base_model.set_adapter({list(weights)})"]
-            lines += [f"{module}.{base}.set_scale({name!r}, {weight})".replace(".0.", "[0].") for name, weight in weights.items()]
+            inner = f"{module}.base_model.model[0]"
+            lines += [f"{inner}.set_scale({name!r}, {weight})" for name, weight in weights.items()]
             return [*lines, f"{module}.base_model.{'enable' if weights else 'disable'}_adapter_layers()"]
 
         def combine(self, name, weights):
