@@ -72,10 +72,13 @@ class TorchLayer(Layer):
         found = attrgetter(self.paths[name])(self.module)
         return found.t() if name in self.transposed else found
 
-    def set(self, name: str, array: np.ndarray) -> None:
+    def check(self, name: str, array: np.ndarray) -> None:
         have = tuple(self.tensor(name).shape)
         if array.shape != have:  # copy_ would broadcast
             raise ValueError(f"{name} is {array.shape}, expected {have}, the shape that it has")
+
+    def set(self, name: str, array: np.ndarray) -> None:
+        self.check(name, array)
         with torch.no_grad():
             self.tensor(name).copy_(to_tensor(array.copy()))
 
@@ -91,6 +94,8 @@ class TorchLayer(Layer):
         return {name: to_array(self.tensor(name)) for name in ("A", "B")}
 
     def set_adapter(self, arrays: Arrays) -> None:
+        for name, array in arrays.items():
+            self.check(name, array)
         for name, array in arrays.items():
             self.set(name, array)
 

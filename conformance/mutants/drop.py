@@ -194,3 +194,173 @@ class OneMaskForAllSamples(Honest):
         if len(self.leading) < 2:
             return mask
         return np.broadcast_to(mask.reshape(*self.leading, -1)[:1], self.leading + mask.shape[1:]).reshape(mask.shape)
+
+
+@mutant(kills="DROP-03")
+class SmallRatesAreNone(Honest):
+    """A rate below 0.06 drops nothing."""
+
+    def drops(self) -> bool:
+        return super().drops() and self.config.dropout >= 0.06
+
+
+@mutant(kills="DROP-03")
+class RateInSixteenths(Honest):
+    """The mask is drawn with four random bits an entry, so the rate is rounded down to a sixteenth."""
+
+    def draw_mask(self) -> np.ndarray:
+        rate = self.config.dropout
+        return ((self.rng.integers(0, 16, self.x.shape) >= int(16 * rate)) / (1 - rate)).astype(self.wide)
+
+
+@mutant(kills="DROP-07")
+class MaskInHalves(Honest):
+    """The mask is drawn for one half of the features, and used for both."""
+
+    def draw_mask(self) -> np.ndarray:
+        mask = super().draw_mask()
+        half = mask.shape[1] // 2
+        mask[:, half : 2 * half] = mask[:, :half]
+        return mask
+
+
+@mutant(kills="DROP-07")
+class AlwaysAsMany(Honest):
+    """Not each entry is drawn, but which ones of a fixed number are dropped."""
+
+    def draw_mask(self) -> np.ndarray:
+        rate, mask = self.config.dropout, np.ones(self.x.size)
+        mask[self.rng.permutation(mask.size)[: round(rate * mask.size)]] = 0
+        return (mask.reshape(self.x.shape) / (1 - rate)).astype(self.wide)
+
+
+@mutant(kills="DROP-07")
+class MaskRolls(Honest):
+    """The next mask is the last one, moved on by a row."""
+
+    before: np.ndarray | None = None
+
+    def draw_mask(self) -> np.ndarray:
+        again = self.before is not None and self.before.shape == self.x.shape and len(self.x) > 1
+        self.before = np.roll(self.before, 1, 0) if again else super().draw_mask()  # type: ignore[arg-type]
+        return self.before
+
+
+@mutant(kills="DROP-11")
+class VectorsAreKept(Honest):
+    """An x without a leading dimension is not dropped."""
+
+    def drops(self) -> bool:
+        return super().drops() and self.leading != ()
+
+
+@mutant(kills="DROP-11")
+class SingleRowsAreKept(Honest):
+    """A single row is not dropped."""
+
+    def drops(self) -> bool:
+        return super().drops() and len(self.x) != 1
+
+
+@mutant(kills="DROP-11")
+class RsloraDoesNotDrop(Honest):
+    """With rank-stabilised scaling the rate is forgotten."""
+
+    def drops(self) -> bool:
+        return super().drops() and self.config.scaling == "standard"
+
+
+@mutant(kills="DROP-11")
+class HalfPrecisionIsNotRescaled(Honest):
+    """In half precision kept entries are not scaled by 1 / (1 − p)."""
+
+    def draw_mask(self) -> np.ndarray:
+        mask = super().draw_mask()
+        return np.sign(mask) if self.dtype.itemsize == 2 else mask
+
+
+@mutant(kills="DROP-11")
+class Float64IsNotRescaled(Honest):
+    """In float64 kept entries are not scaled by 1 / (1 − p)."""
+
+    def draw_mask(self) -> np.ndarray:
+        mask = super().draw_mask()
+        return np.sign(mask) if self.dtype == np.float64 else mask
+
+
+@mutant("73", kills="DROP-04")
+class MaskOfThePassBefore(Honest):
+    """The backward pass takes the mask of the last forward pass but one, if it has the shape."""
+
+    before: np.ndarray | None = None
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        if self.mask is not None and self.before is not None and self.before.shape == self.mask.shape:
+            self.mask = self.before
+        return super().backward(dy)
+
+    def draw_mask(self) -> np.ndarray:
+        self.before = getattr(self, "mask", None)
+        return super().draw_mask()
+
+
+@mutant("75", kills="DROP-12")
+class UnmergeEndsDropout(Honest):
+    """After an unmerge nothing is dropped any more."""
+
+    ended = False
+
+    def unmerge(self) -> None:
+        super().unmerge()
+        self.ended = True
+
+    def drops(self) -> bool:
+        return super().drops() and not self.ended
+
+
+@mutant("75", kills="DROP-12")
+class MergeGoesToInference(Honest):
+    """Merge goes to inference mode, and unmerge does not come back."""
+
+    def merge(self) -> None:
+        super().merge()
+        self.training = False
+
+
+@mutant("17", kills="DROP-13")
+class RateOfTheLastLayer(Honest):
+    """The rate is kept by the class, and is that of the layer that was built last."""
+
+    def check_dropout(self, rate: float) -> None:
+        super().check_dropout(rate)
+        type(self).rate = rate  # type: ignore[attr-defined]
+
+    def drops(self) -> bool:
+        return self.training and self.rate > 0  # type: ignore[attr-defined]
+
+    def draw_mask(self) -> np.ndarray:
+        return ((self.rng.random(self.x.shape) >= self.rate) / (1 - self.rate)).astype(self.wide)  # type: ignore[attr-defined]
+
+
+@mutant(kills="DROP-13")
+class MaskOfTheLastLayer(Honest):
+    """The backward pass takes the mask that was drawn last, by whichever layer."""
+
+    def draw_mask(self) -> np.ndarray:
+        type(self).drawn = super().draw_mask()  # type: ignore[attr-defined]
+        return self.drawn  # type: ignore[attr-defined]
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        if self.mask is not None and self.drawn.shape == self.mask.shape:  # type: ignore[attr-defined]
+            self.mask = self.drawn  # type: ignore[attr-defined]
+        return super().backward(dy)
+
+
+@mutant(kills="DROP-13")
+class MasksAreSeededAlike(Honest):
+    """Every layer draws its masks from the same seed."""
+
+    def draw_mask(self) -> np.ndarray:
+        if not hasattr(self, "own"):
+            self.own = np.random.default_rng(0)
+        return ((self.own.random(self.x.shape) >= self.config.dropout) / (1 - self.config.dropout)).astype(self.wide)

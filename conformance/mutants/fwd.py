@@ -393,3 +393,68 @@ class FeaturesOfOneTile(Honest):
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         return super().lora(np.where(np.arange(x.shape[1]) < 64, x, 0))
+
+
+@mutant(kills="FWD-09 GRAD-08")
+class LastTileOf1024Lost(Honest):
+    """Works in tiles of 1024 rows, and the rows after the last full one get no LoRA part."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        part = super().lora(x)
+        if len(x) > 1024:
+            part[len(x) // 1024 * 1024 :] = 0
+        return part
+
+    def lora_dx(self, dy: np.ndarray) -> np.ndarray:
+        part = super().lora_dx(dy)
+        if len(dy) > 1024:
+            part[len(dy) // 1024 * 1024 :] = 0
+        return part
+
+    def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
+        full = len(dy) // 1024 * 1024 if len(dy) > 1024 else len(dy)
+        u = self.product(dy[:full], self.B.T)
+        return self.scaled(self.product(self.dropped(self.x)[:full].T, u))
+
+
+@mutant(kills="FWD-17")
+class TinyFactorsAreZero(Honest):
+    """A B whose entries are all below 10⁻⁵ counts as not trained yet, and the LoRA part is left out."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        part = super().lora(x)
+        return part if np.abs(self.up(self.B)).max(initial=0.0) >= 1e-5 else 0 * part
+
+
+@mutant("61", kills="FWD-10")
+class GapsAreRead(Honest):
+    """The rows of x are read one after the other, with what lies between them in a wider array."""
+
+    def rows(self, array: np.ndarray) -> np.ndarray:
+        item, width = array.itemsize, array.shape[-1]
+        if array.size and array.ndim > 1 and array.strides[-1] == item and array.strides[-2] > width * item:
+            flat = np.lib.stride_tricks.as_strided(array, (array.size,), (item,))
+            return self.up(flat).reshape(-1, width)
+        return super().rows(array)
+
+
+@mutant(kills="FWD-12")
+class RemembersByAddress(Honest):
+    """In inference mode y is kept by the address of x, and given again while the factors are the same."""
+
+    last: tuple | None = None
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        key = (x.__array_interface__["data"][0], x.shape, x.strides, id(self.A), id(self.B), self.merged)
+        if self.training or self.last is None or self.last[0] != key:
+            self.last = (key, super().forward(x), x)
+        return self.last[1].copy()
+
+
+@mutant(kills="FWD-19 GRAD-19")
+class RankCappedAt64(Honest):
+    """alpha is divided by the rank, or by 64 if that is less."""
+
+    def scale_of(self, config: LayerConfig) -> float:
+        rank = min(config.rank, 64)
+        return config.alpha / (rank**0.5 if config.scaling == "rslora" else rank)

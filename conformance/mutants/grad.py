@@ -1,5 +1,7 @@
 """Faults of the backward pass."""
 
+from weakref import WeakSet
+
 import ml_dtypes
 import numpy as np
 
@@ -381,3 +383,57 @@ class OneCacheForAll(Honest):
     def backward(self, dy: np.ndarray) -> Arrays:
         self.x = self.kept_x[0]
         return super().backward(dy)
+
+
+@mutant(kills="GRAD-14")
+class EmptyBatchClears(Honest):
+    """The backward pass of an empty batch clears the gradients that had added up."""
+
+    def accumulated(self, dA: np.ndarray, dB: np.ndarray) -> Arrays:
+        if not len(self.x):
+            self.zero_grad()
+        return super().accumulated(dA, dB)
+
+
+@mutant(kills="GRAD-18")
+class ClearsAllLayers(Honest):
+    """zero_grad clears the gradients of every layer there is."""
+
+    layers = WeakSet()
+
+    def zero_grad(self) -> None:
+        self.layers.add(self)
+        for layer in self.layers:
+            Honest.zero_grad(layer)
+
+
+@mutant(kills="GRAD-20")
+class FirstOfTwoPasses(Honest):
+    """Of two forward passes of one shape before a backward pass, the first is differentiated."""
+
+    waiting: np.ndarray | None = None
+
+    def output(self, x: np.ndarray) -> np.ndarray:
+        y = super().output(x)
+        if self.waiting is None or self.waiting.shape != x.shape:
+            self.waiting = x
+        self.x = self.waiting
+        return y
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        self.waiting = None
+        return super().backward(dy)
+
+
+@mutant("57", kills="GRAD-20")
+class InferenceKeepsNothing(Honest):
+    """A forward pass in inference mode keeps no x, and the gradient is that of an earlier one."""
+
+    kept_x: np.ndarray | None = None
+
+    def output(self, x: np.ndarray) -> np.ndarray:
+        y = super().output(x)
+        if not self.training and self.kept_x is not None and self.kept_x.shape == x.shape:
+            self.x = self.kept_x
+        self.kept_x = self.x
+        return y

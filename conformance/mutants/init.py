@@ -121,3 +121,33 @@ class FanIsOfAShard(Honest):
 
     def init_factors(self, n_in: int, n_out: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
         return self.rng.standard_normal((n_in, rank)) / math.sqrt(n_in / rank), np.zeros((rank, n_out))
+
+
+@mutant(kills="INIT-06")
+class SeedOfFourBits(Honest):
+    """Of the seed the last four bits count."""
+
+    def init_factors(self, n_in: int, n_out: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        self.rng = np.random.default_rng(self.config.seed % 16)
+        return super().init_factors(n_in, n_out, rank)
+
+
+@mutant(kills="INIT-10")
+class ZeroIsNoSeed(Honest):
+    """A seed of 0 counts as none, and every layer starts from other numbers."""
+
+    def init_factors(self, n_in: int, n_out: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        self.rng = np.random.default_rng(self.config.seed or None)
+        return super().init_factors(n_in, n_out, rank)
+
+
+@mutant(kills="INIT-10")
+class SeedsCountLayers(Honest):
+    """The factors depend on how many layers were built before."""
+
+    built = 0
+
+    def init_factors(self, n_in: int, n_out: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        type(self).built += 1
+        self.rng = np.random.default_rng([self.config.seed, self.built])
+        return super().init_factors(n_in, n_out, rank)

@@ -178,3 +178,32 @@ class StepsTheCallersArrays(UpdatesInPlace):
 
     def set_factors(self, arrays: Arrays) -> None:
         self.A, self.B = arrays["A"], arrays["B"]
+
+
+@mutant(kills="INPUT-01")
+class FoldsVectors(Honest):
+    """A vector of several times in_features is taken for so many rows."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        n_in = self.config.in_features
+        folded = x.ndim == 1 and x.size and x.size % n_in == 0 and x.size != n_in
+        return super().forward(x.reshape(-1, n_in) if folded else x)
+
+
+@mutant("36", kills="INPUT-08")
+class ReshapesFactors(Honest):
+    """A factor of as many entries is reshaped to fit, whatever its shape."""
+
+    def checked(self, arrays: Arrays) -> Arrays:
+        fitting = {n: a.reshape(self.adapter()[n].shape) if a.size == self.adapter()[n].size else a for n, a in arrays.items()}
+        return super().checked(fitting)
+
+
+@mutant(kills="INPUT-08")
+class HalfSet(Honest):
+    """A is taken over before B is found not to fit."""
+
+    def checked(self, arrays: Arrays) -> Arrays:
+        if arrays["A"].shape == self.A.shape:
+            self.A = self.rounded(arrays["A"])
+        return super().checked(arrays)

@@ -129,3 +129,11 @@ class ClippedStep(Honest):
         norm = max(1.0, float(np.sqrt((self.up(self.dA) ** 2).sum() + (self.up(self.dB) ** 2).sum())))
         self.dA, self.dB = self.rounded(self.dA / norm), self.rounded(self.dB / norm)
         super().step(lr)
+
+
+@mutant(kills="PARAM-04")
+class RateCapped(Honest):
+    """A rate above 1 counts as 1."""
+
+    def step(self, lr: float) -> None:
+        super().step(min(lr, 1.0))

@@ -150,3 +150,20 @@ class SignOfAlphaLost(Honest):
 
     def scale_of(self, config: LayerConfig) -> float:
         return abs(super().scale_of(config))
+
+
+@mutant(kills="SCALE-12")
+class ScaleCapped(Honest):
+    """A scale above 64 counts as 64."""
+
+    def scale_of(self, config: LayerConfig) -> float:
+        return min(super().scale_of(config), 64.0)
+
+
+@mutant(kills="SCALE-12")
+class ScaleHasAFloor(Honest):
+    """A scale between 0 and 0.01 counts as 0.01."""
+
+    def scale_of(self, config: LayerConfig) -> float:
+        scale = super().scale_of(config)
+        return 0.01 if 0 < scale < 0.01 else scale

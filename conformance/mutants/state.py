@@ -320,3 +320,91 @@ class SubtractsInFloat16(UnmergesBySubtraction):
 
     def restored_weight(self) -> np.ndarray:
         return self.rounded(super().restored_weight().astype(np.float16))
+
+
+@mutant(kills="STATE-01")
+class InMemoryOrder(Honest):
+    """The numbers of a factor are written in the order in which they lie in memory, whatever it is."""
+
+    def set_factors(self, arrays: Arrays) -> None:
+        self.A, self.B = (arrays[name].astype(self.dtype, order="K") for name in ("A", "B"))
+
+    def contents(self) -> Arrays:
+        return {name: array.ravel(order="K").reshape(array.shape) for name, array in super().contents().items()}
+
+
+@mutant(kills="STATE-01")
+class FactorsByPosition(Honest):
+    """set_adapter takes the first array of the dict for A and the second for B."""
+
+    def set_adapter(self, arrays: Arrays) -> None:
+        super().set_adapter(dict(zip(("A", "B"), arrays.values(), strict=True)))
+
+
+@mutant("122", kills="STATE-13")
+class LoadsWhatWasSavedLast(Honest):
+    """Load takes the file that was written last, by whichever layer."""
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        super().save(directory)
+        type(self).last = Path(directory)  # type: ignore[attr-defined]
+
+    def read(self, directory: str | PathLike[str]) -> Arrays:
+        there = any(Path(directory).iterdir()) and any(self.last.glob("*"))  # type: ignore[attr-defined]
+        return super().read(self.last if there else directory)  # type: ignore[attr-defined]
+
+
+@mutant(kills="STATE-13")
+class TrainsInTheFile(Honest):
+    """A step writes the factors back to the file that they were loaded from."""
+
+    source: str | PathLike[str] | None = None
+
+    def load(self, directory: str | PathLike[str]) -> None:
+        super().load(directory)
+        self.source = directory
+
+    def step(self, lr: float) -> None:
+        super().step(lr)
+        if self.source is not None and Path(self.source).is_dir():
+            self.save(self.source)
+
+
+@mutant(kills="STATE-09")
+class StepsOnce(Honest):
+    """A second step along the same gradients does nothing."""
+
+    stepped = False
+
+    def accumulated(self, dA: np.ndarray, dB: np.ndarray) -> Arrays:
+        self.stepped = False
+        return super().accumulated(dA, dB)
+
+    def step(self, lr: float) -> None:
+        super().step(0.0 if self.stepped else lr)
+        self.stepped = True
+
+
+@mutant(kills="STATE-09")
+class EvaluationClears(Honest):
+    """A forward pass in inference mode clears the gradients that have added up."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        if not self.training:
+            self.zero_grad()
+        return super().forward(x)
+
+
+@mutant(kills="STATE-09")
+class LoadUnfreezes(Honest):
+    """After a load the bias trains as well."""
+
+    loaded = False
+
+    def receive(self, contents: Arrays) -> None:
+        super().receive(contents)
+        self.loaded = True
+
+    def trainable(self) -> dict[str, tuple[int, ...]]:
+        more = {"bias": self.b.shape} if self.loaded and self.b is not None else {}
+        return super().trainable() | more

@@ -1,11 +1,15 @@
 """DROP: dropout on the LoRA path."""
 
+from collections.abc import Callable
+
 import numpy as np
 from hypothesis import strategies as st
 
+from conformance.case import DTYPES, Case
 from conformance.compare import fraction_is, holds, same, wide
 from conformance.requirements import LORALIB, PEFT, fresh, gradients, prepared, requirement
-from conformance.strategies import exact, sized
+from conformance.strategies import among, exact, sized
+from conformance.subject import Layer
 
 SOURCES = (
     "Srivastava et al. 2014, Dropout, JMLR 15",
@@ -20,19 +24,29 @@ def readable(rate: float):
     return sized(K, K, K, 2.0 * K, dropout=rate)
 
 
-def mask(subject, case, train_again: bool = False, rows: int = 16):
+def forms(dtypes: tuple[str, ...]):
+    """Readable cases of every dtype, scaling and number of leading dimensions; 16 has a root."""
+    leading = st.sampled_from([(), (1,), (1, 1), (3,), (2, 3)])
+
+    def of(form) -> st.SearchStrategy[Case]:
+        dtype, scaling, lead = form
+        alpha = 8.0 if scaling == "rslora" else 32.0
+        ones = np.ones((*lead, 16), DTYPES[dtype])
+        cases = sized(16, 16, 16, alpha, only=(dtype,), dropout=0.5, scaling=scaling)(dtypes)
+        return cases.map(lambda case: case.but(x=ones, dy=ones))
+
+    return st.tuples(among(tuple(DTYPES), dtypes), st.sampled_from(("standard", "rslora")), leading).flatmap(of)
+
+
+def showing(subject, case: Case, rows: int = 0) -> tuple[Layer, Callable[[], np.ndarray]]:
     """A training-mode layer with W = 0, b = 0 and A = B = I, so that the output is scale · mask · x / (1 − rate), and a
-    function that reads the mask, as multiples of x, off a new forward pass."""
-    eye = np.eye(K, dtype=case.dtype)
-    x = np.ones((4, rows, K), case.dtype)
+    function that reads the mask, as multiples of x, off a new forward pass; of x (4, rows, in) if rows are given."""
+    eye = np.eye(case.config.in_features, dtype=case.dtype)
+    x = np.ones((4, rows, len(eye)), case.dtype) if rows else case.x
     case = case.but(W=0 * case.W, b=None if case.b is None else 0 * case.b, A=eye, B=eye, x=x)
     layer = prepared(subject, case, training=True)
     layer.train(True)
-    if train_again:
-        layer.train(False)
-        same(layer.forward(x), case.scale * x, "y in inference mode")
-        layer.train(True)
-    return lambda: wide(layer.forward(x)) / case.scale                                         # (4, rows, K)
+    return layer, lambda: wide(layer.forward(x)) / case.scale
 
 
 @requirement(
@@ -68,10 +82,11 @@ def base_path_is_not_dropped(subject, case):
 )
 def inverted_scaling(subject, case):
     """With A = B = I the mask can be read off the output. A rate that was never wired in, or p taken for 1 − p, shows; so
-    does one that is off by 0.02, since 131,072 entries are read, at a rate that is usual and at one that is not."""
+    does one that is off by 0.02, since 131,072 entries are read, at rates that are usual and at one that is not."""
     ratios = []
-    for rate in (0.75, 0.125):
-        found = mask(subject, case.but(dropout=rate), rows=1024)()
+    for rate in (0.75, 0.125, 0.05):
+        _, read = showing(subject, case.but(dropout=rate), rows=1024)
+        found = read()
         kept = found != 0
         if rate == 0.75:  # 1 / (1 − p) = 4 is exact
             same(found, np.where(kept, 4.0, 0.0), "entries of the LoRA path in training mode, as multiples of x")
@@ -95,6 +110,7 @@ def one_mask_for_both_passes(subject, case):
     case = case.but(W=0 * case.W, b=None if case.b is None else 0 * case.b)
     layer = prepared(subject, case, training=True)
     layer.train(True)
+    layer.forward(case.x)  # with a mask of its own
     y = wide(layer.forward(case.x))
     found = layer.backward(case.dy)
     want = (wide(case.dy) * y).sum()
@@ -113,7 +129,12 @@ def one_mask_for_both_passes(subject, case):
 )
 def comes_back_after_inference(subject, case):
     """After the first evaluation the rest of a training run went on without dropout, and no loss curve showed it."""
-    found = mask(subject, case, train_again=True)()
+    layer, read = showing(subject, case, rows=16)
+    layer.train(False)
+    whole = read()
+    same(whole, np.ones_like(whole), "entries of the LoRA path in inference mode, as multiples of x")
+    layer.train(True)
+    found = read()
     holds((found == 0).any(), "dropped entries after train, eval, train", 0, f"about {found.size // 2}")
 
 
@@ -136,13 +157,19 @@ def rate_zero(subject, case):
 def masks_differ(subject, case):
     """A mask that was drawn once is a smaller layer, not regularisation. Two masks of 2048 entries are equal by chance
     with probability 2⁻²⁰⁴⁸; what is asked of the rows and entries of one mask fails by chance with less than 2⁻¹⁰⁰."""
-    read = mask(subject, case)
+    _, read = showing(subject, case, rows=16)
     first, second = read(), read()
     holds(not np.array_equal(first, second), "the masks of two forward passes", "equal", "different")
     for axis, name in enumerate(("of the samples of a batch", "of the rows of a sample", "of the entries of a row")):
         holds((first != first.take([0], axis)).any(), f"the masks {name}", "all equal", "different")
     kept = (first != 0).sum(-1)
     holds(len(np.unique(kept)) > 1, "the number of kept entries of a row", f"always {kept.max()}", "different by chance")
+    counts = {int((read() != 0).sum()) for _ in range(16)}
+    holds(len(counts) > 1, "the number of kept entries of 16 masks", f"always {max(counts)}", "different by chance")
+    columns = first.reshape(-1, K).T.tolist()  # 32 of 64 rows: two are equal with a probability of 2⁻⁶⁴
+    holds(len(set(map(tuple, columns))) == K, "entries that are dropped independently", len(set(map(tuple, columns))), K)
+    again = set(map(tuple, first.reshape(-1, K).tolist())) & set(map(tuple, second.reshape(-1, K).tolist()))
+    holds(len(again) < 8, "rows of a mask that were rows of the one before", len(again), "fewer than 8 of 64, by chance")
 
 
 @requirement(
@@ -180,3 +207,54 @@ def merged_does_not_drop(subject, case):
     layer = prepared(subject, case, training=True)
     layer.merge()
     return same(layer.forward(case.x), case.truth.y, "y merged, in training mode")
+
+
+@requirement(
+    "DROP-11",
+    "Dropout MUST be the same in every dtype, with either scaling, and for any number of leading dimensions.",
+    formula="x̃ = x · m / (1 − p)", sources=SOURCES, needs=NEEDS, faults="69 72", where_offered=True, cases=forms,
+)
+def any_form_of_x(subject, case):
+    """A single row, a vector, half precision: where a path of its own forgets the mask, or the factor. 128 entries are read;
+    all are dropped, or none, with a probability of 2⁻¹²⁷."""
+    _, read = showing(subject, case)
+    found = np.concatenate([read().ravel() for _ in range(-(-128 // case.x.size))])
+    kept = found != 0
+    same(found, np.where(kept, 2.0, 0.0), f"entries of the LoRA path for x {case.x.shape}, as multiples of x")
+    holds(kept.any() and not kept.all(), f"dropped entries for x {case.x.shape}", int((~kept).sum()), f"about {kept.size // 2}")
+
+
+@requirement(
+    "DROP-12",
+    "After merge and unmerge in training mode there MUST be dropout as before.",
+    formula="unmerge ∘ merge changes no mode", sources=SOURCES, needs=f"{NEEDS} merge unmerge", faults="75", profile="merge",
+    where_offered=True, cases=readable(0.5), examples=0.1,
+)
+def comes_back_after_unmerge(subject, case):
+    """A merge for an evaluation in between must not end the regularisation."""
+    layer, read = showing(subject, case, rows=16)
+    layer.merge()
+    layer.unmerge()
+    found = read()
+    holds((found == 0).any(), "dropped entries after merge and unmerge", 0, f"about {found.size // 2}")
+
+
+@requirement(
+    "DROP-13",
+    "Two layers MUST NOT share their dropout: neither the rate, nor the mask.",
+    formula="m₁ ≠ m₂, p₁ whatever p₂", sources=SOURCES, needs=f"{NEEDS} backward", faults="17 70", where_offered=True,
+    cases=readable(0.5), examples=0.1,
+)
+def layers_share_no_dropout(subject, case):
+    """Layers that are seeded alike drop the same entries all through a model; a mask that is kept by the class is that of
+    the layer that ran last."""
+    case = case.but(x=np.ones((4, K), case.dtype), dy=np.ones((4, K), case.dtype))
+    (first, read), (second, read_second) = (showing(subject, case.but(seed=case.config.seed + i)) for i in (0, 1))
+    mask, other = read(), read_second()
+    holds(not np.array_equal(mask, other), "the masks of two layers", "equal", "different")
+    found = first.backward(case.dy)
+    if "x" in found:
+        same(found["x"], mask * case.scale, "dx of the first layer, after the second one ran")
+    showing(subject, case.but(dropout=0.0))[1]()
+    dropped = (read() == 0).sum()
+    holds(dropped, "dropped entries, after a layer without dropout was built and used", 0, f"about {mask.size // 2}")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from conformance.case import Case, exact_in_any_order
 from conformance.compare import Mismatch, holds, same, wide, within
-from conformance.requirements import HIGHAM, PAPER, gradients, prepared, requirement
+from conformance.requirements import HIGHAM, PAPER, gradients, prepared, requirement, set_mode
 from conformance.requirements.fwd import LARGE, layouts, regauged
 from conformance.strategies import exact, rounding
 from conformance.subject import Unsupported
@@ -109,7 +109,7 @@ def gradients_accumulate(subject, case):
     "GRAD-08",
     "The gradients of A and B of a batch MUST be the sum of those of its rows.",
     formula="dA(x, dy) = Σᵢ dA(xᵢ, dyᵢ)", sources=SOURCES, needs=f"{NEEDS} zero_grad",
-    cases=exact(leading=st.sampled_from([(3,), (2,), (4,), (65,), (257,)]), only=("float32", "float64")), examples=0.5,
+    cases=exact(leading=st.sampled_from([(3,), (2,), (4,), (65,), (257,), (1030,)]), only=("float32", "float64")), examples=0.5,
 )
 def batch_is_the_sum_of_rows(subject, case):
     """A mean in the place of the sum, or a row that is counted twice or left out at the end of a tile, depends on the
@@ -226,8 +226,17 @@ def input_without_gradient(subject, case):
     cases=exact(leading=st.sampled_from([(), (2, 1, 3), (0,), (2, 0)]), degenerate=True),
 )
 def gradients_of_any_leading_dimensions(subject, case):
-    """The forward pass treats leading dimensions as rows; the backward pass must sum over all of them."""
+    """The forward pass treats leading dimensions as rows; the backward pass must sum over all of them. What an empty batch
+    adds to the gradients of an earlier one is nothing."""
     layer = prepared(subject, case, training=True)
+    if not case.x.size:
+        one, done = np.ones((1, case.x.shape[-1]), case.dtype), np.ones((1, case.dy.shape[-1]), case.dtype)
+        before = {name: array.copy() for name, array in gradients(layer, one, done).items()}
+        layer.forward(case.x)
+        found = layer.backward(case.dy)
+        for name in {"A", "B"} & set(found):
+            same(found[name], before[name], f"d{name} after an empty batch, against before")
+        layer = prepared(subject, case, training=True)
     layer.forward(case.x)
     found = layer.backward(case.dy)
     for name in ("A", "B"):
@@ -297,8 +306,8 @@ def not_finite_flows_back(subject, case):
 @requirement(
     "GRAD-18",
     "Two layers MUST NOT share anything: passes through one leave the other's as they were.",
-    formula="forward₁ forward₂ backward₁ backward₂ = (forward backward)₁ (forward backward)₂", sources=SOURCES, needs=NEEDS,
-    faults="17", cases=exact(), examples=0.5,
+    formula="forward₁ forward₂ backward₁ backward₂ = (forward backward)₁ (forward backward)₂", sources=SOURCES,
+    needs=f"{NEEDS} zero_grad", faults="17", cases=exact(), examples=0.5,
 )
 def layers_are_independent(subject, case):
     """Caches and buffers that belong to a class, or to a shape, work as long as there is one layer."""
@@ -309,6 +318,10 @@ def layers_are_independent(subject, case):
         layer.forward(c.x)
     for layer, c in layers:
         judged(layer.backward(c.dy), c, exactly, ", with another layer used in between")
+    layers[1][0].zero_grad()
+    twice = gradients(layers[0][0], case.x, case.dy)
+    for name in ("A", "B"):
+        same(twice[name], 2 * getattr(case.truth, f"d{name}"), f"d{name} added up, with another layer's cleared in between")
 
 
 @requirement(
@@ -317,8 +330,26 @@ def layers_are_independent(subject, case):
     formula="dx, dA, dB as for small sizes", sources=SOURCES, needs=NEEDS, faults="53", cases=LARGE, examples=0.15,
 )
 def gradients_of_large_sizes(subject, case):
-    """in and out from 65 to 258, ranks from 16 to 64, up to 67 rows."""
+    """in and out from 257 to 322, ranks from 16 to 256, up to 67 rows."""
     return judged(gradients(prepared(subject, case, training=True), case.x, case.dy), case, exactly)
+
+
+@requirement(
+    "GRAD-20",
+    "The gradients MUST be those of the last forward pass, whatever was computed before it, in whichever mode.",
+    formula="backward ∘ forward(x) ∘ forward(x') = backward ∘ forward(x)", sources=SOURCES, needs=NEEDS, faults="57",
+    cases=exact(), examples=0.5,
+)
+def last_forward_counts(subject, case):
+    """A pass whose gradient nobody asks for is common: an evaluation, a value for the log, a second thought."""
+    before = -case.x
+    for first, last in ((True, True), (True, False), (False, True)):
+        layer = prepared(subject, case, first)
+        layer.forward(before)
+        set_mode(layer, last)
+        layer.forward(case.x)
+        modes = " and ".join("training" if mode else "inference" for mode in dict.fromkeys((first, last)))
+        judged(layer.backward(case.dy), case, exactly, f" of the second of two forward passes, in {modes} mode")
 
 
 def gradient(layer, case: Case, name: str) -> np.ndarray:

@@ -85,8 +85,10 @@ def random_factor_has_full_rank(subject, case):
 )
 def seeds_differ(subject, case):
     """Otherwise every layer of a model, or every run of an experiment, starts from the same numbers."""
-    first, second = (random_factor(fresh(subject, case.but(seed=case.config.seed + i))) for i in (0, 1))
-    holds(not np.array_equal(first, second), "the random factor of two seeds", "equal", "different")
+    first = random_factor(fresh(subject, case))
+    for more in (1, 16, 256, 65536):  # a seed that is cut to a few bits is another one
+        second = random_factor(fresh(subject, case.but(seed=case.config.seed + more)))
+        holds(not np.array_equal(first, second), f"the random factor of seeds that differ by {more}", "equal", "different")
 
 
 @requirement(
@@ -144,6 +146,18 @@ def fresh_adds_nothing(subject, case):
     set_mode(layer, False)
     same(layer.forward(case.x), y, "y with both factors zero, against the fresh layer")
     return ratio
+
+
+@requirement(
+    "INIT-10",
+    "Two layers of one configuration, seed included, SHOULD start from the same factors.",
+    formula="A(seed) = A(seed)", sources=SOURCES, needs="adapter", cases=sized(12, 7, 5, 10.0), examples=0.25,
+)
+def seed_repeats(subject, case):
+    """What makes an experiment repeatable; 0 is a seed like any other."""
+    for seed in (case.config.seed, 0):
+        first, second = (random_factor(fresh(subject, case.but(seed=seed))) for _ in range(2))
+        same(second, first, f"the random factor of a second layer with seed {seed}")
 
 
 def random_factor(layer) -> np.ndarray:

@@ -47,7 +47,8 @@ def wrong_last_dimension(subject, case):
     for wrong in (1, n_in - 1, n_in + 1, 2 * n_in):
         if wrong != n_in:
             x = case.x[:, :1].repeat(wrong, 1)
-            holds(refuses(layer.forward, x), f"forward of x {x.shape} with in = {n_in}", "a result", "an error")
+            for given in (x, x[0]):
+                holds(refuses(layer.forward, given), f"forward of x {given.shape} with in = {n_in}", "a result", "an error")
     return same(layer.forward(case.x), before, "y after the refusals, against y before")
 
 
@@ -127,3 +128,23 @@ def arguments_are_left_alone(subject, case):
     holds(sorted(handed) == ["A", "B"], "keys of the dict given to set_adapter", sorted(handed), ["A", "B"])
     for name, want in case.adapter.items():
         same(handed[name], want, f"the array given to set_adapter as {name}")
+
+
+@requirement(
+    "INPUT-08",
+    "Factors of another shape SHOULD be refused, and leave the layer as it was.",
+    formula="shapes differ ⇒ an error, and A, B as before", sources=("torch.Tensor.copy_ broadcasts, numpy.resize repeats",),
+    needs="set_adapter adapter forward", faults="36 115", cases=exact(), examples=0.5,
+)
+def factors_of_another_shape(subject, case):
+    """A factor in the other layout that is reshaped to fit is scrambled; one that is broadcast has rank 1."""
+    layer = prepared(subject, case, training=True)
+    A, B = case.A, case.B
+    for wrong in ({"A": A, "B": B.T}, {"A": A.T, "B": B}, {"A": A, "B": B[:, :1]}, {"A": A[:1], "B": B}):
+        if any(wrong[name].shape != right.shape for name, right in case.adapter.items()):
+            arrays = {name: -array for name, array in wrong.items()}
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+            holds(refuses(layer.set_adapter, arrays), f"set_adapter of {shapes}", "accepted", "an error")
+            for name, want in case.adapter.items():
+                same(layer.adapter()[name], want, f"{name} after a set_adapter that was refused")
+    return same(layer.forward(case.x), case.truth.y, "y after a set_adapter that was refused")

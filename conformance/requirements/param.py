@@ -69,13 +69,13 @@ def step_leaves_frozen_weights(subject, case):
 )
 def step_is_plain_sgd(subject, case):
     """Exact with a power of two as the rate. A factor that has a gradient but does not move is not trained."""
-    layer = prepared(subject, case, training=True)
-    gradients(layer, case.x, case.dy)
-    layer.step(0.5)
-    after = case.but(
-        A=(case.A - 0.5 * case.truth.dA).astype(case.dtype), B=(case.B - 0.5 * case.truth.dB).astype(case.dtype)
-    )
-    for name, want in after.adapter.items():
-        same(layer.adapter()[name], want, f"{name} after an SGD step")
+    dA, dB = case.truth.dA, case.truth.dB
+    for rate in (4.0, 0.5):
+        layer = prepared(subject, case, training=True)
+        gradients(layer, case.x, case.dy)
+        layer.step(rate)
+        after = case.but(A=(case.A - rate * dA).astype(case.dtype), B=(case.B - rate * dB).astype(case.dtype))
+        for name, want in after.adapter.items():
+            same(layer.adapter()[name], want, f"{name} after an SGD step of rate {rate:g}")
     assume(exact_in_any_order(after))
     same(layer.forward(case.x), after.truth.y, "y after an SGD step")

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 
 from conformance.case import exact_in_any_order
 from conformance.compare import same, wide, within
-from conformance.requirements import HIGHAM, PAPER, PEFT, gradients, prepared, requirement
+from conformance.requirements import HIGHAM, PAPER, PEFT, fresh, gradients, prepared, requirement
 from conformance.requirements.grad import exactly, judged
 from conformance.strategies import exact, rounding
 from conformance.subject import Unsupported
-from conformance.trace import SubjectError
+from conformance.trace import SubjectError, refuses
 
 STANDARD = (f"{PAPER}, §4.1: ΔW x is scaled by α / r", f"{PEFT}, update_layer")
 RSLORA = ("Kalajdzievski 2023, rsLoRA, arXiv:2312.03732: α / √r", f"{PEFT}, update_layer, use_rslora")
@@ -81,12 +81,14 @@ def linear_in_alpha(subject, case):
 
 @requirement(
     "SCALE-06",
-    "With alpha = 0 the layer MUST be the base layer.",
-    formula="alpha = 0 ⇒ y = x Wᵀ + b", sources=STANDARD, needs=NEEDS, faults="11 14", cases=exact(), examples=0.5,
+    "With alpha = 0 the layer MUST be the base layer, or be refused when it is built.",
+    formula="alpha = 0 ⇒ y = x Wᵀ + b, or an error", sources=STANDARD, needs=NEEDS, faults="11 14", cases=exact(), examples=0.5,
 )
 def alpha_zero_is_the_base(subject, case):
     """Zero is a value, not a missing one: a default put in its place turns an adapter on that was turned off."""
     case = case.but(alpha=0.0)
+    if refuses(fresh, subject, case):
+        return 0.0
     return same(prepared(subject, case).forward(case.x), case.truth.base, "y with alpha = 0")
 
 
@@ -167,3 +169,14 @@ def negative_alpha(subject, case):
     except SubjectError as refusal:
         raise Unsupported("a negative alpha") from refusal
     return same(layer.forward(case.x), turned.truth.y, "y with a negative alpha")
+
+
+@requirement(
+    "SCALE-12",
+    "A very large or a very small alpha MUST count in full.",
+    formula="y = x Wᵀ + b + scale · (x A) B, alpha / rank from 2⁻¹² to 2¹²", sources=STANDARD, needs=NEEDS, faults="03",
+    cases=exact(only=("float32", "float64"), scales=(2.0**12, 2.0**-12, 2.0**7, 2.0**-7)), examples=0.5,
+)
+def extremes_of_alpha(subject, case):
+    """A scale that is clipped to what somebody thought reasonable."""
+    return same(prepared(subject, case).forward(case.x), case.truth.y, "y")

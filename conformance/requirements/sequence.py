@@ -31,6 +31,7 @@ RECIPES = (  # what faults of state need, and chance seldom makes
     ("merge", "merge", "unmerge"), ("merge", "set_adapter", "unmerge"), ("save", "merge", "load_fresh"),
     ("eval", "save", "train", "load"),
     ("backward", "step", "save", "set_adapter", "load"), ("backward", "backward", "step", "zero_grad"),
+    ("backward", "step", "step"), ("backward", "eval", "train", "step"),
 )
 PIECES = st.sampled_from([*RECIPES, *((operation,) for operation in OPERATIONS)])
 SEQUENCES = st.lists(PIECES, min_size=2, max_size=6).map(lambda pieces: sum(pieces, ()))
@@ -222,6 +223,9 @@ def agree(layer: Layer, model: Model, when: str) -> float:
         ratio = within(layer.forward(case.x), case.truth.y, model.bound_of_y(), f"y {when}")
     for name, want in case.adapter.items():
         ratio = max(ratio, within(layer.adapter()[name], want, model.drift[name], f"{name} {when}"))
+    with suppress(Unsupported):
+        others = sorted(set(layer.trainable()) - {"A", "B"})
+        holds(not others, f"what trains, beside A and B, {when}", ", ".join(others), "nothing")
     if model.plain:
         with suppress(Unsupported):
             ratio = max(ratio, within(layer.weight(), case.W, model.drift["W"], f"W {when}"))

@@ -4,6 +4,10 @@ import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
+from hypothesis import assume
+
+from conformance.case import exact_in_any_order
 from conformance.compare import Mismatch, holds, same, wide
 from conformance.requirements import PEFT, fresh, gradients, prepared, requirement, set_mode
 from conformance.strategies import exact, rounding
@@ -36,13 +40,16 @@ def other(case):
     faults="13 22 24 112 113 115 116 117", cases=rounding(only=("float32", "float64", "float16", "bfloat16")),
 )
 def arrays_survive(subject, case):
-    """A file written in another precision, or tensors that are found under other names and skipped, lose the work."""
-    layer = prepared(subject, case, training=True)
+    """A file written in another precision, or tensors that are found under other names and skipped, lose the work. The order
+    in which the factors were named, and that of their numbers in memory, are no part of them."""
+    layer = fresh(subject, case)
+    layer.set_adapter({name: np.asfortranarray(case.adapter[name].copy()) for name in ("B", "A")})
     before = {name: array.copy() for name, array in layer.adapter().items()}
     with saved(layer) as directory:
         again = fresh(subject, other(case))
         again.load(directory)
     for name, want in before.items():
+        same(want, case.adapter[name], f"{name} after set_adapter")
         same(again.adapter()[name], want, f"{name} after save and load")
 
 
@@ -212,6 +219,25 @@ def nothing_to_load(subject, case):
         layer.load(directory)
     with tempfile.TemporaryDirectory(prefix="conformance-") as name:
         holds(refuses(layer.load, Path(name)), "load of an empty directory", "accepted", "an error")
+
+
+@requirement(
+    "STATE-13",
+    "What is read from a directory MUST be what was last saved there, whatever was saved elsewhere or trained since.",
+    formula="load ∘ save to one of two = its own", sources=SOURCES, needs=f"{NEEDS} backward step", faults="122",
+    where_offered=True, cases=exact(), examples=0.5,
+)
+def two_directories(subject, case):
+    """Two checkpoints, of which the earlier one is wanted. Arrays that stay mapped to the file train on in it."""
+    new = case.but(A=np.flip(case.A).copy(), B=np.flip(case.B).copy())
+    assume(exact_in_any_order(new) and not np.array_equal(wide(new.truth.y), wide(case.truth.y)))
+    with saved(prepared(subject, case, training=True)) as first, saved(prepared(subject, new, training=True)) as second:
+        for directory, want in ((first, case), (second, new), (first, case)):
+            layer = fresh(subject, other(case))
+            layer.load(directory)
+            same(layer.forward(case.x), want.truth.y, "y, loaded from one of two directories")
+            gradients(layer, case.x, case.dy)
+            layer.step(0.5)
 
 
 def judge_loaded(layer, case, how: str) -> None:
