@@ -1,4 +1,5 @@
-"""Checks with wrong expected values, sent through the same path as all others: each must fail.
+"""Checks with wrong expected values, sent through the same path as all others: each must fail. The values are such as no
+layer gives, wrong or not.
 
 A run in which one passes has compared nothing: the subject's adapter answers with what was expected, the search tried no
 case, or the comparison is broken. Its verdict is void.
@@ -31,24 +32,24 @@ def output_outside_the_bound(subject, case):
 
 
 @requirement(
-    "CANARY-03", "It MUST be seen that dA is not twice dA.", cases=exact(), needs="set_adapter forward backward",
+    "CANARY-03", "It MUST be seen that dA is not dA + 1.", cases=exact(), needs="set_adapter forward backward",
     sources=SOURCES, profile="training", examples=0.2,
 )
-def gradient_doubled(subject, case):
+def gradient_plus_one(subject, case):
     """Through the backward pass."""
     found = gradients(prepared(subject, case, training=True), case.x, case.dy)
-    same(found["A"], 2 * case.truth.dA, "dA, expected to be twice dA")
+    same(found["A"], case.truth.dA + 1, "dA, expected to be dA + 1")
 
 
 @requirement(
-    "CANARY-04", "It MUST be seen that a merged weight is not W.", cases=exact(), needs="set_adapter merge weight",
+    "CANARY-04", "It MUST be seen that a merged weight is not itself plus 1.", cases=exact(), needs="set_adapter merge weight",
     sources=SOURCES, profile="merge", examples=0.2,
 )
-def merged_weight_unchanged(subject, case):
+def merged_weight_plus_one(subject, case):
     """Through merging."""
     layer = prepared(subject, case, training=True)
     layer.merge()
-    same(layer.weight(), case.W, "W after merge, expected to be W")
+    same(layer.weight(), case.truth.merged + 1, "W after merge, expected to be W + scale · (A B)ᵀ + 1")
 
 
-ALL: tuple[Requirement, ...] = (output_plus_one, output_outside_the_bound, gradient_doubled, merged_weight_unchanged)
+ALL: tuple[Requirement, ...] = (output_plus_one, output_outside_the_bound, gradient_plus_one, merged_weight_plus_one)

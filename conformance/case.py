@@ -129,7 +129,9 @@ class Together:
         parts = [(weight, case.alone(name)) for name, weight in weights.items()]
         A = np.hstack([wide(part.A) for _, part in parts])
         B = np.vstack([weight * part.scale * wide(part.B) for weight, part in parts])
-        self.combined_bound = bounds.forward(case.x, case.W, case.b, lora.LoRA(A, B), 1.0, case.config.dtype, more=6)
+        for precision in (case.config.dtype, "longdouble"):
+            more = bounds.forward(case.x, case.W, case.b, lora.LoRA(A, B), 1.0, precision, more=6)
+            self.combined_bound = self.combined_bound + more
 
 
 class Bound:
@@ -200,7 +202,8 @@ def _sums(case: Case) -> list[tuple[float, float]]:
     W, A, B, x, dy = map(np.abs, arrays)
     gW, gA, gB, gx, gdy = map(last_bit, arrays)
     b, gb = (0.0, np.inf) if case.b is None else (np.abs(wide(case.b).astype(np.float64)), last_bit(case.b))
-    factors = (case.scale, case.config.alpha, 1.0)  # before scaling, after it, or with alpha before the division by the rank
+    root = abs(case.scale) ** 0.5  # which may go into each of the factors
+    factors = (case.scale, case.config.alpha, 1.0, root)  # before scaling, after it, or by alpha and the rank one by one
     s, gs = max(map(abs, factors)), min(last_bit(np.array(factor)) for factor in factors)
     x2, dy2 = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     h, u = s * (x2 @ A), s * (dy2 @ B.T)

@@ -29,6 +29,8 @@ class Mismatch(AssertionError):
         self.what, self.where, self.error, self.bound = what, where, error, bound
         self.arrays = arrays  # got and want as a whole, where one component of them is reported
         self.got, self.want = _text(got), _text(want)
+        if self.got == self.want and error:
+            self.got, self.want = repr(got), repr(want)  # they differ in the last digits
         super().__init__(f"{what}{where}: got {self.got}, want {self.want}{self.ratio_text()}")
 
     @property

@@ -17,6 +17,9 @@ from json import dumps, loads  # before a subject can have changed them
 
 from conformance.examine import Outcome
 
+# Of the libraries under NumPy and PyTorch, unless the user wants otherwise: cases are small, and one process per core is
+# busy already. Threads that wait for each other make both slower, by half.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 START_SECONDS = 120.0  # at least, for importing what a subject needs
 
 
@@ -42,7 +45,7 @@ class Worker:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "conformance.isolation", self.spec, dumps(self.options)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._noise, text=True, encoding="utf-8",
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, start_new_session=True,
+            env=ONE_THREAD | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, start_new_session=True,
         )
         self._lines = queue.Queue()
         self._reader = threading.Thread(target=_read, args=(self._process, self._lines), daemon=True)

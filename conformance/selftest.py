@@ -18,6 +18,7 @@ import numpy as np
 from conformance import bank
 from conformance.case import DTYPES, Case
 from conformance.examine import examine
+from conformance.isolation import ONE_THREAD
 from conformance.mutants import all_mutants, honest_subjects
 from conformance.requirements import GROUPS, Requirement, all_requirements
 from conformance.subject import Subject
@@ -101,6 +102,8 @@ def run(jobs: int = os.cpu_count() or 1, progress: Callable[[Trial], None] = lam
     """Tries every mutant and every honest variation; `progress` is told of each as it is done. `examples` is the number of
     cases of a requirement for honest variations, about, and `seed` that of the cases."""
     started, found = time.perf_counter(), SelfTest()
+    for name, threads in ONE_THREAD.items():  # what the processes of the pool start with
+        os.environ.setdefault(name, threads)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         for trial in _trials(pool, examples, seed):
             (found.mutants if trial.group != "HONEST" else found.honest).append(trial)

@@ -17,8 +17,9 @@ from conformance.subject import LayerConfig, Unsupported
 # The simplest first, since Hypothesis shrinks bytes towards 0.
 _SMALL = np.array([0, 1, -1, *[1, -1, 1, -1, 0] * 50])
 _LARGER = np.array([0, 1, -1, 2, -2, 3, -3, *[1, -1, 2, -2, 3, -3, 0] * 35])
-EXACT_SCALES = (2.0, 0.5, 4.0, 3.0, 0.25, 1.5)  # never 0 or 1: those hide faults
-WEIGHTS = (2.0, -1.0, 0.5, 1.0, -2.0)  # of one of several adapters
+# Never 0 or 1, which hide faults; and squares, since a root of the scale may go into each factor.
+EXACT_SCALES = (4.0, 0.25, 2.25, 9.0, 16.0)
+WEIGHTS = (4.0, -1.0, 0.25, 1.0, -4.0)  # of one of several adapters; squares, too
 Integers = st.SearchStrategy[int]
 SIZES: Integers = st.integers(1, 5)
 # Powers of two: a gradient that is divided by another rank before it is summed is not exact.

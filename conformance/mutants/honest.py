@@ -139,12 +139,18 @@ class Honest(Layer):
     # --- backward -----------------------------------------------------------------------------------------------
 
     def backward(self, dy: np.ndarray) -> Arrays:
-        dy = self.rows(dy)                                                                     # (n, out)
+        dy = self.upstream(dy)                                                                 # (n, out)
         dx, found = self.base_dx(dy), {}
         if not self.merged:  # A and B have no part in a merged layer
             dx = self.plus(dx, self.lora_dx(dy))
             found = self.accumulated(self.gradient_of_A(dy), self.gradient_of_B(dy))
         return found | ({"x": self.shaped(dx)} if self.wants_dx else {})
+
+    def upstream(self, dy: np.ndarray) -> np.ndarray:
+        want = (*self.leading, self.config.out_features)
+        if dy.shape != want:
+            raise ValueError(f"dy is {dy.shape}, expected {want}, the shape of y")
+        return self.rows(dy)
 
     def base_dx(self, dy: np.ndarray) -> np.ndarray:
         return self.product(dy, self.W)                                                        # (n, in)
@@ -189,7 +195,7 @@ class Honest(Layer):
 
     def checked(self, arrays: Arrays) -> Arrays:
         """The arrays, once all of them have been found to fit."""
-        for name, have in self.adapter().items():
+        for name, have in {"A": self.A, "B": self.B}.items():
             if arrays[name].shape != have.shape:
                 raise ValueError(f"{name} is {arrays[name].shape}, expected {have.shape}")
         return arrays
@@ -561,9 +567,6 @@ class ForwardOnly(Honest):
         if config.dropout:
             raise Unsupported("dropout")
 
-    def checked(self, arrays: Arrays) -> Arrays:
-        return arrays
-
 
 class NoMergeNoFiles(Honest):
     """Offers neither merging nor files, and no way to look at W or to withhold the gradient of x."""
@@ -615,7 +618,7 @@ class SeveralAdapters(Honest):
         return part.lora(x)
 
     def backward(self, dy: np.ndarray) -> Arrays:
-        dy = self.rows(dy)
+        dy = self.upstream(dy)
         dx, found = self.base_dx(dy), {}
         if not self.merged:
             for name, weight, part in self.parts():

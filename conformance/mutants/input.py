@@ -207,3 +207,11 @@ class HalfSet(Honest):
         if arrays["A"].shape == self.A.shape:
             self.A = self.rounded(arrays["A"])
         return super().checked(arrays)
+
+
+@mutant(kills="INPUT-10")
+class GradientIsBroadcast(Honest):
+    """A dy of fewer rows or columns is broadcast to the shape of y."""
+
+    def upstream(self, dy: np.ndarray) -> np.ndarray:
+        return super().upstream(np.broadcast_to(dy, (*self.leading, self.config.out_features)))

@@ -452,7 +452,7 @@ class UnknownIsBase(SeveralAdapters):
         return super().forward_mixed(x, tuple(name if name in ("default", *self.others) else None for name in names))
 
 
-@mutant(kills="MULTI-13 MULTI-17")
+@mutant(kills="MULTI-13")
 class RootsInFloat32(CombinesByRoots):
     """The roots of a combination's weights are kept in float32, and a float64 layer loses half of its digits."""
 

@@ -1,6 +1,8 @@
 """DROP: dropout on the LoRA path."""
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ K = 32  # in the cases that read the mask off the output, in = out = rank = K
 
 
 def readable(rate: float):
-    return sized(K, K, K, 2.0 * K, dropout=rate)
+    return sized(K, K, K, 4.0 * K, dropout=rate)
 
 
 def forms(dtypes: tuple[str, ...]):
@@ -30,7 +32,7 @@ def forms(dtypes: tuple[str, ...]):
 
     def of(form) -> st.SearchStrategy[Case]:
         dtype, scaling, lead = form
-        alpha = 8.0 if scaling == "rslora" else 32.0
+        alpha = 16.0 if scaling == "rslora" else 64.0
         ones = np.ones((*lead, 16), DTYPES[dtype])
         cases = sized(16, 16, 16, alpha, only=(dtype,), dropout=0.5, scaling=scaling)(dtypes)
         return cases.map(lambda case: case.but(x=ones, dy=ones))
@@ -258,3 +260,19 @@ def layers_share_no_dropout(subject, case):
     showing(subject, case.but(dropout=0.0))[1]()
     dropped = (read() == 0).sum()
     holds(dropped, "dropped entries, after a layer without dropout was built and used", 0, f"about {mask.size // 2}")
+
+
+@requirement(
+    "DROP-14",
+    "After a load in training mode there MUST be dropout as before.",
+    formula="load changes no mode", sources=SOURCES, needs=f"{NEEDS} save load", faults="75", profile="files",
+    where_offered=True, cases=readable(0.5), examples=0.1,
+)
+def comes_back_after_load(subject, case):
+    """Going on from a checkpoint is training like any other."""
+    layer, read = showing(subject, case, rows=16)
+    with tempfile.TemporaryDirectory(prefix="conformance-") as directory:
+        layer.save(Path(directory))
+        layer.load(Path(directory))
+    found = read()
+    holds((found == 0).any(), "dropped entries after a load", 0, f"about {found.size // 2}")

@@ -1,11 +1,15 @@
 """DTYPE: number formats, and what rounding may cost in each."""
 
+from contextlib import suppress
+
+import numpy as np
 from hypothesis import strategies as st
 
-from conformance.compare import holds, same, within
+from conformance.compare import holds, same, wide, within
 from conformance.requirements import HIGHAM, PEFT, gradients, prepared, requirement
 from conformance.requirements.grad import judged, within_bound
 from conformance.strategies import exact, rounding
+from conformance.subject import Unsupported
 
 SOURCES = (HIGHAM, "IEEE 754-2019; bfloat16: 8 bits of significand, the exponent of binary32")
 NEEDS = "set_adapter forward"
@@ -128,3 +132,23 @@ def low_precision_sums(subject, case):
     layer = prepared(subject, case, training=True)
     ratio = within(layer.forward(case.x), case.truth.y, case.bound.y, "y")
     return max(ratio, judged(gradients(layer, case.x, case.dy), case, within_bound))
+
+
+@requirement(
+    "DTYPE-10",
+    "Very large and very small numbers MUST come out as they went in: without a bias, 2ᵏ x gives 2ᵏ y, and 2ᵏ dy gives 2ᵏ dx.",
+    formula="f(2ᵏ x) = 2ᵏ f(x) for b = 0", sources=(HIGHAM, "scaling by a power of two is exact"), needs="set_adapter forward",
+    faults="126 129", cases=exact(only=("float32", "float64", "bfloat16")), examples=0.5,
+)
+def whole_range(subject, case):
+    """bfloat16 has the range of float32. A detour through float16 loses what is above 65504 and below 6e-8."""
+    case = case.but(b=None if case.b is None else 0 * case.b)
+    for k in (40, -40):
+        layer = prepared(subject, case, training=True)
+        x, dy = (np.ldexp(wide(array), k).astype(np.float64).astype(case.dtype) for array in (case.x, case.dy))
+        same(layer.forward(x), np.ldexp(case.truth.y, k), f"y of 2^{k} x, against 2^{k} y")
+        with suppress(Unsupported):
+            layer.forward(case.x)
+            found = layer.backward(dy)
+            if "x" in found:
+                same(found["x"], np.ldexp(case.truth.dx, k), f"dx of 2^{k} dy, against 2^{k} dx")

@@ -148,3 +148,38 @@ def factors_of_another_shape(subject, case):
             for name, want in case.adapter.items():
                 same(layer.adapter()[name], want, f"{name} after a set_adapter that was refused")
     return same(layer.forward(case.x), case.truth.y, "y after a set_adapter that was refused")
+
+
+@requirement(
+    "INPUT-09",
+    "Building, merging and training SHOULD leave the weight and the bias that were handed over alone.",
+    formula="W₀, b₀ after = W₀, b₀ before", sources=("copies at the edge: numpy.array, torch.Tensor.copy_",),
+    needs="set_adapter forward backward step merge", faults="122", profile="training", cases=exact(), examples=0.5,
+)
+def base_weights_are_left_alone(subject, case):
+    """The caller may build a second layer of them, or compare with them."""
+    W, b = case.W.copy(), None if case.b is None else case.b.copy()
+    layer = subject.build(case.config, W, b)
+    layer.set_adapter({name: array.copy() for name, array in case.adapter.items()})
+    gradients(layer, case.x, case.dy)
+    layer.step(0.5)
+    layer.merge()
+    same(W, case.W, "the array given to build as weight")
+    if b is not None:
+        same(b, case.b, "the array given to build as bias")
+
+
+@requirement(
+    "INPUT-10",
+    "A dy that is not shaped as y SHOULD be refused.",
+    formula="shape of dy ≠ shape of y ⇒ an error", sources=("torch.autograd: the gradient has the shape of the output",),
+    needs="set_adapter forward backward", profile="training", cases=exact(leading=st.tuples(st.integers(2, 4))), examples=0.5,
+)
+def gradient_of_another_shape(subject, case):
+    """Broadcast over the rows, it is another gradient: that of a mean, or of one row for all."""
+    for dy in (case.dy[:1], case.dy[:, :1], case.dy[0]):
+        if dy.shape != case.dy.shape:
+            layer = prepared(subject, case, training=True)
+            layer.forward(case.x)
+            refused = refuses(layer.backward, dy)
+            holds(refused, f"backward of dy {dy.shape} with y {case.dy.shape}", "a result", "an error")

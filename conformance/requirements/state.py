@@ -10,6 +10,7 @@ from hypothesis import assume
 from conformance.case import exact_in_any_order
 from conformance.compare import Mismatch, holds, same, wide
 from conformance.requirements import PEFT, fresh, gradients, prepared, requirement, set_mode
+from conformance.requirements.learn import RATE, moved
 from conformance.strategies import exact, rounding
 from conformance.subject import Unsupported
 from conformance.trace import refuses
@@ -136,17 +137,27 @@ def mode_does_not_matter(subject, case):
 
 @requirement(
     "STATE-06",
-    "What is saved MUST NOT depend on being merged.",
+    "What is saved MUST NOT depend on being merged, or saving while merged is refused.",
     formula="save ∘ merge = save", sources=SOURCES, needs=f"{NEEDS} merge", faults="87 92 111",
     cases=exact(), where_offered=True, examples=0.5,
 )
 def merged_does_not_matter(subject, case):
-    """Saved merged and loaded unmerged, the delta counts twice, and W drifts with every cycle."""
+    """Saved merged and loaded unmerged, the delta counts twice, and W drifts with every cycle. A layer that is loaded as a
+    merged one can be unmerged."""
     layer = prepared(subject, case, training=True)
     layer.merge()
-    with saved(layer) as directory:
+    weight = known_weight(layer)
+    with tempfile.TemporaryDirectory(prefix="conformance-") as directory:
+        if refuses(layer.save, Path(directory)):
+            return
+        if weight is not None:
+            same(layer.weight(), weight, "W after a save while merged")
         again = fresh(subject, other(case))
-        again.load(directory)
+        again.load(Path(directory))
+    same(again.forward(case.x), case.truth.y, "y, saved while merged")
+    if known_weight(again) is not None and not np.array_equal(known_weight(again), wide(case.W)):
+        with suppress(Unsupported):
+            refuses(again.unmerge)
     judge_loaded(again, case, "saved while merged")
 
 
@@ -238,6 +249,40 @@ def two_directories(subject, case):
             same(layer.forward(case.x), want.truth.y, "y, loaded from one of two directories")
             gradients(layer, case.x, case.dy)
             layer.step(0.5)
+
+
+@requirement(
+    "STATE-14",
+    "In inference mode, as long as it is not merged, the layer MUST apply what was set, loaded or learned at once.",
+    formula="f ∘ change ∘ eval = f ∘ change", sources=SOURCES, needs=f"{NEEDS} train weight backward step", faults="110",
+    where_offered=True, cases=exact(), examples=0.5,
+)
+def changes_in_inference_mode(subject, case):
+    """A delta or a copy of a factor that is kept for speed must go when what it was made of goes. A layer that merges by
+    itself in inference mode is left out: for that one there are MERGE-11 and STATE-07."""
+    new = case.but(A=np.flip(case.A).copy(), B=np.flip(case.B).copy())
+    stepped = moved(case, case.truth.dA, case.truth.dB)
+    assume(exact_in_any_order(new) and stepped is not None)
+    assert stepped is not None
+
+    def load(layer):
+        with saved(prepared(subject, new, training=True)) as directory:
+            layer.load(directory)
+
+    changes = {
+        "a set_adapter": (lambda layer: layer.set_adapter({k: v.copy() for k, v in new.adapter.items()}), new),
+        "a load": (load, new),
+        "a step": (lambda layer: layer.step(RATE), stepped),
+    }
+    for name, (change, want) in changes.items():
+        layer = prepared(subject, case, training=True)
+        gradients(layer, case.x, case.dy)
+        set_mode(layer, False)
+        if not np.array_equal(wide(layer.weight()), wide(case.W)):
+            return
+        layer.forward(case.x)
+        change(layer)
+        same(layer.forward(case.x), want.truth.y, f"y after {name} in inference mode")
 
 
 def judge_loaded(layer, case, how: str) -> None:
