@@ -364,3 +364,12 @@ class MasksAreSeededAlike(Honest):
         if not hasattr(self, "own"):
             self.own = np.random.default_rng(0)
         return ((self.own.random(self.x.shape) >= self.config.dropout) / (1 - self.config.dropout)).astype(self.wide)
+
+
+@mutant("75", kills="DROP-14")
+class LoadGoesToInference(Honest):
+    """Load goes to inference mode."""
+
+    def receive(self, contents: Arrays) -> None:
+        super().receive(contents)
+        self.training = False

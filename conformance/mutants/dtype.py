@@ -156,3 +156,11 @@ class SumsInBfloat16(SumsIn):
     """Of a layer in bfloat16 sums are accumulated in bfloat16."""
 
     kind = BFLOAT16
+
+
+@mutant("126", kills="DTYPE-10")
+class Bfloat16ByWayOfFloat16(Honest):
+    """What a bfloat16 layer gives went through float16: above 65504 it is infinite."""
+
+    def shaped(self, rows: np.ndarray) -> np.ndarray:
+        return super().shaped(rows.astype(np.float16) if self.dtype == BFLOAT16 else rows)

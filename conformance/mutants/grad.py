@@ -437,3 +437,21 @@ class InferenceKeepsNothing(Honest):
             self.x = self.kept_x
         self.kept_x = self.x
         return y
+
+
+@mutant(kills="GRAD-07")
+class DxOfAllPasses(Honest):
+    """dx adds up like the gradients of A and B, until they are cleared."""
+
+    sum: np.ndarray | None = None
+
+    def zero_grad(self) -> None:
+        super().zero_grad()
+        self.sum = None
+
+    def lora_dx(self, dy: np.ndarray) -> np.ndarray:
+        dx = super().lora_dx(dy)
+        if self.sum is not None and self.sum.shape == dx.shape:
+            dx = dx + self.sum
+        self.sum = dx
+        return dx

@@ -151,3 +151,11 @@ class SeedsCountLayers(Honest):
         type(self).built += 1
         self.rng = np.random.default_rng([self.config.seed, self.built])
         return super().init_factors(n_in, n_out, rank)
+
+
+@mutant(kills="INIT-02")
+class WeightInMemoryOrder(Honest):
+    """The given weight is read in the order in which its numbers lie in memory, whatever it is."""
+
+    def __init__(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None):
+        super().__init__(config, weight.ravel(order="K").reshape(weight.shape), bias)

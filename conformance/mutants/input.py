@@ -215,3 +215,15 @@ class GradientIsBroadcast(Honest):
 
     def upstream(self, dy: np.ndarray) -> np.ndarray:
         return super().upstream(np.broadcast_to(dy, (*self.leading, self.config.out_features)))
+
+
+@mutant("122", kills="INPUT-09")
+class MergesIntoTheGivenWeight(Honest):
+    """Merge writes into the array that was handed over."""
+
+    def merge(self) -> None:
+        kept = self.W.copy()
+        super().merge()
+        kept, self.kept = self.kept, kept
+        assert kept is not None
+        kept[...] = self.W

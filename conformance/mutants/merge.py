@@ -376,3 +376,12 @@ class MergesOnlyInTraining(Honest):
 
     def merged_weight(self) -> np.ndarray:
         return super().merged_weight() if self.training else self.W
+
+
+@mutant(kills="FWD-07")
+class MergesNoRankAboveTheSizes(Honest):
+    """Of a rank above min(in, out) only that many columns of A and rows of B are merged."""
+
+    def delta_weight(self) -> np.ndarray:
+        rank = min(self.config.rank, *self.W.shape)
+        return self.scaled(self.product(self.A[:, :rank], self.B[:rank])).T

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from conformance.mutants import mutant
-from conformance.mutants.honest import Honest, MergesAtEval, UnmergesBySubtraction
+from conformance.mutants.honest import BFLOAT16, Honest, MergesAtEval, UnmergesBySubtraction
 from conformance.subject import Arrays
 
 
@@ -408,3 +408,65 @@ class LoadUnfreezes(Honest):
     def trainable(self) -> dict[str, tuple[int, ...]]:
         more = {"bias": self.b.shape} if self.loaded and self.b is not None else {}
         return super().trainable() | more
+
+
+@mutant("22", kills="STATE-01")
+class SavesByWayOfFloat16(Honest):
+    """bfloat16 is written as float16, which has more digits and less range."""
+
+    def contents(self) -> Arrays:
+        if self.dtype != BFLOAT16:
+            return super().contents()
+        return {name: array.astype(np.float16).astype(self.dtype) for name, array in super().contents().items()}
+
+
+@mutant("104", kills="STATE-08")
+class LoadsAFirst(Honest):
+    """A is taken over from a file before B is found not to fit."""
+
+    def receive(self, contents: Arrays) -> None:
+        if contents["A"].shape == self.A.shape:
+            self.A = contents["A"].astype(self.dtype)
+        super().receive(contents)
+
+
+@mutant(kills="STATE-09")
+class SaveClears(Honest):
+    """Save clears the gradients that have added up."""
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        super().save(directory)
+        self.zero_grad()
+
+
+@mutant(kills="STATE-14")
+class DeltaOfTheMode(Honest):
+    """In inference mode the delta is computed at the first forward pass, and kept until the mode changes or the factors are
+    set: a step does not reach it."""
+
+    delta: np.ndarray | None = None
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        if self.training:
+            self.delta = None
+            return super().lora(x)
+        self.delta = self.delta_weight() if self.delta is None else self.delta
+        return self.product(x, self.delta.T)
+
+    def train(self, mode: bool = True) -> None:
+        super().train(mode)
+        self.delta = None
+
+    def set_factors(self, arrays: Arrays) -> None:
+        super().set_factors(arrays)
+        self.delta = None
+
+
+@mutant(kills="STATE-06")
+class SaveUnmerges(Honest):
+    """Save unmerges the layer, and leaves it so."""
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        if self.merged:
+            self.unmerge()
+        super().save(directory)

@@ -1,5 +1,7 @@
 """FWD: what a layer computes."""
 
+from contextlib import suppress
+
 import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from conformance.case import exact_in_any_order
 from conformance.compare import holds, same, wide, within
 from conformance.requirements import HIGHAM, LORALIB, PAPER, PEFT, fresh, prepared, requirement
 from conformance.strategies import exact, rounding
+from conformance.subject import Unsupported
 from conformance.trace import refuses
 
 FORMULA = "y = x Wᵀ + b + scale · (x A) B"
@@ -83,7 +86,7 @@ def rank_one(subject, case):
 
 @requirement(
     "FWD-07",
-    "A rank greater than min(in, out) MUST be computed like any other, or be refused when the layer is built.",
+    "A rank greater than min(in, out) MUST be computed and merged like any other, or be refused when the layer is built.",
     formula=FORMULA, sources=SOURCES, needs="set_adapter forward",
     cases=exact(in_features=st.integers(1, 3), out_features=st.integers(1, 3), rank=st.integers(4, 6), degenerate=True,
                 wide_rank=True),
@@ -93,7 +96,12 @@ def rank_above_both_sizes(subject, case):
     """Useless for training, but well defined; a clipped rank is a silent change of the configuration."""
     if refuses(fresh, subject, case):
         return 0.0
-    return same(prepared(subject, case).forward(case.x), case.truth.y, "y")
+    layer = prepared(subject, case, training=True)
+    with suppress(Unsupported):
+        layer.merge()
+        same(layer.forward(case.x), case.truth.y, "y after merge")
+        layer.unmerge()
+    return same(layer.forward(case.x), case.truth.y, "y")
 
 
 @requirement(
@@ -128,7 +136,7 @@ def rows_are_independent(subject, case):
     "FWD-10",
     "Non-contiguous, broadcast, reversed and read-only inputs MUST give what a plain copy of them gives.",
     formula=FORMULA, sources=SOURCES, needs="set_adapter forward", faults="61",
-    cases=exact(leading=st.tuples(st.integers(2, 3), st.integers(2, 3))), examples=0.5,
+    cases=exact(leading=st.lists(st.integers(2, 3), min_size=1, max_size=2).map(tuple)), examples=0.5,
 )
 def any_memory_layout(subject, case):
     """A view is a value; where its numbers lie in memory is not part of the formula."""
@@ -274,7 +282,7 @@ def all_sizes_equal(subject, case):
 
 LARGE = exact(
     in_features=st.sampled_from((257, 321)), out_features=st.sampled_from((258, 322)),
-    rank=st.sampled_from((16, 32, 128, 256)), leading=st.sampled_from([(3,), (67,)]), only=("float32", "float64"),
+    rank=st.sampled_from((128, 256)), leading=st.sampled_from([(3,), (67,)]), only=("float32", "float64"),
 )
 
 
@@ -284,7 +292,7 @@ LARGE = exact(
     formula=FORMULA, sources=SOURCES, needs="set_adapter forward", faults="53", cases=LARGE, examples=0.15,
 )
 def large_sizes(subject, case):
-    """in and out from 257 to 322, ranks from 16 to 256: kernels work in tiles of the features as well, and of the rank."""
+    """in and out from 257 to 322, ranks of 128 and 256: kernels work in tiles of the features as well, and of the rank."""
     return same(prepared(subject, case).forward(case.x), case.truth.y, "y")
 
 

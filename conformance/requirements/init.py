@@ -29,8 +29,9 @@ def fresh_equals_base(subject, case):
     formula="W = W₀, b = b₀", sources=SOURCES, needs="weight bias", faults="31", cases=rounding(), examples=0.5,
 )
 def keeps_given_weights(subject, case):
-    """A constructor that initialises its base layer after it was handed the weights destroys the model."""
-    layer = fresh(subject, case)
+    """A constructor that initialises its base layer after it was handed the weights destroys the model; so does one that
+    reads them in the order in which they lie in memory."""
+    layer = subject.build(case.config, np.asfortranarray(case.W.copy()), None if case.b is None else case.b.copy())
     same(layer.weight(), case.W, "W of a fresh layer")
     if case.b is not None:
         same(layer.bias(), case.b, "b of a fresh layer")

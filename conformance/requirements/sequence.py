@@ -31,7 +31,8 @@ RECIPES = (  # what faults of state need, and chance seldom makes
     ("merge", "merge", "unmerge"), ("merge", "set_adapter", "unmerge"), ("save", "merge", "load_fresh"),
     ("eval", "save", "train", "load"),
     ("backward", "step", "save", "set_adapter", "load"), ("backward", "backward", "step", "zero_grad"),
-    ("backward", "step", "step"), ("backward", "eval", "train", "step"),
+    ("backward", "merge", "unmerge", "step"), ("backward", "save", "step"), ("backward", "step", "step"),
+    ("backward", "eval", "train", "step"),
 )
 PIECES = st.sampled_from([*RECIPES, *((operation,) for operation in OPERATIONS)])
 SEQUENCES = st.lists(PIECES, min_size=2, max_size=6).map(lambda pieces: sum(pieces, ()))
