@@ -1,7 +1,7 @@
 """Of a failure, the likely cause: the known fault that gives the same answers, and the simplest relation of got to want.
 
 A counterexample that has been made small fits many faults. So the subject is asked again on a few cases that have not, and
-only what fits all of them is said. Says nothing rather than guess.
+only what fits all of them is said; and it is asked what else such a fault would fail. Says nothing rather than guess.
 """
 
 import json
@@ -76,22 +76,30 @@ def _known_fault(requirement: Requirement, subject: Subject, heard: list[Heard])
     found = [m for m in all_mutants() if all(h.same_as(Heard(requirement, m.subject(), h.case)) for h in heard)]
     if not found:
         return None
-    mutant = _likeliest(sorted(found, key=likelihood), subject, heard[0].case.config.dtype)
-    return f"matches a known fault: {mutant.words.rstrip('.')}{_reports(mutant)}"
+    mutant = _likeliest(requirement, sorted(found, key=likelihood), subject, heard[0].case.config.dtype)
+    return mutant and f"matches a known fault: {mutant.words.rstrip('.')}{_reports(mutant)}"
 
 
-def _likeliest(found: list[Mutant], subject: Subject, dtype: str) -> Mutant:
-    """Of mutants that one requirement cannot tell apart, the one that agrees with the subject best where any of them is
-    known to fail; the first of several."""
-    agreed, others = dict.fromkeys(found, 0), {id for mutant in found for id in mutant.kills}
-    for requirement in all_requirements() if len(found) > 1 else ():
-        for case in bank.draw(requirement, (dtype,), CASES) if requirement.id in others else ():
-            asked = Heard(requirement, subject, case)
+def _likeliest(requirement: Requirement, found: list[Mutant], subject: Subject, dtype: str) -> Mutant | None:
+    """Of mutants that the requirement cannot tell from the subject, the one that agrees with it best where any of them is
+    known to fail; the first of several. None if the best does not agree in most of the cases in which it fails itself."""
+    agreed, failed = dict.fromkeys(found, 0), dict.fromkeys(found, 0)
+    others = {id for mutant in found for id in mutant.kills} - {requirement.id}
+    for other in all_requirements():
+        for case in _cases(other, dtype) if other.id in others else ():
+            asked = Heard(other, subject, case)
             for mutant in found if asked.decided else ():
-                its = Heard(requirement, mutant.subject(), case)
+                its = Heard(other, mutant.subject(), case)
                 both_pass = its.decided and asked.failure is None and its.failure is None
-                agreed[mutant] += both_pass or asked.same_as(its)
-    return max(found, key=lambda mutant: agreed[mutant])
+                agreed[mutant] += 2 * asked.same_as(its) + both_pass
+                failed[mutant] += 2 * (its.failure is not None) + both_pass
+    best = max(found, key=lambda mutant: (agreed[mutant] > failed[mutant] / 2 or not failed[mutant], agreed[mutant]))
+    return best if agreed[best] > failed[best] / 2 or not failed[best] else None
+
+
+@cache
+def _cases(requirement: Requirement, dtype: str) -> list[Case]:
+    return bank.draw(requirement, (dtype,), CASES)
 
 
 def _reports(mutant: Mutant) -> str:

@@ -48,14 +48,16 @@ def as_subject(value, spec: str) -> Subject:
     if callable(getattr(value, "build", None)):
         return value() if isinstance(value, type) else value
     torch = sys.modules.get("torch")  # whoever defines an nn.Module has imported it
-    if torch is not None and isinstance(value, type) and issubclass(value, torch.nn.Module):
+    module = torch is not None and isinstance(value, type) and issubclass(value, torch.nn.Module)
+    function = torch is not None and callable(value) and not isinstance(value, (type, torch.nn.Module))
+    if module or function:
         from conformance.torch import ModuleSubject
 
         return ModuleSubject(value)
-    kind = value.__name__ if isinstance(value, type) else type(value).__name__
+    kind = f"the class {value.__name__}" if isinstance(value, type) else f"an instance of {type(value).__name__}"
     raise LoadError(
-        f"{spec} is {kind}; expected a conformance.Subject (class or instance) or a torch.nn.Module class whose constructor "
-        "takes (in_features, out_features, rank, alpha)"
+        f"{spec} is {kind}; expected a conformance.Subject (class or instance) or a torch.nn.Module class, or a function "
+        "that returns a module, which takes (in_features, out_features, rank, alpha)"
     )
 
 

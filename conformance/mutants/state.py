@@ -370,7 +370,7 @@ class TrainsInTheFile(Honest):
             self.save(self.source)
 
 
-@mutant(kills="STATE-09")
+@mutant(kills="PARAM-04")
 class StepsOnce(Honest):
     """A second step along the same gradients does nothing."""
 

@@ -180,7 +180,9 @@ def perform(subject: Subject, layer: Layer, model: Model, operation: str, direct
             model.gradients = []
             model.drift |= none_of(case, "dA", "dB")
         case "train" | "eval":
-            layer.train(operation == "train")
+            if refuses(layer.train, operation == "train"):
+                holds(model.merged, f"{operation}() of a layer that is not merged", "an error", "that mode")
+                return layer, True
             model.training = operation == "train"
             model.cycled()  # some layers merge by themselves
         case "merge":
