@@ -77,7 +77,8 @@ def _known_fault(requirement: Requirement, subject: Subject, heard: list[Heard])
     if not found:
         return None
     mutant = _likeliest(requirement, sorted(found, key=likelihood), subject, heard[0].case.config.dtype)
-    return mutant and f"matches a known fault: {mutant.words.rstrip('.')}{_reports(mutant)}"
+    likeness = "looks like" if heard[0].failure and heard[0].failure.error is None else "matches"  # without numbers, or by them
+    return mutant and f"{likeness} a known fault: {mutant.words.rstrip('.')}{_reports(mutant)}"
 
 
 def _likeliest(requirement: Requirement, found: list[Mutant], subject: Subject, dtype: str) -> Mutant | None:

@@ -288,7 +288,7 @@ class Float64IsNotRescaled(Honest):
         return np.sign(mask) if self.dtype == np.float64 else mask
 
 
-@mutant("73", kills="DROP-04")
+@mutant(kills="DROP-04")
 class MaskOfThePassBefore(Honest):
     """The backward pass takes the mask of the last forward pass but one, if it has the shape."""
 

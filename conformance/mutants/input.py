@@ -190,7 +190,7 @@ class FoldsVectors(Honest):
         return super().forward(x.reshape(-1, n_in) if folded else x)
 
 
-@mutant("36", kills="INPUT-08")
+@mutant(kills="INPUT-08")
 class ReshapesFactors(Honest):
     """A factor of as many entries is reshaped to fit, whatever its shape."""
 

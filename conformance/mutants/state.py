@@ -220,7 +220,7 @@ class MergedSavesZeros(Honest):
         return {name: array * (0 if self.merged else 1) for name, array in super().contents().items()}
 
 
-@mutant("110", kills="STATE-07")
+@mutant("110 111", kills="STATE-07")
 class StaleMergeAfterLoad(MergesAtEval, UnmergesBySubtraction):
     """Inference mode merges; what is loaded there does not reach the merged W, and going back subtracts it from W."""
 

@@ -256,7 +256,8 @@ def combining(subject, case):
     """Odd and linear in the weights: −1 gives the negative, one adapter of weight 1 gives itself. Weights that are put
     into A and into B by their roots lose their sign, and sums of factors have cross terms."""
     layer, weights, ratio = together(subject, case), all_weights(case), 0.0
-    parts = [{"second": 1.0}, {"second": -1.0}, {name: 0.7 * weights[name] for name in case.names[1:]}, weights]
+    pair = {name: 0.7 * weights[name] for name in case.names[1:]}
+    parts = [{"second": 1.0}, {"second": -1.0}, {"second": 0.7}, pair, weights]
     for number, part in enumerate(parts):
         layer.combine(f"sum{number}", part)
     for number, part in enumerate(parts):

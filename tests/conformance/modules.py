@@ -80,3 +80,57 @@ class NoFactors(nn.Module):
     def __init__(self, in_features, out_features, rank, alpha):
         super().__init__()
         self.linear = nn.Linear(in_features, out_features)
+
+
+class BackupFirst(Plain):
+    """Before W there is a buffer of its shape, for later, and before b one of its."""
+
+    def __init__(self, in_features, out_features, rank, alpha, bias=True):
+        nn.Module.__init__(self)
+        self.register_parameter("weight_backup", nn.Parameter(torch.zeros(out_features, in_features), requires_grad=False))
+        self.register_parameter("bias_backup", nn.Parameter(torch.zeros(out_features), requires_grad=False))
+        inner = Plain(in_features, out_features, rank, alpha, bias=bias)
+        for name, parameter in inner.named_parameters():
+            self.register_parameter(name, parameter)
+        self.dropout, self.scaling = inner.dropout, inner.scaling
+        self.bias = inner.bias
+
+
+class BiasOfB(nn.Module):
+    """B is an nn.Linear with a frozen bias of zeros, and stands before the base layer."""
+
+    def __init__(self, in_features, out_features, rank, alpha):
+        super().__init__()
+        self.lora_B = nn.Linear(rank, out_features)
+        nn.init.zeros_(self.lora_B.weight)
+        nn.init.zeros_(self.lora_B.bias)
+        self.lora_B.bias.requires_grad = False
+        self.lora_A = nn.Linear(in_features, rank, bias=False)
+        self.base = nn.Linear(in_features, out_features).requires_grad_(False)
+        self.scale = alpha / rank
+
+    def forward(self, x):
+        return self.base(x) + self.scale * self.lora_B(self.lora_A(x))
+
+
+def made_by_a_function(in_features, out_features, rank, alpha):
+    return Wrapper(nn.Linear(in_features, out_features), rank, alpha)
+
+
+class MergeGivesAnother(Nested):
+    """merge() returns a plain layer, and leaves this one as it is."""
+
+    def merge(self):
+        return nn.Linear(self.base.in_features, self.base.out_features)
+
+
+class MergeNeedsAMode(Nested):
+    def merge(self, mode: bool):
+        raise NotImplementedError
+
+
+class ScaleInABuffer(Nested):
+    def __init__(self, in_dim, out_dim, rank, alpha):
+        super().__init__(in_dim, out_dim, rank, alpha)
+        del self.scale
+        self.register_buffer("scale", torch.tensor(alpha / rank))

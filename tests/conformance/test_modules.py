@@ -16,10 +16,11 @@ FILE = Path(__file__).with_name("modules.py")
 def test_modules_are_judged_as_they_stand(name):
     report = runner.run([f"{FILE}:{name}"], runner.Options(level="must", jobs=2, examples=6))[0]
     failed = {id: o.message for id, o in report.outcomes.items() if o.status in runner.FAILING}
-    assert set(failed) == ({"STATE-06", "STATE-09"} if name == "Wrapper" else set()), failed
+    assert set(failed) <= ({"STATE-06", "STATE-09"} if name == "Wrapper" else set()), failed
+    assert ("STATE-06" in failed) == (name == "Wrapper")
     assert report.verdict == ("nonconformant" if name == "Wrapper" else "conformant")
     assert report.profiles["inference"] == "conformant"
-    assert report.profiles["training"] == ("nonconformant" if name == "Wrapper" else "conformant")
+    assert report.profiles["training"] == ("nonconformant" if "STATE-09" in failed else "conformant")
     assert report.profiles["merge"] == ("conformant" if name == "Wrapper" else "not offered")
 
 
@@ -40,6 +41,40 @@ def test_arrays_are_found_in_either_layout(name):
     np.testing.assert_array_equal(layer.forward(x), W.T + 2 * A @ B)
     np.testing.assert_array_equal(layer.weight(), W)
     assert layer.trainable() == {"A": (n, n), "B": (n, n)}
+
+
+@pytest.mark.parametrize("name", ["BackupFirst", "BiasOfB", "made_by_a_function"])
+def test_a_guess_is_tried_out(name):
+    """A buffer of the shape of W, or a bias of another part, is not what the module computes with."""
+    report = runner.run([f"{FILE}:{name}"], runner.Options(only=("FWD-01", "INIT-02", "GRAD-02"), jobs=1, examples=6))[0]
+    assert {id: o.message for id, o in report.outcomes.items() if o.status != "pass"} == {}
+
+
+@pytest.mark.parametrize("name", ["MergeGivesAnother", "MergeNeedsAMode"])
+def test_merges_of_another_kind_are_not_offered(name):
+    report = runner.run([f"{FILE}:{name}"], runner.Options(only=("FWD-01", "MERGE"), jobs=1, examples=6))[0]
+    assert report.profiles["merge"] == "not offered"
+    assert report.verdict == "conformant", {o.message for o in report.outcomes.values()}
+
+
+def test_a_buffer_keeps_the_digits_of_float64():
+    subject = load(f"{FILE}:ScaleInABuffer")
+    config = LayerConfig(3, 2, 1, 0.1, dtype="float64")
+    layer = subject.build(config, np.zeros((2, 3)), np.zeros(2))
+    layer.set_adapter({"A": np.ones((3, 1)), "B": np.ones((1, 2))})
+    np.testing.assert_array_equal(layer.forward(np.array([[1.0, 0, 0]])), [[0.1, 0.1]])
+
+
+def test_a_file_that_does_not_fit_changes_nothing(tmp_path):
+    subject = load(f"{FILE}:Plain")
+    ones = np.ones((4, 3), np.float32)
+    small, large = (subject.build(LayerConfig(3, n, 1, 2.0), ones[:n], ones[:n, 0]) for n in (2, 4))
+    before = large.adapter()
+    small.save(tmp_path)
+    with pytest.raises(RuntimeError, match=r"\(2, 1\) in the file, expected \(4, 1\)|\(2, 3\) in the file"):
+        large.load(tmp_path)
+    for key, array in before.items():
+        np.testing.assert_array_equal(large.adapter()[key], array)
 
 
 def test_what_is_missing_is_named():
