@@ -148,13 +148,13 @@ def _relations(heard: Heard):
         names = {
             "the rank": config.rank, "1 / rank": 1 / config.rank, "√rank": config.rank**0.5, "1 / √rank": config.rank**-0.5,
             "the scale": case.scale, "1 / scale": 1 / (case.scale or np.inf),
-            "1 / rows: a mean in the place of a sum": 1 / n, "the sign": -1.0, "twice": 2.0,
+            "1 / rows, as of a mean in the place of a sum": 1 / n, "−1, the sign": -1.0,
         }
         part = "LoRA part, observed / expected" if base is not want and np.any(base) else "observed / expected"
         for name, value in names.items():
             if same_number(ratio, value):
-                yield f"ratio {name}", f"{part} = {ratio:.6g} ({name})"
-        yield "ratio", f"{part} = {ratio:.6g}"
+                yield f"ratio {name}", f"{part} = {name}"  # whose number differs from case to case
+        yield f"ratio {ratio:.6g}", f"{part} = {ratio:.6g}"
     if got.ndim == 2 and got.shape[0] == got.shape[1] and np.array_equal(got, want.T):
         yield "transpose", "observed is the transpose of expected"
     rows_got, rows_want = (a.reshape(-1, a.shape[-1]) for a in (got, want)) if got.ndim else (got, want)

@@ -53,7 +53,7 @@ def as_subject(value, spec: str) -> Subject:
     if module or function:
         from conformance.torch import ModuleSubject
 
-        return ModuleSubject(value)
+        return ModuleSubject(value)  # pyright: ignore[reportArgumentType] what it returns is seen when it is called
     kind = f"the class {value.__name__}" if isinstance(value, type) else f"an instance of {type(value).__name__}"
     raise LoadError(
         f"{spec} is {kind}; expected a conformance.Subject (class or instance) or a torch.nn.Module class, or a function "

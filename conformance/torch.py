@@ -323,7 +323,7 @@ def places_in(module: nn.Module, in_features: int, out_features: int, rank: int)
     shapes = {"W": (out_features, in_features), "A": (in_features, rank), "B": (rank, out_features)}
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
     for places in candidates:
-        turned = [name for name, shape in shapes.items() if tuple(tensors[places[name]].shape) != shape]
+        turned = [name for name, shape in shapes.items() if tuple(tensors[places[name] or ""].shape) != shape]
         places["transposed"] = "".join(turned)
     return next((places for places in candidates[:64] if _computes_with(module, places, shapes)), candidates[0])
 

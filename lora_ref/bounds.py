@@ -123,7 +123,8 @@ def step(p: LoRA, dp: LoRA, rate: float, precision: str) -> LoRA:
 def total(terms: list[LoRA], precision: str) -> LoRA:
     """Bound of the error of adding up gradients one after another, the gradients themselves taken as exact."""
     growth = _growth(precision, 1, len(terms)) if len(terms) > 1 else 0.0
-    return LoRA(*(growth * sum(np.abs(np.asarray(a, np.float64)) for a in arrays) for arrays in zip(*terms, strict=True)))
+    A, B = (np.sum([np.abs(np.asarray(a, np.float64)) for a in arrays], axis=0) for arrays in zip(*terms, strict=True))
+    return LoRA(growth * A, growth * B)
 
 
 def _gamma(k: int, v: float) -> float:

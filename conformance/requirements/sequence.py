@@ -68,7 +68,7 @@ class Model:
     @property
     def total(self) -> lora.LoRA:
         """The gradients of A and B as they have added up."""
-        return lora.LoRA(sum(c.truth.dA for c in self.gradients), sum(c.truth.dB for c in self.gradients))
+        return lora.LoRA(*(np.sum([getattr(c.truth, name) for c in self.gradients], axis=0) for name in ("dA", "dB")))
 
     def largest(self) -> Case:
         """The case with everything as large as it may have become, for bounds, which are of absolute values."""

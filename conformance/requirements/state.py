@@ -157,7 +157,8 @@ def merged_does_not_matter(subject, case):
         again = fresh(subject, other(case))
         again.load(Path(directory))
     same(again.forward(case.x), case.truth.y, "y, saved while merged")
-    if known_weight(again) is not None and not np.array_equal(known_weight(again), wide(case.W)):
+    weight = known_weight(again)
+    if weight is not None and not np.array_equal(weight, wide(case.W)):
         with suppress(Unsupported):
             refuses(again.unmerge)
     judge_loaded(again, case, "saved while merged")
