@@ -27,10 +27,10 @@ RANKS: Integers = st.sampled_from((1, 2, 4))
 DRAWN = 32  # bytes for an array
 
 
-def integers(draw, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def integers(draw, shape: tuple[int, ...], dtype: str, small: bool = False) -> np.ndarray:
     """Small integers that shrink one by one, from a single draw of bytes. Their number does not depend on the shape, so
     that a size can shrink while the numbers stay; a larger array goes round again, with its zeros where they were."""
-    table = _SMALL if DTYPES[dtype].itemsize == 2 else _LARGER
+    table = _SMALL if small or DTYPES[dtype].itemsize == 2 else _LARGER
     drawn = np.frombuffer(draw(st.binary(min_size=DRAWN, max_size=DRAWN)), np.uint8).astype(np.int64)
     rounds, place = np.divmod(np.arange(int(np.prod(shape))), DRAWN)
     index = np.where(drawn[place] == 0, 0, drawn[place] + 89 * rounds)
@@ -54,12 +54,12 @@ def exact(
     in_features: Integers = SIZES, out_features: Integers = SIZES, rank: Integers = RANKS, scales=EXACT_SCALES,
     leading=None, bias=st.booleans(),
     scaling: str = "standard", dropout: float = 0.0, only: tuple[str, ...] = tuple(DTYPES), degenerate: bool = False,
-    operations=None, square: bool = False, wide_rank: bool = False,
+    operations=None, square: bool = False, wide_rank: bool = False, small: bool = False,
 ):
     """Cases of small integers. Sizes are all different (unless `square`) and the LoRA part is visible, unless `degenerate`.
 
     The rank is at most min(in, out), unless `wide_rank`: some implementations refuse more. `leading` is a strategy for the
-    leading dimensions of x; `only` are the dtypes that the requirement is about.
+    leading dimensions of x; `only` are the dtypes that the requirement is about. `small` are 0, 1 and −1 alone.
     """
     leading = st.lists(st.integers(1, 3), min_size=1, max_size=2).map(tuple) if leading is None else leading
 
@@ -79,12 +79,12 @@ def exact(
             lead = draw(leading)
             return Case(
                 config,
-                W=integers(draw, (n_out, n_in), dtype),
-                b=integers(draw, (n_out,), dtype) if config.bias else None,
-                A=integers(draw, (n_in, r), dtype),
-                B=integers(draw, (r, n_out), dtype),
-                x=integers(draw, (*lead, n_in), dtype),
-                dy=integers(draw, (*lead, n_out), dtype),
+                W=integers(draw, (n_out, n_in), dtype, small),
+                b=integers(draw, (n_out,), dtype, small) if config.bias else None,
+                A=integers(draw, (n_in, r), dtype, small),
+                B=integers(draw, (r, n_out), dtype, small),
+                x=integers(draw, (*lead, n_in), dtype, small),
+                dy=integers(draw, (*lead, n_out), dtype, small),
                 operations=tuple(draw(operations)) if operations is not None else (),
             )
         return case().filter(lambda c: exact_in_any_order(c) and (degenerate or telling(c)))

@@ -283,6 +283,7 @@ def all_sizes_equal(subject, case):
 LARGE = exact(
     in_features=st.sampled_from((257, 321)), out_features=st.sampled_from((258, 322)),
     rank=st.sampled_from((128, 256)), leading=st.sampled_from([(3,), (67,)]), only=("float32", "float64"),
+    scales=(4.0, 0.25), small=True,
 )
 
 

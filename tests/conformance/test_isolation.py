@@ -82,7 +82,7 @@ def test_offering_nothing_is_void():
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        (f"{BROKEN}:not_a_subject", "is int; expected a conformance.Subject"),
+        (f"{BROKEN}:not_a_subject", "is an instance of int; expected a conformance.Subject"),
         (f"{BROKEN}:absent", "has no attribute 'absent'; it has: subject,"),
         (f"{BROKEN}", "say which class of it"),
         (":Thing", "expected package.module:attribute or path/to/file.py:attribute"),
