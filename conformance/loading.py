@@ -51,7 +51,7 @@ def as_subject(value, spec: str) -> Subject:
     module = torch is not None and isinstance(value, type) and issubclass(value, torch.nn.Module)
     function = torch is not None and callable(value) and not isinstance(value, (type, torch.nn.Module))
     if module or function:
-        from conformance.torch import ModuleSubject
+        from conformance.torch_module import ModuleSubject
 
         return ModuleSubject(value)  # pyright: ignore[reportArgumentType] what it returns is seen when it is called
     kind = f"the class {value.__name__}" if isinstance(value, type) else f"an instance of {type(value).__name__}"

@@ -1,7 +1,7 @@
 """Known-bad implementations, one file per group of requirements, and honest ones that differ in what is free.
 
 The tester is tested: each mutant must be failed by the requirements that it names, each requirement must be named by a
-mutant, and no honest variation may fail a MUST. A mutant is a layer of `honest.py` with one fault of a few lines, mostly
+mutant, and no honest variation may fail a MUST. A mutant is an honest layer with one fault of a few lines, mostly
 one that was reported of a published library. Every module of this folder is read; there is no list to edit.
 """
 
@@ -75,9 +75,10 @@ def all_mutants() -> tuple[Mutant, ...]:
 @cache
 def honest_subjects() -> tuple[LayerSubject, ...]:
     """The honest layer, and its variations."""
-    honest = importlib.import_module(f"{__name__}.honest")
-    layers = [value for value in vars(honest).values() if isinstance(value, type) and issubclass(value, honest.Honest)]
-    return tuple(LayerSubject(layer) for layer in layers)
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in ("honest", "variations", "several")]
+    honest = modules[0].Honest
+    layers = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
+    return tuple(LayerSubject(layer) for layer in dict.fromkeys(layers) if issubclass(layer, honest))
 
 
 def __getattr__(name: str) -> LayerSubject:

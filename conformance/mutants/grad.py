@@ -6,7 +6,8 @@ import ml_dtypes
 import numpy as np
 
 from conformance.mutants import mutant
-from conformance.mutants.honest import Honest, MergesAtEval
+from conformance.mutants.honest import Honest
+from conformance.mutants.variations import MergesAtEval
 from conformance.subject import Arrays
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from conformance.mutants import mutant
-from conformance.mutants.honest import Honest, UpdatesInPlace
+from conformance.mutants.honest import Honest
+from conformance.mutants.variations import UpdatesInPlace
 from conformance.subject import Arrays, LayerConfig
 
 

@@ -4,7 +4,8 @@ import ml_dtypes
 import numpy as np
 
 from conformance.mutants import mutant
-from conformance.mutants.honest import Honest, MergesAtEval, UnmergesBySubtraction
+from conformance.mutants.honest import Honest
+from conformance.mutants.variations import MergesAtEval, UnmergesBySubtraction
 from conformance.subject import Arrays, LayerConfig
 
 

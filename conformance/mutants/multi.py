@@ -3,7 +3,8 @@
 import numpy as np
 
 from conformance.mutants import mutant
-from conformance.mutants.honest import CombinesByRoots, Honest, SeveralAdapters
+from conformance.mutants.honest import Honest
+from conformance.mutants.several import CombinesByRoots, SeveralAdapters
 from conformance.subject import Arrays
 
 

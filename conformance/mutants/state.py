@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from conformance.mutants import mutant
-from conformance.mutants.honest import BFLOAT16, Honest, MergesAtEval, UnmergesBySubtraction
+from conformance.mutants.honest import BFLOAT16, Honest
+from conformance.mutants.variations import MergesAtEval, UnmergesBySubtraction
 from conformance.subject import Arrays
 
 
