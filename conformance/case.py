@@ -79,6 +79,15 @@ class Case:
         A, B, alpha = next(((o.A, o.B, o.alpha) for o in self.others if o.name == name), (self.A, self.B, self.config.alpha))
         return replace(self.but(A=A, B=B, alpha=alpha, rank=A.shape[1]), others=(), weights=())
 
+    @property
+    def all_weights(self) -> dict[str, float]:
+        return dict(zip(self.names, self.weights, strict=True))
+
+    @property
+    def turned(self) -> "Case":
+        """The case with another adapter of the same sizes."""
+        return self.but(A=np.flip(self.A).astype(self.dtype), B=np.flip(self.B).astype(self.dtype))
+
     def copy(self) -> "Case":
         """With an x and a dy of its own, since some layers write into what they are given; what is known of it stays known."""
         copied = self.but(x=self.x.copy(), dy=self.dy.copy())
@@ -112,12 +121,10 @@ class Together:
     """y, dx, the merged W and the gradients (by the names of Layer.backward) of a case with several adapters at once."""
 
     def __init__(self, case: Case, weights: dict[str, float]):
+        self.case, self.weights = case, weights
         W, dx = wide(case.W), wide(case.dy) @ wide(case.W)
         self.y, self.dx, self.merged = case.truth.base.copy(), dx.copy(), W.copy()
         self.gradients: dict[str, np.ndarray] = {}
-        self.combined_bound = np.zeros(())
-        if not weights:
-            return
         for name, weight in weights.items():
             truth, prefix = case.alone(name).truth, "" if name == "default" else f"{name}."
             self.y += weight * (truth.y - truth.base)
@@ -125,13 +132,18 @@ class Together:
             self.merged += weight * (truth.merged - W)
             self.gradients |= {f"{prefix}A": weight * truth.dA, f"{prefix}B": weight * truth.dB}
 
-        # Of one adapter that does the same: √(weight · scale), rounded twice, may have gone into A as into B, rounded.
-        parts = [(weight, case.alone(name)) for name, weight in weights.items()]
+    @cached_property
+    def bound_of_one(self) -> np.ndarray:
+        """Bound of y of one adapter that does the same: √(weight · scale), rounded twice, may have gone into A as into B,
+        rounded."""
+        case, parts = self.case, [(weight, self.case.alone(name)) for name, weight in self.weights.items()]
         A = np.hstack([wide(part.A) for _, part in parts])
         B = np.vstack([weight * part.scale * wide(part.B) for weight, part in parts])
-        for precision in (case.config.dtype, "longdouble"):
-            more = bounds.forward(case.x, case.W, case.b, lora.LoRA(A, B), 1.0, precision, more=6)
-            self.combined_bound = self.combined_bound + more
+        layer, truth = (
+            bounds.forward(case.x, case.W, case.b, lora.LoRA(A, B), 1.0, precision, more=6)
+            for precision in (case.config.dtype, "longdouble")
+        )
+        return layer + truth
 
 
 class Bound:

@@ -82,20 +82,20 @@ def _known_fault(requirement: Requirement, subject: Subject, heard: list[Heard])
 
 
 def _likeliest(requirement: Requirement, found: list[Mutant], subject: Subject, dtype: str) -> Mutant | None:
-    """Of mutants that the requirement cannot tell from the subject, the one that agrees with it best where any of them is
-    known to fail; the first of several. None if the best does not agree in most of the cases in which it fails itself."""
-    agreed, failed = dict.fromkeys(found, 0), dict.fromkeys(found, 0)
+    """Of mutants that the requirement cannot tell from the subject, the one that fails most like it where any of them is
+    known to fail; the first of several. None if none fails like it in most of the cases that one of the two fails."""
+    alike, told = dict.fromkeys(found, 0), dict.fromkeys(found, 0)
     others = {id for mutant in found for id in mutant.kills} - {requirement.id}
     for other in all_requirements():
         for case in _cases(other, dtype) if other.id in others else ():
             asked = Heard(other, subject, case)
             for mutant in found if asked.decided else ():
                 its = Heard(other, mutant.subject(), case)
-                both_pass = its.decided and asked.failure is None and its.failure is None
-                agreed[mutant] += 2 * asked.same_as(its) + both_pass
-                failed[mutant] += 2 * (its.failure is not None) + both_pass
-    best = max(found, key=lambda mutant: (agreed[mutant] > failed[mutant] / 2 or not failed[mutant], agreed[mutant]))
-    return best if agreed[best] > failed[best] / 2 or not failed[best] else None
+                alike[mutant] += asked.same_as(its)
+                told[mutant] += asked.failure is not None or its.failure is not None
+    share = {mutant: alike[mutant] / told[mutant] if told[mutant] else 1.0 for mutant in found}
+    best = max(found, key=share.__getitem__)
+    return best if share[best] > 0.5 else None
 
 
 @cache
@@ -181,6 +181,6 @@ def _parts(case: Case, want: np.ndarray) -> dict[str, np.ndarray]:
 def _bound(case: Case, name: str):
     """The bound of an answer that is known by its name; None asks for equality."""
     if case.others:
-        return Together(case, dict(zip(case.names, case.weights, strict=True))).combined_bound if name == "forward" else None
+        return Together(case, case.all_weights).bound_of_one if name == "forward" else None
     names = {"forward": "y", "backward x": "dx", "backward A": "dA", "backward B": "dB", "weight": "unmerged"}
     return getattr(case.bound, names[name]) if name in names else None

@@ -225,7 +225,7 @@ def gauge_invariance(subject, case):
 )
 def concatenated_ranks_add(subject, case):
     """The exact way to combine two adapters into one; factors that are summed one by one have cross terms."""
-    other = case.but(A=np.flip(case.A).copy(), B=np.flip(case.B).copy())
+    other = case.turned
     both = case.but(
         rank=2 * case.config.rank, alpha=2 * case.config.alpha,
         A=np.concatenate([case.A, other.A], 1), B=np.concatenate([case.B, other.B]),

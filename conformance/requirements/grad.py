@@ -321,7 +321,7 @@ def not_finite_flows_back(subject, case):
 )
 def layers_are_independent(subject, case):
     """Caches and buffers that belong to a class, or to a shape, work as long as there is one layer."""
-    other = case.but(x=-case.x, A=np.flip(case.A).copy(), B=np.flip(case.B).copy())
+    other = case.turned.but(x=-case.x)
     assume(exact_in_any_order(other))
     layers = [(prepared(subject, c, training=True), c) for c in (case, other)]
     for layer, c in layers:

@@ -189,7 +189,7 @@ def training_after_unmerge(subject, case):
 def setting_while_merged(subject, case):
     """An unmerge that subtracts the new delta from a weight that holds the old one leaves the difference in W for
     ever. It happens whenever a checkpoint is loaded into a model that is merged."""
-    new = case.but(A=np.flip(case.A).copy(), B=np.flip(case.B).copy())
+    new = case.turned
     assume(exact_in_any_order(new) and not np.array_equal(wide(new.truth.merged), wide(case.truth.merged)))
     layer = prepared(subject, case, training=True)
     layer.merge()
@@ -276,7 +276,7 @@ def unmerging_twice(subject, case):
 )
 def loading_while_merged(subject, case):
     """MERGE-11, by way of a file."""
-    new = case.but(A=np.flip(case.A).copy(), B=np.flip(case.B).copy())
+    new = case.turned
     assume(exact_in_any_order(new) and not np.array_equal(wide(new.truth.merged), wide(case.truth.merged)))
     with saved(prepared(subject, new, training=True)) as directory:
         layer = prepared(subject, case, training=True)

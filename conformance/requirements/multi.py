@@ -29,10 +29,6 @@ def together(subject: Subject, case: Case) -> Layer:
     return layer
 
 
-def all_weights(case: Case) -> dict[str, float]:
-    return dict(zip(case.names, case.weights, strict=True))
-
-
 @requirement(
     "MULTI-01",
     "Adding an adapter MUST change neither the output nor the factors that are there.",
@@ -67,7 +63,7 @@ def one_of_several(subject, case):
 )
 def several_add_up(subject, case):
     """Products add up; (Σ A) (Σ B) has cross terms, and is right for one adapter only. A negative weight subtracts."""
-    layer, weights = together(subject, case), all_weights(case)
+    layer, weights = together(subject, case), case.all_weights
     layer.activate(weights)
     same(layer.forward(case.x), Together(case, weights).y, "y with all adapters active")
     layer.activate(dict(reversed(weights.items())))
@@ -101,10 +97,10 @@ def none_active(subject, case):
 )
 def activating_replaces(subject, case):
     """A weight that is multiplied into the scale or into A in place works once."""
-    layer, weights = together(subject, case), all_weights(case)
-    for now in (weights, {"default": 0.0}, {"default": weights["default"]}, weights, {"second": 1.0}, {"default": 1.0}):
-        layer.activate(now)
-        same(layer.forward(case.x), Together(case, now).y, f"y after activate({now})")
+    layer, weights = together(subject, case), case.all_weights
+    for chosen in (weights, {"default": 0.0}, {"default": weights["default"]}, weights, {"second": 1.0}, {"default": 1.0}):
+        layer.activate(chosen)
+        same(layer.forward(case.x), Together(case, chosen).y, f"y after activate({chosen})")
     for name, want in case.adapter.items():
         same(layer.adapter()[name], want, f"{name} after several activations")
 
@@ -118,18 +114,18 @@ def activating_replaces(subject, case):
 )
 def gradients_of_several(subject, case):
     """Adapters that train together share dy, and nothing else."""
-    layer, weights = together(subject, case), all_weights(case)
-    for now in ({name: weights[name] for name in case.names[:2]}, {"third": weights["third"]}):
+    layer, weights = together(subject, case), case.all_weights
+    for chosen in ({name: weights[name] for name in case.names[:2]}, {"third": weights["third"]}):
         layer.zero_grad()
-        layer.activate(now)
+        layer.activate(chosen)
         layer.forward(case.x)
-        found, want = layer.backward(case.dy), Together(case, now)
-        same(found["x"], want.dx, f"dx with {' and '.join(now)} active")
+        found, want = layer.backward(case.dy), Together(case, chosen)
+        same(found["x"], want.dx, f"dx with {' and '.join(chosen)} active")
         for name, gradient in want.gradients.items():
-            holds(name in found, f"gradients with {' and '.join(now)} active: d{name}", sorted(found), f"d{name} among them")
-            same(found[name], gradient, f"d{name} with {' and '.join(now)} active")
+            holds(name in found, f"gradients with {' and '.join(chosen)} active: d{name}", sorted(found), f"d{name} among them")
+            same(found[name], gradient, f"d{name} with {' and '.join(chosen)} active")
         for name in set(found) - set(want.gradients) - {"x"}:
-            same(found[name], np.zeros_like(found[name]), f"d{name} with {' and '.join(now)} active")
+            same(found[name], np.zeros_like(found[name]), f"d{name} with {' and '.join(chosen)} active")
 
 
 @requirement(
@@ -162,10 +158,10 @@ def inactive_adapters_stay(subject, case):
 def merging_several(subject, case):
     """An adapter that is active and not merged must not be dropped from the output, and one that is merged must not be
     left in W."""
-    layer, weights = together(subject, case), all_weights(case)
-    for now in (weights, {"second": 1.0}, {name: weights[name] for name in case.names[1:]}):
-        layer.activate(now)
-        want, active = Together(case, now), " and ".join(now)
+    layer, weights = together(subject, case), case.all_weights
+    for chosen in (weights, {"second": 1.0}, {name: weights[name] for name in case.names[1:]}):
+        layer.activate(chosen)
+        want, active = Together(case, chosen), " and ".join(chosen)
         layer.merge()
         same(layer.weight(), want.merged, f"W after merge, {active} active")
         same(layer.forward(case.x), want.y, f"y after merge, {active} active")
@@ -182,12 +178,12 @@ def merging_several(subject, case):
 )
 def activating_while_merged(subject, case):
     """Unmerging must take out what was merged, and not what is active by then."""
-    layer, weights = together(subject, case), all_weights(case)
-    now, then = {"default": weights["default"]}, {"second": weights["second"]}
-    layer.activate(now)
+    layer, weights = together(subject, case), case.all_weights
+    chosen, then = {"default": weights["default"]}, {"second": weights["second"]}
+    layer.activate(chosen)
     layer.merge()
     if refuses(layer.activate, dict(then)):
-        then = now
+        then = chosen
     layer.unmerge()
     same(layer.weight(), case.W, "W after merge, activate and unmerge")
     layer.activate(then)
@@ -215,7 +211,7 @@ def unknown_name(subject, case):
 )
 def removing(subject, case):
     """A layer that goes on applying an adapter that it does not have any more cannot be mended from outside."""
-    layer, weights = together(subject, case), all_weights(case)
+    layer, weights = together(subject, case), case.all_weights
     layer.activate({"default": 1.0})
     layer.remove_adapter("third")
     same(layer.forward(case.x), case.truth.y, "y after an adapter that is not active was removed")
@@ -255,7 +251,7 @@ def removing_while_merged(subject, case):
 def combining(subject, case):
     """Odd and linear in the weights: −1 gives the negative, one adapter of weight 1 gives itself. Weights that are put
     into A and into B by their roots lose their sign, and sums of factors have cross terms."""
-    layer, weights, ratio = together(subject, case), all_weights(case), 0.0
+    layer, weights, ratio = together(subject, case), case.all_weights, 0.0
     pair = {name: 0.7 * weights[name] for name in case.names[1:]}
     parts = [{"second": 1.0}, {"second": -1.0}, {"second": 0.7}, pair, weights]
     for number, part in enumerate(parts):
@@ -263,7 +259,7 @@ def combining(subject, case):
     for number, part in enumerate(parts):
         layer.activate({f"sum{number}": 1.0})
         want = Together(case, part)
-        ratio = max(ratio, within(layer.forward(case.x), want.y, want.combined_bound, f"y of combine({part})"))
+        ratio = max(ratio, within(layer.forward(case.x), want.y, want.bound_of_one, f"y of combine({part})"))
     for name in case.names:
         layer.activate({name: 1.0})
         same(layer.forward(case.x), case.alone(name).truth.y, f"y of {name} after combining")
@@ -331,4 +327,4 @@ def combining_with_rslora(subject, case):
     layer.combine("same", {"second": 1.0})
     layer.activate({"same": 1.0})
     want = Together(case, {"second": 1.0})
-    return within(layer.forward(case.x), want.y, want.combined_bound, "y of the adapter that second was combined to")
+    return within(layer.forward(case.x), want.y, want.bound_of_one, "y of the adapter that second was combined to")

@@ -197,7 +197,7 @@ def perform(subject: Subject, layer: Layer, model: Model, operation: str, direct
             set_mode(layer, True)
             model.merged, model.unknown, model.training = False, False, True
         case "set_adapter":
-            new = case.but(A=np.flip(case.A).astype(case.dtype), B=np.flip(case.B).astype(case.dtype))
+            new = case.turned
             if not model.sound(new):
                 return layer, False
             if not refuses(layer.set_adapter, {"A": new.A.copy(), "B": new.B.copy()}):

@@ -247,7 +247,7 @@ def nothing_to_load(subject, case):
 )
 def two_directories(subject, case):
     """Two checkpoints, of which the earlier one is wanted. Arrays that stay mapped to the file train on in it."""
-    new = case.but(A=np.flip(case.A).copy(), B=np.flip(case.B).copy())
+    new = case.turned
     assume(exact_in_any_order(new) and not np.array_equal(wide(new.truth.y), wide(case.truth.y)))
     with saved(prepared(subject, case, training=True)) as first, saved(prepared(subject, new, training=True)) as second:
         for directory, want in ((first, case), (second, new), (first, case)):
@@ -267,7 +267,7 @@ def two_directories(subject, case):
 def changes_in_inference_mode(subject, case):
     """A delta or a copy of a factor that is kept for speed must go when what it was made of goes. A layer that merges by
     itself in inference mode is left out: for that one there are MERGE-11 and STATE-07."""
-    new = case.but(A=np.flip(case.A).copy(), B=np.flip(case.B).copy())
+    new = case.turned
     stepped = moved(case, case.truth.dA, case.truth.dB)
     assume(exact_in_any_order(new) and stepped is not None)
     assert stepped is not None
