@@ -80,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", type=_positive(int), default=default.jobs, metavar="N",
                      help=f"processes at a time (default: one per core, here {default.jobs})")
     run.add_argument("--timeout", type=_positive(float), default=default.timeout, metavar="S",
-                     help=f"seconds that one requirement may take (default: {default.timeout:g})")
+                     help=f"seconds that one requirement may take (default: {default.timeout:g}); a tenth after three in "
+                          "a row that took longer, until one is answered")
     run.add_argument("--json", metavar="F", help="write the report to F as JSON")
     run.add_argument("--junit", metavar="F", help="write the report to F as JUnit XML")
 

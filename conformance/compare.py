@@ -125,6 +125,16 @@ def fraction_is(count: int, trials: int, probability: float, what: str) -> float
     return _statistic(count / trials, probability, math.sqrt(math.log(2 / ALARM) / (2 * trials)), what)
 
 
+def few_in_common(first: np.ndarray, second: np.ndarray, what: str) -> None:
+    """Of two tables of fair coins, rows of k of them: hardly a row of one is in the other. Each of the n² pairs is alike with
+    a probability of 2⁻ᵏ, so m of them are with at most (n² 2⁻ᵏ)ᵐ."""
+    rows = [set(map(tuple, table.tolist())) for table in (first, second)]
+    chance = len(first) * len(second) * 2.0 ** -first.shape[1]
+    allowed = math.floor(math.log(ALARM) / math.log(chance))  # one more is less likely than ALARM
+    common = len(rows[0] & rows[1])
+    holds(common <= allowed, what, common, f"at most {allowed} of {len(second)}, by chance")
+
+
 def wide(array) -> np.ndarray:
     """The same values in longdouble, in which every dtype of a subject is exact."""
     array = np.asarray(array)

@@ -60,7 +60,8 @@ class MyLayer(Layer):
         rate = self.W.dtype.type(lr)  # a NumPy scalar of the layer's dtype, so that the arrays keep theirs
         self.A, self.B = self.A - rate * self.dA, self.B - rate * self.dB
 
-    # --- more that can be checked: train(mode), merge(), unmerge(), save(directory), load(directory) --------------
+    # --- more that can be checked: train(mode), merge(), unmerge(), save(directory), load(directory), and with several
+    # adapters on one layer add_adapter, remove_adapter, activate, combine, forward_mixed: see conformance.Layer -------
 
 
 class MySubject(Subject):

@@ -85,6 +85,11 @@ A and B in other projects, each brought to the layout above by its subject:
 | merging in half precision | rounding after each step, or once | both within the bound (DTYPE-06), SHOULD round once (DTYPE-07) |
 | adapters over a half-precision base | of the base's dtype, or float32 | both; the output has the base's dtype (DTYPE-01) |
 | rank 0 | an error (PEFT), or LoRA turned off (loralib) | both (INPUT-03) |
+| rank > min(in, out) | computed, or refused | both (FWD-07) |
+| alpha = 0 | the base layer, or an error | both (SCALE-06) |
+| while merged | setting, loading, saving and going to training mode are done, or refused | both; nothing is corrupted (MERGE-11, MERGE-17, STATE-06) |
+| gradients in inference mode | given, withheld (`torch.inference_mode`), or an error | all; what is given is right (GRAD-12) |
+| combining adapters | ranks side by side; roots of the weights in both factors (PEFT, one adapter) | both within rounding (MULTI-13); sums of factors are not |
 | parameter count | paper: 2 · d · r, for square matrices | rank · (in + out), which is the same there (PARAM-01) |
 
 ## Profiles

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from conformance.case import DTYPES, Case
-from conformance.compare import fraction_is, holds, same, wide
+from conformance.compare import few_in_common, fraction_is, holds, same, wide
 from conformance.requirements import LORALIB, PEFT, fresh, gradients, prepared, requirement
 from conformance.strategies import among, exact, sized
 from conformance.subject import Layer
@@ -49,6 +49,12 @@ def showing(subject, case: Case, rows: int = 0) -> tuple[Layer, Callable[[], np.
     layer = prepared(subject, case, training=True)
     layer.train(True)
     return layer, lambda: wide(layer.forward(x)) / case.scale
+
+
+def drops(read: Callable[[], np.ndarray], when: str) -> None:
+    """At a rate of ½; of n entries none is dropped with a probability of 2⁻ⁿ, and n is at least 128 here."""
+    found = read()
+    holds((found == 0).any(), f"dropped entries {when}", 0, f"about {found.size // 2}")
 
 
 @requirement(
@@ -136,8 +142,7 @@ def comes_back_after_inference(subject, case):
     whole = read()
     same(whole, np.ones_like(whole), "entries of the LoRA path in inference mode, as multiples of x")
     layer.train(True)
-    found = read()
-    holds((found == 0).any(), "dropped entries after train, eval, train", 0, f"about {found.size // 2}")
+    drops(read, "after train, eval, train")
 
 
 @requirement(
@@ -170,8 +175,7 @@ def masks_differ(subject, case):
     holds(len(counts) > 1, "the number of kept entries of 16 masks", f"always {max(counts)}", "different by chance")
     columns = first.reshape(-1, K).T.tolist()  # 32 of 64 rows: two are equal with a probability of 2⁻⁶⁴
     holds(len(set(map(tuple, columns))) == K, "entries that are dropped independently", len(set(map(tuple, columns))), K)
-    again = set(map(tuple, first.reshape(-1, K).tolist())) & set(map(tuple, second.reshape(-1, K).tolist()))
-    holds(len(again) < 8, "rows of a mask that were rows of the one before", len(again), "fewer than 8 of 64, by chance")
+    few_in_common(first.reshape(-1, K) != 0, second.reshape(-1, K) != 0, "rows of a mask that were rows of the one before")
 
 
 @requirement(
@@ -237,8 +241,7 @@ def comes_back_after_unmerge(subject, case):
     layer, read = showing(subject, case, rows=16)
     layer.merge()
     layer.unmerge()
-    found = read()
-    holds((found == 0).any(), "dropped entries after merge and unmerge", 0, f"about {found.size // 2}")
+    drops(read, "after merge and unmerge")
 
 
 @requirement(
@@ -258,8 +261,7 @@ def layers_share_no_dropout(subject, case):
     if "x" in found:
         same(found["x"], mask * case.scale, "dx of the first layer, after the second one ran")
     showing(subject, case.but(dropout=0.0))[1]()
-    dropped = (read() == 0).sum()
-    holds(dropped, "dropped entries, after a layer without dropout was built and used", 0, f"about {mask.size // 2}")
+    drops(read, "after a layer without dropout was built and used")
 
 
 @requirement(
@@ -274,5 +276,4 @@ def comes_back_after_load(subject, case):
     with tempfile.TemporaryDirectory(prefix="conformance-") as directory:
         layer.save(Path(directory))
         layer.load(Path(directory))
-    found = read()
-    holds((found == 0).any(), "dropped entries after a load", 0, f"about {found.size // 2}")
+    drops(read, "after a load")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conformance.compare import Mismatch, fraction_is, holds, mean_is_zero, same, same_spread, within
+from conformance.compare import Mismatch, few_in_common, fraction_is, holds, mean_is_zero, same, same_spread, within
 
 floats = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -64,6 +64,19 @@ def test_statistics_accept_honest_draws(seed):
     mean_is_zero(uniform, "mean")
     same_spread(normal, 1.0 * rng.standard_normal(2048), "spread")
     fraction_is(int((rng.random(4096) < 0.25).sum()), 4096, 0.25, "fraction")
+
+
+def test_few_rows_in_common():
+    """Fresh tosses pass; the same rows in another order, or only two of them, do not."""
+    rng = np.random.default_rng(0)
+    first, second = (rng.random((64, 32)) < 0.5 for _ in range(2))
+    few_in_common(first, second, "rows")
+    second[5] = first[9]
+    few_in_common(first, second, "rows")  # one may be chance
+    second[6] = first[11]
+    for again in (second, np.roll(first, 1, 0)):
+        with pytest.raises(Mismatch, match="at most 1 of 64"):
+            few_in_common(first, again, "rows")
 
 
 @given(st.integers(0, 2**32 - 1))

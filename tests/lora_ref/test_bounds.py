@@ -178,3 +178,34 @@ def test_lora_ref_keeps_the_bounds_of_its_own_dtype_against_exact_fractions(dtyp
 
 def fractions(a: np.ndarray) -> np.ndarray:
     return np.vectorize(lambda number: Fraction(*number.as_integer_ratio()), otypes=[object])(a)
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32", "float16", "bfloat16"])
+def test_steps_and_sums_of_gradients_keep_their_bounds_and_come_near_them(precision: str) -> None:
+    """A step whose rate, product and difference are stored one by one, after gradients that were stored after each sum."""
+    rng, worst = np.random.default_rng(2), {"step": 0.0, "total": 0.0}
+    kind = STORED[precision]
+    for _ in range(CASES):
+        p, *terms = (LoRA(rng.standard_normal((5, 2)).astype(kind), rng.standard_normal((2, 3)).astype(kind)) for _ in range(4))
+        rate = float(rng.uniform(0.01, 2.0))
+        summed = LoRA(*(((a + b).astype(kind) + c).astype(kind) for a, b, c in zip(*terms, strict=True)))
+        stepped = LoRA(*((a - (kind(rate) * d).astype(kind)).astype(kind) for a, d in zip(p, summed, strict=True)))
+        for name, got, want, bound in (
+            ("total", summed, [sum(map(wide, arrays)) for arrays in zip(*terms, strict=True)], bounds.total(terms, precision)),
+            ("step", stepped, [wide(a) - rate * wide(d) for a, d in zip(p, summed, strict=True)],
+             bounds.step(p, summed, rate, precision)),
+        ):
+            for g, w, b in zip(got, want, bound, strict=True):
+                worst[name] = max(worst[name], float((np.abs(wide(g) - w) / b).max()))
+    assert 0.1 < worst["step"] <= 1 and 0.1 < worst["total"] <= 1, worst
+
+
+def test_each_further_rounding_widens_the_bound_of_the_lora_part() -> None:
+    x, W, p = np.ones((1, 4)), np.zeros((3, 4)), LoRA(np.ones((4, 2)), np.ones((2, 3)))
+    u = bounds.PRECISIONS["float32"].u
+    plain, more = (bounds.forward(x, W, None, p, 1.0, "float32", more=n) for n in (0, 6))
+    np.testing.assert_allclose(more - plain, 6 * u * 8, rtol=1e-5)
+
+
+def wide(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float64).astype(np.longdouble)
