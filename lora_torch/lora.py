@@ -9,7 +9,8 @@ B starts at zero, so a new layer computes exactly what its frozen layer computes
 
 Sources: Hu et al. 2021, arXiv:2106.09685, equation 3 and §4.1, with A and B stored transposed; dropout on the input of
 A alone as in microsoft/LoRA's loralib; Kalajdzievski 2023, arXiv:2312.03732 (rslora).
-Left out: a gradient written by hand (autograd takes it), several adapters on one layer, quantised weights.
+The gradient is written by hand in fast.py; LinearLoRA.plain is the same formula with autograd's gradient.
+Left out: several adapters on one layer, quantised weights.
 """
 
 import math
@@ -17,6 +18,9 @@ from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from lora_torch.fast import FrozenLinearLoRA
 
 # Of A only, (in, rank). The paper says "random Gaussian" and names no width. torch takes a tensor's last dimension for
 # its fan-in, here the rank: the first two give fan-in = in themselves, "kaiming_rank" is torch's call as it stands.
@@ -39,6 +43,9 @@ class LinearLoRA(nn.Module):
     be 0 or negative. `device` and `dtype` are those of every tensor; a layer whose A and B are later given a wider
     dtype still answers in that of its frozen layer.
 
+    The layer takes the fast path (fast.py) where it is valid: A and B alone train, no part of the layer was replaced or has
+    hooks, and nobody traces or transforms the call. Elsewhere, and everywhere with `fast = False`, it takes `plain`.
+
     merge() puts another Parameter into `pre_trained_weight.weight` and unmerge() puts the first one back: W returns
     bit for bit, and another module that shares W never sees the merge. state_dict and load_state_dict of this layer,
     or of a parent, hold W, merged or not: pre_trained_weight.weight, pre_trained_weight.bias, lora_A, lora_B. Loading
@@ -48,6 +55,8 @@ class LinearLoRA(nn.Module):
     Raises ValueError naming the argument that is out of range, what came, what was expected and why.
     """
 
+    fast: bool = True
+    one_pass: bool = False  # dy Bᵀ and dB by the Triton kernel of kernels.py, on CUDA; off until it is measured to pay
     unmerged_weight: Tensor | None  # W while merged, else None
     lora_A: nn.Parameter
     lora_B: nn.Parameter
@@ -105,12 +114,35 @@ class LinearLoRA(nn.Module):
                 f"LinearLoRA.forward: x is {tuple(x.shape)}, expected (…, in) = (…, {self.in_features}), because W is "
                 f"(out, in) = {(self.out_features, self.in_features)}"
             )
+        if self.merged or not self.fast or not self._fast_is_valid(x):
+            return self.plain(x)
+        W, b = self.pre_trained_weight.weight, self.pre_trained_weight.bias
+        if (dtype := _autocast_dtype(x)) is not None:  # as it would cast them for the frozen layer
+            x, W, b = x.to(dtype), W.to(dtype), None if b is None else b.to(dtype)
+        rate = self.lora_dropout.p if self.lora_dropout.training else 0.0
+        y = FrozenLinearLoRA.apply(x, W, b, self.lora_A, self.lora_B, self.scale, rate, self.one_pass and x.is_cuda)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)    # (…, out)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The same as forward, as a formula that autograd differentiates: x (…, in) → y (…, out)."""
         y = self.pre_trained_weight(x)    # (…, out)
         if self.merged:
             return y
         h = self.lora_dropout(x).to(self.lora_A.dtype) @ self.lora_A    # (…, rank)
         # One fused pass: in half precision the scaled product is added before it is rounded.
         return torch.add(y, h @ self.lora_B, alpha=self.scale).to(y.dtype)    # (…, out)
+
+    def _fast_is_valid(self, x: Tensor) -> bool:
+        base, dropout = self.pre_trained_weight, self.lora_dropout
+        return (
+            _is_bare(base, nn.Linear) and _is_bare(dropout, nn.Dropout)
+            and not any(parameter.requires_grad for parameter in base.parameters())
+            and x.layout == torch.strided and x.is_floating_point()
+            and (x.dtype == base.weight.dtype or (_autocast_dtype(x) is not None and base.weight.dtype != torch.float64))
+            and not (dropout.training and dropout.p and _draws_cannot_be_repeated(x))
+            and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+            and forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
+        )
 
     @property
     def merged(self) -> bool:
@@ -159,6 +191,24 @@ def _is_size(n: object) -> bool:
 
 def _is_finite(number: object) -> bool:
     return isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
+
+
+def _is_bare(module: nn.Module, kind: type) -> bool:
+    """Whether calling it is its forward method and nothing else."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) is kind and not any(hooks)
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """To what autocast casts the input of a linear layer, if it is on: it leaves float64 alone."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def _draws_cannot_be_repeated(x: Tensor) -> bool:
+    return x.device.type not in ("cpu", "cuda") or (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 # Hooks of state_dict and load_state_dict. They are functions of the module, so that copies and pickles keep them.
