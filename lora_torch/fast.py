@@ -24,8 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_torch import kernels
-
 
 class FrozenLinearLoRA(torch.autograd.Function):
     """apply(x, W, b, A, B, scale, rate, one_pass) → y (n, out), of x (…, in) with n rows. W and b are in x's dtype.
@@ -37,14 +35,14 @@ class FrozenLinearLoRA(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scale: float, rate: float, one_pass: bool
     ) -> Tensor:
-        k = rows = x.reshape(-1, x.shape[-1])    # (n, in)
-        state = None
+        k = rows = _rows(x)    # (n, in)
+        a, c, state = _cast(A, x.dtype), _cast(B, x.dtype), None
         if rate:
             state = _default_generator(x.device).get_state()
             k, scale = _mask(rows, rate).mul_(rows), scale / (1 - rate)    # (1)
-        h = _to_rank(k, A.to(x.dtype), scale)    # (n, rank) (2)
+        h = _to_rank(k, a, scale)    # (n, rank) (2)
         del k
-        y = _product(h, B.to(x.dtype)) if b is None else torch.addmm(b, h, B.to(x.dtype))    # (n, out) (3)
+        y = _product(h, c) if b is None else torch.addmm(b, h, c)    # (n, out) (3)
         y.addmm_(rows, W.t())    # (4)
         ctx.save_for_backward(x, W, A, B, h, state)
         ctx.scale, ctx.rate, ctx.one_pass = scale, rate, one_pass
@@ -54,35 +52,38 @@ class FrozenLinearLoRA(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, W, A, B, h, state = ctx.saved_tensors
         x_needs, _, _, A_needs, B_needs, *_ = ctx.needs_input_grad
-        k = rows = x.reshape(-1, x.shape[-1])
+        k, a, c = _rows(x), _cast(A, x.dtype), _cast(B, x.dtype)
         if dy.stride(1) != 1 or dy.stride(0) < dy.shape[1]:
             dy = dy.contiguous()  # an expanded one, of a sum, would be copied for each product
-        mask = dx = dA = dB = u = None
+        mask = dx = dA = dB = None
         if ctx.rate:
-            mask = _mask(rows, ctx.rate, torch.Generator(x.device).set_state(state))
-            k = mask * rows
+            mask = _mask(k, ctx.rate, torch.Generator(x.device).set_state(state))
+            k = mask * k
         twice = torch.is_grad_enabled()
         if twice:
-            h = _to_rank(k, A.to(x.dtype), ctx.scale)
-        # (3)
-        if ctx.one_pass and B_needs and (x_needs or A_needs) and not twice:
-            u, dB = kernels.one_pass(dy, B.to(x.dtype), h, ctx.scale)
-        else:
-            if x_needs or A_needs:
-                u = _to_rank(dy, B.to(x.dtype).t(), ctx.scale)    # (n, rank)
-            if B_needs:
-                dB = _product(h.t(), dy)    # (rank, out)
-        # (2)
-        if A_needs:
-            dA = _of_rows(k, u).to(A.dtype)    # (in, rank)
-        if x_needs:
-            dx = _product(u, A.to(x.dtype).t())    # (n, in)
-            # (1)
-            if mask is not None:
-                dx.mul_(mask)
-            # (4)
-            dx = dx.addmm_(dy, W).view(x.shape)
-        return dx, None, None, dA, None if dB is None else dB.to(B.dtype), None, None, None
+            h = _to_rank(k, a, ctx.scale)
+        if x_needs or A_needs:
+            # (3)
+            if ctx.one_pass and B_needs and not twice:
+                from lora_torch import kernels
+
+                u, dB = kernels.one_pass(dy, c, h, ctx.scale)
+            else:
+                u = _to_rank(dy, c.t(), ctx.scale)    # (n, rank)
+            # (2)
+            if A_needs:
+                dA = _cast(_of_rows(k, u), A.dtype)    # (in, rank)
+            if x_needs:
+                dx = _product(u, a.t())    # (n, in)
+                # (1)
+                if mask is not None:
+                    dx.mul_(mask)
+                # (4)
+                dx = dx.addmm_(dy, W)
+                dx = dx if x.dim() == 2 else dx.view(x.shape)
+        if B_needs:
+            dB = _cast(_product(h.t(), dy) if dB is None else dB, B.dtype)    # (rank, out)
+        return dx, None, None, dA, dB, None, None, None
 
 
 def _product(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
@@ -90,21 +91,34 @@ def _product(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[1]).addmm_(a, b, beta=0, alpha=scale)
 
 
-# Measured with MKL: what is thinner than its tile of 16 columns costs up to twice as much unless it comes as rows.
+# A factor of fewer than 16 columns costs MKL up to twice as much as the same numbers in rows: 16 columns are its tile.
 
 
 def _to_rank(a: Tensor, M: Tensor, scale: float) -> Tensor:
     """scale · a M, where M (…, rank) is thin."""
-    if a.device.type == "cpu" and M.shape[1] < 16:
+    if M.shape[1] < 16 and a.device.type == "cpu":
+        if len(a) <= 512:
+            return _product(M.t(), a.t(), scale).t()
         M = M.t().contiguous().t()
     return _product(a, M, scale)
 
 
 def _of_rows(k: Tensor, u: Tensor) -> Tensor:
     """kᵀ u, where u (n, rank) is thin."""
-    if k.device.type == "cpu" and u.shape[1] <= 16:
+    if u.shape[1] < 16 and k.device.type == "cpu":
         return _product(u.t(), k).t()
     return _product(k.t(), u)
+
+
+# What is there already is not made again: a call that changes nothing takes a microsecond, too.
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _mask(rows: Tensor, rate: float, generator: torch.Generator | None = None) -> Tensor:

@@ -6,60 +6,54 @@ dy (n, out) is the largest array that LoRA's backward pass reads beside the prod
 program takes a block of rows across all columns, so that u is complete in it; its part of dB goes into a buffer of its own,
 and the parts are then added in one order: the same bits in each run, which atomic additions would not give.
 
-Sums are in float32, and u and dB are rounded once. Triton is no dependency: without it AVAILABLE is False, and LinearLoRA
-takes two products instead. Source of the idea: Zhu et al. 2025, arXiv:2510.00206 (LoRAFusion), which adds atomically.
+Sums are in float32, and u and dB are rounded once. LinearLoRA takes it if its attribute one_pass is set and the layer is on
+CUDA; nobody has measured yet where it pays, so it is not set. Triton is no dependency of lora_torch: this file alone needs it.
+Source of the idea: Zhu et al. 2025, arXiv:2510.00206 (LoRAFusion), which adds atomically.
 """
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
-
-try:
-    import triton
-    import triton.language as tl
-
-    AVAILABLE = True
-except ImportError:
-    AVAILABLE = False
 
 ROWS, COLUMNS, PROGRAMS = 64, 64, 64  # of a block; the most programs, each of which writes a part of dB
 
-if AVAILABLE:
 
-    @triton.jit
-    def _one_pass(
-        dy, B, h, u, parts, n, out, rank, scale,
-        dy_row, dy_column, B_row, B_column, h_row, h_column,
-        blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr, ALLOW_TF32: tl.constexpr,
-    ):
-        """Program i takes the row blocks i, i + programs, …; the last axis of every block is padded to RANK with zeros."""
-        program = tl.program_id(0)
-        ranks = tl.arange(0, RANK)
-        for block in range(program, blocks, tl.num_programs(0)):
-            rows = block * ROWS + tl.arange(0, ROWS)
-            h_block = tl.load(
-                h + rows[:, None] * h_row + ranks[None, :] * h_column,
-                mask=(rows[:, None] < n) & (ranks[None, :] < rank), other=0.0,
-            )    # (ROWS, RANK)
-            u_block = tl.zeros((ROWS, RANK), dtype=tl.float32)
-            for first in range(0, out, COLUMNS):
-                columns = first + tl.arange(0, COLUMNS)
-                dy_block = tl.load(
-                    dy + rows[:, None].to(tl.int64) * dy_row + columns[None, :] * dy_column,
-                    mask=(rows[:, None] < n) & (columns[None, :] < out), other=0.0,
-                )    # (ROWS, COLUMNS)
-                B_block = tl.load(
-                    B + ranks[None, :] * B_row + columns[:, None] * B_column,
-                    mask=(ranks[None, :] < rank) & (columns[:, None] < out), other=0.0,
-                )    # (COLUMNS, RANK)
-                u_block += tl.dot(dy_block, B_block, allow_tf32=ALLOW_TF32)
-                part = parts + (program.to(tl.int64) * out + columns[:, None]) * RANK + ranks[None, :]
-                inside = (columns[:, None] < out) & (ranks[None, :] < RANK)
-                so_far = tl.load(part, mask=inside, other=0.0)
-                tl.store(part, so_far + tl.dot(tl.trans(dy_block), h_block, allow_tf32=ALLOW_TF32), mask=inside)
-            tl.store(
-                u + rows[:, None] * rank + ranks[None, :], (scale * u_block).to(u.dtype.element_ty),
-                mask=(rows[:, None] < n) & (ranks[None, :] < rank),
-            )
+@triton.jit
+def _one_pass(
+    dy, B, h, u, parts, n, out, rank, scale,
+    dy_row, dy_column, B_row, B_column, h_row, h_column,
+    blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """Program i takes the row blocks i, i + programs, …; the last axis of every block is padded to RANK with zeros."""
+    program = tl.program_id(0)
+    ranks = tl.arange(0, RANK)
+    for block in range(program, blocks, tl.num_programs(0)):
+        rows = block * ROWS + tl.arange(0, ROWS)
+        h_block = tl.load(
+            h + rows[:, None] * h_row + ranks[None, :] * h_column,
+            mask=(rows[:, None] < n) & (ranks[None, :] < rank), other=0.0,
+        )    # (ROWS, RANK)
+        u_block = tl.zeros((ROWS, RANK), dtype=tl.float32)
+        for first in range(0, out, COLUMNS):
+            columns = first + tl.arange(0, COLUMNS)
+            dy_block = tl.load(
+                dy + rows[:, None].to(tl.int64) * dy_row + columns[None, :] * dy_column,
+                mask=(rows[:, None] < n) & (columns[None, :] < out), other=0.0,
+            )    # (ROWS, COLUMNS)
+            B_block = tl.load(
+                B + ranks[None, :] * B_row + columns[:, None] * B_column,
+                mask=(ranks[None, :] < rank) & (columns[:, None] < out), other=0.0,
+            )    # (COLUMNS, RANK)
+            u_block += tl.dot(dy_block, B_block, input_precision=PRECISION)
+            part = parts + (program.to(tl.int64) * out + columns[:, None]) * RANK + ranks[None, :]
+            inside = (columns[:, None] < out) & (ranks[None, :] < RANK)
+            so_far = tl.load(part, mask=inside, other=0.0)
+            tl.store(part, so_far + tl.dot(tl.trans(dy_block), h_block, input_precision=PRECISION), mask=inside)
+        tl.store(
+            u + rows[:, None] * rank + ranks[None, :], (scale * u_block).to(u.dtype.element_ty),
+            mask=(rows[:, None] < n) & (ranks[None, :] < rank),
+        )
 
 
 def one_pass(dy: Tensor, B: Tensor, h: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -72,7 +66,8 @@ def one_pass(dy: Tensor, B: Tensor, h: Tensor, scale: float) -> tuple[Tensor, Te
     parts = torch.zeros(programs, out, padded, dtype=torch.float32, device=dy.device)
     if blocks:
         _one_pass[(programs,)](
-            dy, B, h, u, parts, n, out, rank, scale, *dy.stride(), *B.stride(), *h.stride(), blocks,
-            ROWS=ROWS, COLUMNS=COLUMNS, RANK=padded, ALLOW_TF32=torch.backends.cuda.matmul.allow_tf32,
+            dy, B, h, u, parts, n, out, rank, scale, *dy.stride(), *B.stride(), *h.stride(),  # pyright: ignore[reportCallIssue]
+            blocks,
+            ROWS=ROWS, COLUMNS=COLUMNS, RANK=padded, PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
         )
     return u, parts.sum(0)[:, :rank].t().to(B.dtype)

@@ -14,6 +14,8 @@ Left out: several adapters on one layer, quantised weights.
 """
 
 import math
+from functools import cache
+from importlib.util import find_spec
 from numbers import Integral, Real
 
 import torch
@@ -114,13 +116,16 @@ class LinearLoRA(nn.Module):
                 f"LinearLoRA.forward: x is {tuple(x.shape)}, expected (…, in) = (…, {self.in_features}), because W is "
                 f"(out, in) = {(self.out_features, self.in_features)}"
             )
-        if self.merged or not self.fast or not self._fast_is_valid(x):
+        base, dropout = self.pre_trained_weight, self.lora_dropout
+        if not self.fast or self.merged or not _is_bare(base, nn.Linear) or not _is_bare(dropout, nn.Dropout):
             return self.plain(x)
-        W, b = self.pre_trained_weight.weight, self.pre_trained_weight.bias
-        if (dtype := _autocast_dtype(x)) is not None:  # as it would cast them for the frozen layer
-            x, W, b = x.to(dtype), W.to(dtype), None if b is None else b.to(dtype)
-        rate = self.lora_dropout.p if self.lora_dropout.training else 0.0
-        y = FrozenLinearLoRA.apply(x, W, b, self.lora_A, self.lora_B, self.scale, rate, self.one_pass and x.is_cuda)
+        W, b, to, rate = base.weight, base.bias, _autocast_dtype(x), dropout.p if dropout.training else 0.0
+        if not _fast_is_valid(x, W, b, to, rate):
+            return self.plain(x)
+        if to is not None:
+            x, W, b = x.to(to), W.to(to), None if b is None else b.to(to)
+        one_pass = self.one_pass and x.is_cuda and x.dtype != torch.float64 and _has_triton()
+        y = FrozenLinearLoRA.apply(x, W, b, self.lora_A, self.lora_B, self.scale, rate, one_pass)    # (n, out)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)    # (…, out)
 
     def plain(self, x: Tensor) -> Tensor:
@@ -131,18 +136,6 @@ class LinearLoRA(nn.Module):
         h = self.lora_dropout(x).to(self.lora_A.dtype) @ self.lora_A    # (…, rank)
         # One fused pass: in half precision the scaled product is added before it is rounded.
         return torch.add(y, h @ self.lora_B, alpha=self.scale).to(y.dtype)    # (…, out)
-
-    def _fast_is_valid(self, x: Tensor) -> bool:
-        base, dropout = self.pre_trained_weight, self.lora_dropout
-        return (
-            _is_bare(base, nn.Linear) and _is_bare(dropout, nn.Dropout)
-            and not any(parameter.requires_grad for parameter in base.parameters())
-            and x.layout == torch.strided and x.is_floating_point()
-            and (x.dtype == base.weight.dtype or (_autocast_dtype(x) is not None and base.weight.dtype != torch.float64))
-            and not (dropout.training and dropout.p and _draws_cannot_be_repeated(x))
-            and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-            and forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
-        )
 
     @property
     def merged(self) -> bool:
@@ -193,16 +186,34 @@ def _is_finite(number: object) -> bool:
     return isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
 
 
+def _fast_is_valid(x: Tensor, W: Tensor, b: Tensor | None, to: torch.dtype | None, rate: float) -> bool:
+    """to: see _autocast_dtype; rate: the probability with which this call drops."""
+    return (
+        (x.dtype == W.dtype if to is None else W.dtype != torch.float64) and x.is_floating_point()
+        and not W.requires_grad and not (b is not None and b.requires_grad)
+        and not (rate and _draws_cannot_be_repeated(x)) and x.layout == torch.strided
+        # Who traces or transforms the call needs operations that it knows.
+        and not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        and forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
+    )
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
 def _is_bare(module: nn.Module, kind: type) -> bool:
-    """Whether calling it is its forward method and nothing else."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module) is kind and not any(hooks)
+    """Whether to call it is to call its forward method, as torch has it, and nothing else."""
+    return type(module) is kind and not (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     """To what autocast casts the input of a linear layer, if it is on: it leaves float64 alone."""
     device = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
         return None
     return torch.get_autocast_dtype(device)
 

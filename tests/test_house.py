@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ALLOWED = {"lora_ref": {"numpy", "lora_ref"}, "lora_torch": {"torch", "lora_torch"}}
+ALLOWED = {"lora_ref": {"numpy", "lora_ref"}, "lora_torch": {"torch", "triton", "lora_torch"}}  # triton: kernels.py alone
 
 
 def imports(path: Path) -> set[str]:

@@ -70,12 +70,13 @@ def test_dropout_agrees_bit_for_bit(data, seed):
 @every_dtype
 @examples
 @given(
-    st.integers(1, 70), st.integers(1, 70), st.integers(1, 9), st.integers(1, 20), st.floats(-8, 8), st.booleans(),
-    st.integers(0, 2**32 - 1),
+    st.integers(1, 70), st.integers(1, 70), st.integers(1, 20), st.integers(1, 20), st.floats(-8, 8), st.booleans(),
+    st.integers(0, 2**32 - 1), st.booleans(),
 )
-def test_real_numbers_agree_within_the_bounds(dtype, device, n_in, n_out, rank, n, alpha, bias, seed):
+def test_real_numbers_agree_within_the_bounds(dtype, device, n_in, n_out, rank, n, alpha, bias, seed, fast):
     torch.manual_seed(seed)
     layer = LinearLoRA(n_in, n_out, rank, alpha, bias, device=torch.device(device), dtype=dtype)
+    layer.fast = fast
     nn.init.normal_(layer.lora_B)
     x = torch.randn(n, n_in).to(device, dtype).requires_grad_()
     dy = torch.randn(n, n_out).to(device, dtype)
@@ -109,7 +110,7 @@ def test_counts_agree():
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.name)
 def test_lora_torch_names_torch_and_the_standard_library_alone(path):
-    allowed = {"torch", "lora_torch", *sys.stdlib_module_names}
+    allowed = {"torch", "lora_torch", *sys.stdlib_module_names} | ({"triton"} if path.name == "kernels.py" else set())
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

@@ -40,6 +40,7 @@ def cases(draw: st.DrawFn, dtype: torch.dtype = torch.float32, device: str = "cp
     leading = draw(st.sampled_from(LEADING))
     draws = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
     fill(layer, draws)
+    layer.fast = draw(st.booleans())
     x = integers((*leading, n_in), 2, draws).to(device, dtype)
     return Case(layer, x.requires_grad_(), integers((*leading, n_out), 2, draws).to(device, dtype))
 

@@ -1,0 +1,355 @@
+"""The fast path of LinearLoRA beside the plain one: where it is taken, the same bits, what it keeps, who may call it."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+from torch_layers import cases, every_device, every_dtype, examples, fill, integers, same_bits
+
+from lora_torch import LinearLoRA
+from lora_torch.fast import FrozenLinearLoRA
+
+
+def integer_layer(**options: object) -> tuple[LinearLoRA, Tensor, Tensor]:
+    """in 4, out 3, rank 2, x (2, 5, 4), dy (2, 5, 3)."""
+    layer, draws = LinearLoRA(4, 3, 2, 4.0, **options), torch.Generator().manual_seed(3)  # pyright: ignore[reportArgumentType]
+    fill(layer, draws)
+    dtype = layer.lora_A.dtype
+    return layer, integers((2, 5, 4), 2, draws).to(dtype).requires_grad_(), integers((2, 5, 3), 2, draws).to(dtype)
+
+
+def plain(layer: LinearLoRA) -> LinearLoRA:
+    other = copy.deepcopy(layer)
+    other.fast = False
+    return other
+
+
+def is_fast(y: Tensor) -> bool:
+    """Whether a FrozenLinearLoRA is in the graph of y."""
+    nodes, seen = [y.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    return any(type(node).__name__ == f"{FrozenLinearLoRA.__name__}Backward" for node in seen)
+
+
+def run(layer: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor | None]:
+    """y, dx and the gradients of all parameters."""
+    x = x.detach().requires_grad_(x.requires_grad)
+    y = layer(x)
+    y.backward(dy)
+    return [y.detach(), x.grad, *(parameter.grad for parameter in layer.parameters())]
+
+
+def assert_same(got: list, want: list) -> None:
+    for g, w in zip(got, want, strict=True):
+        assert (g is None) == (w is None) and (g is None or torch.equal(g, w))
+
+
+# The same bits.
+
+
+@every_device
+@every_dtype
+@examples
+@given(st.data(), st.sampled_from([0.0, 0.5, 0.75]), st.sampled_from(["", "x", "A", "B", "xA", "xB", "AB"]), st.integers(0, 99))
+def test_fast_and_plain_agree_bit_for_bit_whatever_needs_a_gradient(dtype, device, data, rate, frozen, seed):
+    layer, x, dy = data.draw(cases(dtype, device))
+    layer.fast, layer.lora_dropout.p = True, rate if device == "cpu" else 0.0  # on CUDA nn.Dropout draws another mask
+    x.requires_grad_("x" not in frozen)
+    layer.lora_A.requires_grad_("A" not in frozen)
+    layer.lora_B.requires_grad_("B" not in frozen)
+    other = plain(layer)
+    torch.manual_seed(seed)
+    got = run(layer, x, dy)
+    torch.manual_seed(seed)
+    assert_same(got, run(other, x, dy))
+
+
+@pytest.mark.parametrize("rank", [1, 15, 16, 17])
+@pytest.mark.parametrize("n", [1, 512, 513])
+def test_each_orientation_of_the_thin_products_gives_the_same_bits(rank, n):
+    layer, draws = LinearLoRA(3, 5, rank, float(rank)), torch.Generator().manual_seed(rank + n)
+    fill(layer, draws)
+    x, dy = integers((n, 3), 2, draws).float().requires_grad_(), integers((n, 5), 2, draws).float()
+    assert_same(run(layer, x, dy), run(plain(layer), x, dy))
+
+
+@every_device
+def test_real_numbers_give_the_same_bits_in_every_run(device):
+    torch.manual_seed(0)
+    layer = LinearLoRA(96, 80, 12, 8, device=device)
+    nn.init.normal_(layer.lora_B)
+    x, dy = torch.randn(700, 96, device=device, requires_grad=True), torch.randn(700, 80, device=device)
+    first = run(layer, x, dy)
+    for _ in range(20):
+        layer.zero_grad()
+        assert_same(run(layer, x, dy), first)
+
+
+@examples
+@given(cases(torch.float64), st.sampled_from([0.0, 0.5]), st.integers(0, 99))
+def test_second_derivatives_agree_bit_for_bit(case, rate, seed):
+    layer, x, dy = case
+    layer.fast, layer.lora_dropout.p = True, rate
+    second = []
+    for each in (layer, plain(layer)):
+        torch.manual_seed(seed)
+        upstream, factors = dy.detach().requires_grad_(), (x, each.lora_A, each.lora_B)
+        firsts = torch.autograd.grad(each(x), factors, upstream, create_graph=True)
+        weighted = sum((g * torch.arange(g.numel()).reshape(g.shape)).sum() for g in firsts)
+        second.append([*firsts, *torch.autograd.grad(weighted, (*factors, upstream), allow_unused=True)])
+    for fast, plain_ in zip(*second, strict=True):
+        zero = torch.zeros(())  # what does not depend on it is None or a matrix of zeros
+        assert torch.equal(zero if fast is None else fast + zero, zero.expand_as(fast) if plain_ is None else plain_)
+
+
+# Where it is taken.
+
+
+def test_the_fast_path_is_taken_and_fast_false_leaves_it():
+    layer, x, _ = integer_layer()
+    assert is_fast(layer(x)) and is_fast(layer(x[0])) and is_fast(layer(x[0, 0]))
+    assert is_fast(integer_layer(dropout=0.5)[0](x)) and is_fast(layer.train(False)(x))
+    layer.fast = False
+    assert not is_fast(layer(x))
+
+
+def hooked(part: str, kind: str):
+    def change(layer: LinearLoRA) -> None:
+        getattr(layer.get_submodule(part), f"register_{kind}")(lambda *_: None)
+
+    return change
+
+
+def unfrozen(name: str):
+    return lambda layer: layer.get_parameter(name).requires_grad_()
+
+
+class Doubling(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def with_another_base(layer: LinearLoRA) -> None:
+    base = Doubling(4, 3)
+    base.load_state_dict(layer.pre_trained_weight.state_dict())
+    layer.pre_trained_weight = base.requires_grad_(False)
+
+
+def with_another_dropout(layer: LinearLoRA) -> None:
+    layer.lora_dropout = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("change", [
+    unfrozen("pre_trained_weight.weight"), unfrozen("pre_trained_weight.bias"), with_another_base, with_another_dropout,
+    *(hooked(part, kind) for part in ("pre_trained_weight", "lora_dropout")
+      for kind in ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook")),
+    lambda layer: layer.merge(),
+])
+def test_a_layer_that_was_changed_takes_the_plain_path(change):
+    layer, x, dy = integer_layer()
+    change(layer)
+    assert not is_fast(layer(x))
+    assert_same(run(layer, x, dy), run(plain(layer), x, dy))
+
+
+def test_a_hook_on_a_part_sees_each_call():
+    layer, x, _ = integer_layer()
+    seen = []
+    layer.pre_trained_weight.register_forward_hook(lambda _, args, y: seen.append(y.shape))
+    layer(x)
+    assert seen == [(2, 5, 3)]
+
+
+def test_an_input_of_another_dtype_gets_the_message_of_the_frozen_layer():
+    layer, x, _ = integer_layer()
+    with pytest.raises(RuntimeError, match="same dtype") as error:
+        layer(x.double())
+    with pytest.raises(RuntimeError) as of_the_base:
+        layer.pre_trained_weight(x.double())
+    assert str(error.value) == str(of_the_base.value)
+
+
+# What it keeps.
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_x_h_and_the_parameters_are_all_that_is_kept(rate):
+    n, n_in, n_out, rank = 32, 40, 24, 3
+    layer, x = LinearLoRA(n_in, n_out, rank, 1.0, dropout=rate), torch.randn(4, 8, n_in, requires_grad=True)
+    known = {t.untyped_storage().data_ptr() for t in (x, *layer.parameters())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = layer(x)
+    state = torch.get_rng_state().numel() if rate else 0  # of the mask; the mask itself would be n · in elements
+    assert is_fast(y) and sum(kept.values()) == n * rank * 4 + state
+
+
+def test_what_was_kept_must_not_have_changed():
+    layer, x, dy = integer_layer()
+    y = layer(x)
+    with torch.no_grad():
+        layer.lora_A.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward(dy)
+
+
+def test_backward_twice_gives_the_same_and_draws_nothing():
+    layer, x, dy = integer_layer(dropout=0.5)
+    y = layer(x)
+    state = torch.get_rng_state()
+    first = torch.autograd.grad(y, (x, layer.lora_A, layer.lora_B), dy, retain_graph=True)
+    assert_same(list(torch.autograd.grad(y, (x, layer.lora_A, layer.lora_B), dy)), list(first))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# Who may call it.
+
+
+STRIDES = {
+    "as made": lambda t: t,
+    "none": lambda t: t[:0],
+    "a vector": lambda t: t[0, 0],
+    "five dimensions": lambda t: t.reshape(1, 1, 1, *t.shape),
+    "transposed": lambda t: t.transpose(0, 1),
+    "columns first": lambda t: t[0].t().contiguous().t(),
+    "one column for all": lambda t: t[..., :1].expand(t.shape),
+    "one row for all": lambda t: t[:, :1].expand(t.shape),
+    "one number for all": lambda t: t.sum().expand(t.shape),
+    "each second row": lambda t: t[:, ::2],
+    "a part of wider rows": lambda t: torch.cat([t, t], -1)[..., : t.shape[-1]],
+}
+
+
+@every_dtype
+@pytest.mark.parametrize("strides", STRIDES)
+def test_strides_of_every_kind_go_in(dtype, strides):
+    layer, x, dy = integer_layer(dtype=dtype)
+    x, dy = STRIDES[strides](x.detach() % 2).requires_grad_(), STRIDES[strides](dy % 2)
+    want, got = (torch.autograd.grad(each(x), (x, each.lora_A, each.lora_B), dy) for each in (plain(layer), layer))
+    assert_same(list(got), list(want))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_gives_the_same_gradients(rate, reentrant):
+    layer, x, dy = integer_layer(dropout=rate)
+    other = copy.deepcopy(layer)
+    torch.manual_seed(0)
+    want = run(layer, x, dy)
+    torch.manual_seed(0)
+    y = checkpoint(other, again := x.detach().requires_grad_(), use_reentrant=reentrant)
+    assert isinstance(y, Tensor)
+    torch.manual_seed(99)  # what happens in between moves the generator
+    y.backward(dy)
+    assert_same([y.detach(), again.grad, *(p.grad for p in other.parameters())], want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_autocast_gives_the_same_as_on_the_plain_path(dtype, inside, rate):
+    layer, x, dy = integer_layer(dropout=rate)
+    results = []
+    for each in (layer, plain(layer)):
+        torch.manual_seed(0)
+        leaf = x.detach().requires_grad_()
+        with torch.autocast("cpu", dtype):
+            y = each(leaf)
+            if inside:
+                y.backward(dy.to(dtype))
+        if not inside:
+            y.backward(dy.to(dtype))
+        results.append([y.detach(), leaf.grad, *(p.grad for p in each.parameters())])
+        assert y.dtype == dtype and leaf.grad is not None and leaf.grad.dtype == torch.float32
+        assert is_fast(y) == each.fast
+    assert_same(*results)
+
+
+def test_a_backward_pass_inside_autocast_of_a_forward_pass_outside_stays_in_its_dtype():
+    layer, x, dy = integer_layer()
+    want = run(copy.deepcopy(layer), x, dy)
+    y = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y.backward(dy)
+    assert_same([y.detach(), x.grad, *(p.grad for p in layer.parameters())], want)
+
+
+def test_autocast_leaves_a_double_layer_alone():
+    layer, x, dy = integer_layer(dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.float64 and is_fast(y)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_torch_compile_takes_the_layer_as_one_graph(rate):
+    layer, x, dy = integer_layer(dropout=rate)
+    compiled = torch.compile(copy.deepcopy(layer), backend="aot_eager", fullgraph=True)
+    torch.manual_seed(0)
+    want = run(layer, x, dy)
+    torch.manual_seed(0)
+    assert_same(run(compiled, x, dy), want)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # forward mode uses it, in torch itself
+def test_torch_func_takes_gradients_of_a_batch_of_each_sample_and_forward_ones():
+    layer, x, dy = integer_layer(dtype=torch.float64)
+    x = x.detach().reshape(10, 4)
+    dy = dy.reshape(10, 3)
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor, dy: Tensor) -> Tensor:
+        return (torch.func.functional_call(layer, parameters, (x,)) * dy).sum()
+
+    whole = torch.func.grad(loss)(parameters, x, dy)
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, x, dy)
+    _, dx, *_ = run(layer, x.requires_grad_(), dy)
+    for name, p in layer.named_parameters():
+        assert p.grad is None or torch.equal(whole[name], p.grad)
+        assert torch.equal(each[name].sum(0), whole[name])
+    tangent = torch.ones_like(x)
+    _, forward = torch.func.jvp(layer, (x.detach(),), (tangent,))
+    with forward_ad.dual_level():
+        dual = forward_ad.unpack_dual(layer(forward_ad.make_dual(x.detach(), tangent))).tangent
+    assert dx is not None and torch.equal((forward * dy).sum(), (dx * tangent).sum()) and torch.equal(dual, forward)
+
+
+def test_what_comes_after_may_write_into_the_output():
+    layer, x, dy = integer_layer()
+    for form in (x, x.detach().reshape(10, 4).requires_grad_()):
+        y = layer(form).mul_(2)
+        (dx,) = torch.autograd.grad(y, form, dy.reshape(y.shape))
+        (want,) = torch.autograd.grad(2 * plain(layer)(form), form, dy.reshape(y.shape))
+        assert torch.equal(dx, want)
+
+
+def test_no_gradient_is_asked_for_and_none_is_kept():
+    layer, x, _ = integer_layer(dropout=0.5)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            y = layer.eval()(x)
+        assert not y.requires_grad and torch.equal(y, plain(layer)(x))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit.trace is deprecated, and says of each branch that it is one
+def test_a_trace_holds_the_operations_of_torch():
+    layer, x, _ = integer_layer()
+    assert same_bits(torch.jit.trace(layer, x.detach())(x.detach()), layer(x).detach())
+    assert same_bits(torch.export.export(layer, (x.detach(),)).module()(x.detach()).detach(), layer(x).detach())

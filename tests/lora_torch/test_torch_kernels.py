@@ -1,0 +1,92 @@
+"""The Triton kernel: on CUDA as it is, on the CPU through Triton's interpreter, which checks its arithmetic."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch_layers import cases, every_device, examples, integers
+
+from lora_ref import bounds
+from lora_torch import LinearLoRA, fast, lora
+
+kernels = pytest.importorskip("lora_torch.kernels", reason="triton is not installed", exc_type=ModuleNotFoundError)
+sizes = st.sampled_from([1, 2, 15, 63, 64, 65, 130, 700])
+
+
+@every_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)  # the interpreter has no products in bfloat16
+@examples
+@given(n=st.sampled_from([0, 1, 63, 64, 65, 200, 5000]), out=sizes, rank=st.integers(1, 33), seed=st.integers(0, 999))
+def test_integers_are_exact(device, dtype, n, out, rank, seed):
+    draws = torch.Generator().manual_seed(seed)
+    dy, B, h = (t.to(device, dtype) for t in (
+        integers((n, out), 1, draws) * (torch.rand(n, out, generator=draws) < 200 / max(n, out)),  # float16: sums below 2¹¹
+        integers((rank, out), 1, draws), integers((n, rank), 1, draws),
+    ))
+    u, dB = kernels.one_pass(dy, B, h, 0.5)
+    assert u.shape == (n, rank) and dB.shape == (rank, out) and u.dtype == dB.dtype == dtype
+    assert torch.equal(u.double(), 0.5 * dy.double() @ B.double().t())
+    assert torch.equal(dB.double(), h.double().t() @ dy.double())
+
+
+@every_device
+@examples
+@given(st.integers(1, 200), st.integers(1, 150), st.integers(1, 20), st.integers(0, 999))
+def test_real_numbers_keep_their_bounds_and_repeat_their_bits(device, n, out, rank, seed):
+    torch.manual_seed(seed)
+    dy, B, h = (torch.randn(shape, device=device) for shape in ((n, out), (rank, out), (n, rank)))
+    u, dB = kernels.one_pass(dy, B, h, 0.3)
+    for got, a, b, scale in ((u, dy, B.t(), 0.3), (dB, h.t(), dy, 1.0)):
+        a, b = (t.double().cpu().numpy() for t in (a, b))
+        # One sum of a.shape[1] products, one product with the scale and one rounding.
+        bound = bounds._gamma(a.shape[1] + 2, bounds.PRECISIONS["float32"].u) * scale * (np.abs(a) @ np.abs(b))
+        assert (np.abs(got.double().cpu().numpy() - scale * (a @ b)) <= bound).all()
+    again = kernels.one_pass(dy, B, h, 0.3)
+    assert torch.equal(again[0], u) and torch.equal(again[1], dB)
+
+
+@every_device
+@examples
+@given(data=st.data())
+def test_strides_of_every_kind_go_in(device, data):
+    draws = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    arrays = []
+    for shape in ((70, 30), (5, 30), (70, 5)):
+        wide = integers((2 * shape[0], 3 * shape[1]), 1, draws).float().to(device)
+        forms = [wide[::2, ::3], wide[: shape[0], -shape[1] :], wide.t().contiguous().t()[: shape[0], : shape[1]]]
+        arrays.append(data.draw(st.sampled_from(forms)))
+    dy, B, h = arrays
+    u, dB = kernels.one_pass(dy, B, h, 2.0)
+    assert torch.equal(u, 2 * dy @ B.t()) and torch.equal(dB, h.t() @ dy)
+
+
+@every_device
+@examples
+@given(data=st.data(), dtype=st.sampled_from([torch.float32, torch.float16]))
+def test_the_fast_path_gives_the_same_bits_with_it(device, data, dtype):
+    layer, x, dy = data.draw(cases(dtype, device))
+    results = []
+    for one_pass in (False, True):
+        base = layer.pre_trained_weight
+        y = fast.FrozenLinearLoRA.apply(x, base.weight, base.bias, layer.lora_A, layer.lora_B, layer.scale, 0.0, one_pass)
+        results.append(torch.autograd.grad(y, (x, layer.lora_A, layer.lora_B), dy.reshape(y.shape)))  # pyright: ignore
+    for got, want in zip(*results, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_it_is_taken_on_request_alone_and_never_on_the_cpu(monkeypatch):
+    called = []
+    monkeypatch.setattr(kernels, "one_pass", lambda *_: called.append(1))
+    layer, x = LinearLoRA(4, 3, 2, 1.0), torch.ones(5, 4)
+    assert not layer.one_pass
+    layer.one_pass = True
+    layer(x).sum().backward()
+    assert not called
+
+
+def test_without_triton_two_products_are_taken(monkeypatch):
+    monkeypatch.setattr(lora, "find_spec", lambda name: None)
+    lora._has_triton.cache_clear()
+    assert not lora._has_triton()
+    lora._has_triton.cache_clear()
