@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ examples:
   conformance run peft --only MERGE GRAD-04  some groups or requirements alone
   conformance explain MERGE-01               what is asked, why, and who says so
   conformance selftest                       how good the suite itself is
+  conformance bench                          speed and memory, side by side
   conformance init my_subject.py             a subject to start from
 
 exit status:
@@ -95,6 +97,21 @@ def _parser() -> argparse.ArgumentParser:
                           help=f"cases per requirement for honest implementations, about (default: {default.examples})")
     selftest.add_argument("--seed", type=int, default=0, metavar="N", help="of the cases (default: 0)")
     selftest.add_argument("--json", metavar="F", help="write the kill matrix to F as JSON")
+    bench = command("bench", _bench, "speed and memory beside the frozen layer, as ratios in one run")
+    bench.add_argument("subjects", nargs="*", metavar="SUBJECT",
+                       help="as for run, and the forms lora_torch-plain, lora_torch-one-pass, torchtune-form, unsloth-form, "
+                            "peft-form-compiled, peft-form-autotuned, peft-base-dtype (default: all that can run)")
+    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where layers are built (default: cpu)")
+    bench.add_argument("--dtype", choices=runner.DTYPES, metavar="D",
+                       help=f"of {', '.join(runner.DTYPES)} (default: float32 on the CPU, bfloat16 on CUDA)")
+    bench.add_argument("--workloads", nargs="+", default=[], metavar="W",
+                       help="C1 to C6 on the CPU, S1 to S4 on CUDA: these alone (default: all)")
+    bench.add_argument("--threads", type=_positive(int), default=2, metavar="N", help="of torch, on the CPU (default: 2)")
+    bench.add_argument("--rounds", type=_positive(int), default=11, metavar="N",
+                       help="turns that each subject takes at a workload (default: 11)")
+    bench.add_argument("--no-sweep", action="store_true", help="leave out how the cost grows with rank, rows and width")
+    bench.add_argument("--small", action="store_true", help="a rehearsal: every step, at sizes that take no time")
+    bench.add_argument("--out", metavar="DIR", help="write bench.json, bench.md and bench.png to DIR")
     command("subjects", _subjects, "the built-in subjects, and which of them can run here")
     init = command("init", _init, "write a commented subject to start from, which passes as it stands")
     init.add_argument("file", metavar="FILE", help="the Python file to write; it must not exist")
@@ -114,11 +131,7 @@ def _positive(kind):
 
 def _run(arguments) -> int:
     _check_folders(arguments.json, arguments.junit)
-    if arguments.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise ValueError("--device cuda: torch finds no CUDA device here")
+    _check_device(arguments.device)
     repeated = [spec for spec in arguments.subjects if arguments.subjects.count(spec) > 1]
     if repeated:
         raise ValueError(f"{repeated[0]} is named twice")
@@ -201,6 +214,47 @@ def _selftest(arguments) -> int:
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
     return 1 if found.problems else 0
+
+
+def _bench(arguments) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells each start and end; read when torch is imported
+    import torch
+
+    from conformance import bench
+    from conformance.bench.run import default_subjects
+    from conformance.loading import LoadError
+    from conformance.report import bench as report
+
+    _check_device(arguments.device)
+    known = [workload.name for workload in bench.WORKLOADS[arguments.device]]
+    if unknown := set(arguments.workloads) - set(known):
+        raise ValueError(f"no workload {', '.join(sorted(unknown))} on {arguments.device}, expected some of {', '.join(known)}")
+    if arguments.out and Path(arguments.out).exists() and not Path(arguments.out).is_dir():
+        raise ValueError(f"{arguments.out} is no folder")
+    dtype = arguments.dtype or ("float32" if arguments.device == "cpu" else "bfloat16")
+    options = bench.Options(arguments.device, dtype, tuple(arguments.workloads), arguments.threads, arguments.rounds,
+                            not arguments.no_sweep, arguments.small)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
+    try:
+        with report.progress(console) as told:
+            found = bench.run(arguments.subjects or default_subjects(arguments.device), options, told)
+    except LoadError as error:
+        print(f"conformance bench: {error}", file=sys.stderr)
+        return 4
+    report.show(console, *found)
+    if arguments.out:
+        device = torch.cuda.get_device_name() if arguments.device == "cuda" else f"cpu, {arguments.threads} threads"
+        report.write(Path(arguments.out), *found, json_report.environment(device) | {"dtype": dtype})
+        console.print(f"wrote {arguments.out}/bench.json, bench.md, bench.png")
+    return 0
+
+
+def _check_device(device: str) -> None:
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("--device cuda: torch finds no CUDA device here")
 
 
 def _subjects(arguments) -> int:

@@ -11,6 +11,8 @@ CUDA; nobody has measured yet where it pays, so it is not set. Triton is no depe
 Source of the idea: Zhu et al. 2025, arXiv:2510.00206 (LoRAFusion), which adds atomically.
 """
 
+# pyright: reportCallIssue=false
+
 import torch
 import triton
 import triton.language as tl
@@ -54,6 +56,7 @@ def _one_pass(
             u + rows[:, None] * rank + ranks[None, :], (scale * u_block).to(u.dtype.element_ty),
             mask=(rows[:, None] < n) & (ranks[None, :] < rank),
         )
+        tl.debug_barrier()  # another thread of this program may read the parts next
 
 
 def one_pass(dy: Tensor, B: Tensor, h: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -66,8 +69,7 @@ def one_pass(dy: Tensor, B: Tensor, h: Tensor, scale: float) -> tuple[Tensor, Te
     parts = torch.zeros(programs, out, padded, dtype=torch.float32, device=dy.device)
     if blocks:
         _one_pass[(programs,)](
-            dy, B, h, u, parts, n, out, rank, scale, *dy.stride(), *B.stride(), *h.stride(),  # pyright: ignore[reportCallIssue]
-            blocks,
+            dy, B, h, u, parts, n, out, rank, scale, *dy.stride(), *B.stride(), *h.stride(), blocks,
             ROWS=ROWS, COLUMNS=COLUMNS, RANK=padded, PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
         )
     return u, parts.sum(0)[:, :rank].t().to(B.dtype)

@@ -24,6 +24,10 @@ def subject():
         module: Any  # a peft.PeftModel, whose attributes are those of torch.nn.Module to a type checker
         config: LayerConfig
 
+        @property
+        def measured(self):
+            return self.module.base_model.model[0]
+
         def set_adapter(self, arrays):
             tensors = {key: to_tensor(array) for key, array in keys(arrays).items()}
             peft.set_peft_model_state_dict(self.module, tensors)

@@ -1,0 +1,106 @@
+"""Forms of LoRA that are in use, each as a module of a few lines, to be measured beside the layers of this project.
+
+They are formulas, not the libraries: what a library adds around its formula is not in them. Each is a subject as it stands.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lora_torch import LinearLoRA
+
+
+class LoraTorchPlain(LinearLoRA):
+    """lora_torch's formula as autograd differentiates it."""
+
+    fast = False
+
+
+class LoraTorchOnePass(LinearLoRA):
+    """lora_torch with its Triton kernel, where that can run."""
+
+    one_pass = True
+
+
+class Torchtune(nn.Module):
+    """torchtune's LoRALinear: out + (alpha / rank) · lora_b(lora_a(dropout(x)))."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int, alpha: float, bias: bool = True, dropout: float = 0.0):
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features, bias).requires_grad_(False)
+        self.lora_a, self.lora_b = nn.Linear(in_features, rank, bias=False), nn.Linear(rank, out_features, bias=False)
+        self.dropout, self.scaling = nn.Dropout(dropout), alpha / rank
+        nn.init.kaiming_uniform_(self.lora_a.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_b.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + self.scaling * self.lora_b(self.lora_a(self.dropout(x)))
+
+
+class Peft(Torchtune):
+    """PEFT's order: result + lora_B(lora_A(dropout(x))) · scaling."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + self.lora_b(self.lora_a(self.dropout(x))) * self.scaling
+
+
+def compiled_peft(in_features: int, out_features: int, rank: int, alpha: float, bias: bool = True, dropout: float = 0.0):
+    """torch.compile of PEFT's formula."""
+    module = Peft(in_features, out_features, rank, alpha, bias, dropout)
+    module.compile(fullgraph=True, dynamic=False)
+    return module
+
+
+def max_autotuned_peft(in_features: int, out_features: int, rank: int, alpha: float, bias: bool = True, dropout: float = 0.0):
+    """The same with mode max-autotune-no-cudagraphs."""
+    module = Peft(in_features, out_features, rank, alpha, bias, dropout)
+    module.compile(fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs")
+    return module
+
+
+def peft_adapters_as_base(in_features: int, out_features: int, rank: int, alpha: float, bias: bool = True, dtype=None):
+    """PEFT with autocast_adapter_dtype=False: A and B stay in the dtype of the base."""
+    import peft
+
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=["0"])  # pyright: ignore[reportArgumentType]
+    base = nn.Sequential(nn.Linear(in_features, out_features, bias, dtype=dtype))
+    return peft.get_peft_model(base, config, autocast_adapter_dtype=False).base_model.model[0]  # pyright: ignore
+
+
+class BaseFirst(torch.autograd.Function):
+    """The base product, then x A B added into it; h is computed again in backward: the order of Unsloth's LoRA_W."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
+        y = nn.functional.linear(x, W, b)
+        y.addmm_(x @ A.t(), B.t(), alpha=scale)
+        ctx.save_for_backward(x, W, A, B)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, W, A, B = ctx.saved_tensors
+        u = dy @ B    # (n, rank)
+        dA, dB = u.t() @ x * ctx.scale, dy.t() @ (x @ A.t()) * ctx.scale
+        dx = dy @ W
+        dx.addmm_(u, A, alpha=ctx.scale)
+        return dx, None, None, dA, dB, None
+
+
+class Unsloth(Torchtune):
+    """Unsloth's order of products, by a function of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = BaseFirst.apply(x.reshape(-1, x.shape[-1]), self.linear.weight, self.linear.bias, self.lora_a.weight,
+                            self.lora_b.weight, self.scaling)
+        return y.reshape(*x.shape[:-1], -1)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+FORMS = {
+    "lora_torch-plain": LoraTorchPlain, "lora_torch-one-pass": LoraTorchOnePass, "peft-base-dtype": peft_adapters_as_base,
+    "torchtune-form": Torchtune, "peft-form-compiled": compiled_peft, "peft-form-autotuned": max_autotuned_peft,
+    "unsloth-form": Unsloth,
+}

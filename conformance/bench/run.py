@@ -1,0 +1,183 @@
+"""The subjects of a run take turns at each workload, so that a machine growing slower or warmer favours none."""
+
+import gc
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch import nn
+
+from conformance.bench import measure
+from conformance.bench.forms import FORMS
+from conformance.bench.measure import Passes, Trial
+from conformance.bench.workloads import WORKLOADS, Workload, sweep
+from conformance.loading import LoadError, as_subject, built_in, load
+from conformance.subject import LayerConfig, Subject
+from conformance.torch import TorchLayer
+
+FROZEN = "frozen layer"
+SECONDS_OF_A_TURN = 0.03
+Told = Callable[[str, int, int], None]  # what is measured, turns done, turns in all
+
+
+@dataclass(frozen=True)
+class Options:
+    device: str = "cpu"
+    dtype: str = "float32"
+    workloads: tuple[str, ...] = ()  # names; all of the device, if none
+    threads: int = 2
+    rounds: int = 11
+    sweep: bool = True
+    small: bool = False  # every step at sizes that take no time: a rehearsal
+
+
+@dataclass
+class Cost:
+    """What one subject took, or why it was not measured. Ratios are to the frozen layer, one for each round."""
+
+    subject: str
+    version: str = ""
+    reason: str = ""
+    milliseconds: list[Passes] = field(default_factory=list)
+    ratios: list[Passes] = field(default_factory=list)  # over the frozen layer's passes
+    total: list[float] = field(default_factory=list)  # both passes over both passes of the frozen layer
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.total)
+
+
+@dataclass
+class Result:
+    workload: Workload
+    caches: str  # "warm", or "flushed" before each call
+    costs: list[Cost]
+
+
+def default_subjects(device: str) -> list[str]:
+    """lora_torch, and all that can run beside it."""
+    ready = [name for name, missing in built_in().items() if not missing]
+    names = ["lora_torch", "lora_torch-plain", "peft", "loralib", "torchtune-form", "unsloth-form", "peft-form-compiled"]
+    if device == "cuda":
+        names += ["lora_torch-one-pass", "peft-base-dtype", "peft-form-autotuned"]
+    return [name for name in names if name in ready or (name in FORMS and (name != "peft-base-dtype" or "peft" in ready))]
+
+
+def loaded(spec: str) -> Subject:
+    """As `conformance run` loads it, and by name the forms of bench/forms.py. Raises LoadError."""
+    if spec in FORMS:
+        subject = as_subject(FORMS[spec], spec)
+        subject.name = spec
+        return subject
+    return load(spec)
+
+
+def run(specs: list[str], options: Options, told: Told = lambda *_: None) -> tuple[list[Result], dict[str, list[Result]]]:
+    """Results of the workloads, and of the sweep by what grows in it. Raises LoadError if a subject cannot be loaded."""
+    subjects = {spec: loaded(spec) for spec in specs}
+    chosen = [w for w in WORKLOADS[options.device] if not options.workloads or w.name in options.workloads]
+    grown = sweep(options.device) if options.sweep else {}
+    torch.set_num_threads(options.threads)
+    bytearray(31 << 20)  # freed at once: glibc keeps blocks of what size was freed before, and no page faults are measured
+    made = []
+    plan = [(w, flush) for w in chosen for flush in ((False, True) if options.device == "cuda" else (False,))]
+    turns = len(plan) + sum(map(len, grown.values()))
+    for workload, flush in plan:
+        told(workload.name, len(made), turns)
+        made.append(_result(workload, subjects, options, flush, options.rounds, whole=not flush))
+    swept: dict[str, list[Result]] = {}
+    fast = {spec: subject for spec, subject in subjects.items() if not spec.startswith("peft-form")}  # compiled for each size
+    for name, workloads in grown.items():
+        swept[name] = []
+        for workload in workloads:
+            told(workload.name, len(made) + sum(map(len, swept.values())), turns)
+            swept[name].append(_result(workload, fast, options, False, max(3, options.rounds // 2), whole=False))
+    return made, swept
+
+
+def _result(workload: Workload, subjects: dict, options: Options, flush: bool, rounds: int, whole: bool) -> Result:
+    if options.small:
+        workload, rounds = workload.smaller(), 2
+    torch._dynamo.reset()  # what was compiled for other sizes
+    arrays = _arrays(workload, options)
+    x, dy = (_tensor(arrays[name], options) for name in ("x", "dy"))
+    costs, trials, frozen = [], {}, None
+    for spec, subject in subjects.items():
+        cost = Cost(spec, subject.version)
+        costs.append(cost)
+        try:
+            layer = _layer(subject, workload, options, arrays)
+            trial = Trial(layer.measured, x.clone().requires_grad_(), dy)
+            trial.run()
+            if whole:
+                cost.measured = {
+                    "saved_bytes": measure.saved(trial), "peak_bytes": measure.peaks(trial)._asdict(),
+                    "kernels": measure.kernels(trial), "errors": measure.errors(trial, layer, scale=2.0),
+                    "same_bits_20_times": measure.repeats(trial),
+                }
+            trials[spec] = trial
+            if whole and options.device == "cuda" and workload.name == "S4" and "compiled" not in spec:
+                costs.append(Cost(f"{spec}, CUDA graph", subject.version))
+                graph = Trial(_layer(subject, workload, options, arrays).measured, x.clone().requires_grad_(), dy)
+                trials[costs[-1].subject] = measure.graphed(graph)
+        except Exception as error:  # of a library: the others are measured all the same
+            costs[-1].reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    linear = nn.Linear(workload.in_features, workload.out_features, device=options.device, dtype=x.dtype).requires_grad_(False)
+    with torch.no_grad():
+        linear.weight.copy_(_tensor(arrays["W"], options))
+        linear.bias.copy_(_tensor(arrays["b"], options))
+    frozen = Trial(linear, x.clone().requires_grad_(), dy)
+    trials = {FROZEN: frozen} | trials
+    costs.insert(0, Cost(FROZEN, torch.__version__))
+    _take_turns(costs, trials, rounds, flush)
+    del trials, frozen, linear
+    gc.collect()
+    return Result(workload, "flushed" if flush else "warm", costs)
+
+
+def _take_turns(costs: list[Cost], trials: dict[str, Trial], rounds: int, flush: bool) -> None:
+    by_name = {cost.subject: cost for cost in costs}
+    once = measure.timed(trials[FROZEN], 3).total / 1000
+    calls = max(3, min(200, round(SECONDS_OF_A_TURN / once)))
+    names = list(trials)
+    for i in range(rounds):
+        start = i % len(names)
+        turn = {name: measure.timed(trials[name], calls, flush) for name in names[start:] + names[:start]}
+        base = turn[FROZEN]
+        for name, passes in turn.items():
+            cost = by_name[name]
+            cost.milliseconds.append(passes)
+            cost.ratios.append(Passes(passes.forward / base.forward, passes.backward / base.backward))
+            cost.total.append(passes.total / base.total)
+
+
+def _layer(subject: Subject, workload: Workload, options: Options, arrays: dict[str, np.ndarray]) -> TorchLayer:
+    config = LayerConfig(workload.in_features, workload.out_features, workload.rank, 2.0 * workload.rank,
+                         dtype=options.dtype, device=options.device)
+    layer = subject.build(config, arrays["W"], arrays["b"])
+    if not isinstance(layer, TorchLayer):
+        raise LoadError("no torch module, which alone can be measured beside torch's frozen layer")
+    layer.set_adapter({name: arrays[name] for name in "AB"})
+    return layer
+
+
+def _arrays(workload: Workload, options: Options) -> dict[str, np.ndarray]:
+    """Of the sizes that training has: W of standard deviation 0.02, scale · A B of 0.001."""
+    n, n_in, n_out, rank = workload.sizes
+    rng, dtype = np.random.default_rng(0), getattr(ml_dtypes, options.dtype, None) or np.dtype(options.dtype)
+    shapes = {"x": (n, n_in), "dy": (n, n_out), "W": (n_out, n_in), "b": (n_out,), "A": (n_in, rank), "B": (rank, n_out)}
+    widths = {"x": 1.0, "dy": 1.0, "W": 0.02, "b": 0.02, "A": 1 / sqrt(n_in), "B": 0.001 * sqrt(n_in / rank) / 2}
+    return {name: (np.float32(widths[name]) * rng.standard_normal(shape, np.float32)).astype(dtype)
+            for name, shape in shapes.items()}
+
+
+def _tensor(array: np.ndarray, options: Options) -> torch.Tensor:
+    from conformance.torch import to_tensor
+
+    return to_tensor(array, options.device)
