@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -221,7 +222,6 @@ def _bench(arguments) -> int:
     import torch
 
     from conformance import bench
-    from conformance.bench.run import default_subjects
     from conformance.loading import LoadError
     from conformance.report import bench as report
 
@@ -231,13 +231,15 @@ def _bench(arguments) -> int:
         raise ValueError(f"no workload {', '.join(sorted(unknown))} on {arguments.device}, expected some of {', '.join(known)}")
     if arguments.out and Path(arguments.out).exists() and not Path(arguments.out).is_dir():
         raise ValueError(f"{arguments.out} is no folder")
+    if arguments.out and find_spec("matplotlib") is None:
+        raise ValueError("--out draws a plot and needs matplotlib, which is not installed (pip install '.[bench]')")
     dtype = arguments.dtype or ("float32" if arguments.device == "cpu" else "bfloat16")
     options = bench.Options(arguments.device, dtype, tuple(arguments.workloads), arguments.threads, arguments.rounds,
                             not arguments.no_sweep, arguments.small)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
     try:
         with report.progress(console) as told:
-            found = bench.run(arguments.subjects or default_subjects(arguments.device), options, told)
+            found = bench.run(arguments.subjects or bench.default_subjects(arguments.device), options, told)
     except LoadError as error:
         print(f"conformance bench: {error}", file=sys.stderr)
         return 4

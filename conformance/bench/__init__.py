@@ -1,6 +1,6 @@
 """`conformance bench`: what a LoRA layer costs beside its frozen layer. Subjects take turns in one run; costs are ratios."""
 
+from conformance.bench.run import Options, default_subjects, run
 from conformance.bench.workloads import WORKLOADS, Workload
-from conformance.bench.run import Options, run  # noqa: I001
 
-__all__ = ["WORKLOADS", "Options", "Workload", "run"]
+__all__ = ["WORKLOADS", "Options", "Workload", "default_subjects", "run"]

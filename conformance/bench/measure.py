@@ -16,7 +16,6 @@ from conformance.torch import TorchLayer
 
 FLUSHED = 256 << 20  # bytes that are written to empty the caches of a GPU
 ROWS_CHECKED = 64  # of y and dx
-Call = Callable[[], object]
 
 
 class Passes(NamedTuple):
@@ -117,7 +116,7 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.untyped_storage().nbytes()
 
 
-def _peak(call: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, int]:
+def _peak(call: Callable, device: torch.device) -> tuple[Tensor, int]:
     if device.type == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -142,17 +141,14 @@ def kernels(trial: Trial) -> dict[str, dict[str, int]]:
     """CUDA kernels of each pass, by kind. Empty on the CPU, where torch does not tell them apart."""
     if not trial.x.is_cuda:
         return {}
-    counts = {}
     trial.forget()
-    y = trial.module(trial.x)
-    y.backward(trial.dy)
-    trial.forget()
-    result: list[Tensor] = []
-    for name, call in (("forward", lambda: result.append(trial.module(trial.x))), ("backward", lambda: result[0].backward(trial.dy))):
+    counts, y = {}, []
+    passes = {"forward": lambda: y.append(trial.module(trial.x)), "backward": lambda: y[0].backward(trial.dy)}
+    for name, call in passes.items():
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
             call()
             torch.cuda.synchronize()
-        kinds = [_kind(e.name) for e in profiler.events() or () if e.device_type == torch.autograd.DeviceType.CUDA]
+        kinds = [_kind(e.name) for e in profiler.events() or () if e.device_type.name == "CUDA"]
         counts[name] = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
     trial.forget()
     return counts

@@ -64,7 +64,8 @@ def _title(result: Result) -> str:
     w = result.workload
     milliseconds = statistics.median(passes.total for passes in result.costs[0].milliseconds)
     caches = "" if result.caches == "warm" else f", caches {result.caches}"
-    return f"{w.name}: {w.n} rows, {w.in_features} → {w.out_features}, rank {w.rank}; frozen layer {milliseconds:.3g} ms{caches}"
+    sizes = f"{w.n} rows, {w.in_features} → {w.out_features}, rank {w.rank}"
+    return f"{w.name}: {sizes}; frozen layer {milliseconds:.3g} ms{caches}"
 
 
 def _cells(cost: Cost) -> list[str]:
@@ -77,7 +78,7 @@ def _cells(cost: Cost) -> list[str]:
     ]
 
 
-def _size(count: int) -> str:
+def _size(count: float) -> str:
     for unit in ("B", "KiB", "MiB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -109,8 +110,8 @@ def _sweep_rows(grown: list[Result]) -> dict[str, list[float]]:
 
 
 def _sizes(name: str, grown: list[Result]) -> list[int]:
-    place = {"rank": 4, "rows": 1, "width": 2}[name]
-    return [result.workload[place] for result in grown]
+    column = {"rank": "rank", "rows": "n", "width": "in_features"}[name]
+    return [getattr(result.workload, column) for result in grown]
 
 
 def _sweep_table(name: str, grown: list[Result]) -> Table:
@@ -156,6 +157,7 @@ def _plot(path: Path, results: list[Result], swept: dict[str, list[Result]], env
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.lines import Line2D
 
     figure, axes = pyplot.subplots(1, 1 + len(swept), figsize=(6 + 4 * len(swept), 5), layout="constrained", squeeze=False)
     bars, *panels = axes[0]
@@ -170,19 +172,18 @@ def _plot(path: Path, results: list[Result], swept: dict[str, list[Result]], env
                 spread = [[cost.median - min(cost.total)], [max(cost.total) - cost.median]]
                 bars.bar(j + (i - len(subjects) / 2 + 0.5) * width, cost.median - 1, width, bottom=1, yerr=spread,
                          color=colours[subject], error_kw={"linewidth": 0.7})
-    bars.set_xticks(range(len(warm)), [f"{r.workload.name}\n{r.workload.n}·{r.workload.in_features}·"
-                                       f"{r.workload.out_features}·{r.workload.rank}" for r in warm], fontsize=7)
+    bars.set_xticks(range(len(warm)), ["\n".join(map(str, result.workload[:5])) for result in warm], fontsize=8)
     bars.set_ylabel("forward and backward over the frozen layer's")
     bars.set_ylim(bottom=1)
-    bars.set_title("workloads (rows · in · out · rank): median, least, most")
+    bars.set_title("workloads (rows, in, out, rank): median, least, most", fontsize=10)
     for (name, grown), panel in zip(swept.items(), panels, strict=True):
         for subject, medians in _sweep_rows(grown).items():
             panel.plot(_sizes(name, grown), medians, "o-", color=colours.get(subject, "grey"), markersize=3)
         panel.set_xscale("log", base=2)
         panel.set_xlabel(name)
         panel.set_ylim(bottom=1)
-        panel.set_title(f"as {name} grows")
-    handles = [pyplot.Line2D([], [], color=colours[subject], linewidth=4, label=subject) for subject in subjects]
+        panel.set_title(f"as {name} grows", fontsize=10)
+    handles = [Line2D([], [], color=colours[subject], linewidth=4, label=subject) for subject in subjects]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(f"{environment['device']}, {environment['dtype']}, torch {environment['torch']}", fontsize=9)
     figure.savefig(path, dpi=110)
