@@ -112,7 +112,8 @@ def test_the_plan_has_the_sizes_that_it_promises():
 
 
 def conformance(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "conformance", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "conformance", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 def test_the_plain_path_passes_every_requirement_that_the_fast_one_passes(tmp_path):
