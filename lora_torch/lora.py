@@ -191,7 +191,7 @@ def _fast_is_valid(x: Tensor, W: Tensor, b: Tensor | None, to: torch.dtype | Non
     return (
         (x.dtype == W.dtype if to is None else W.dtype != torch.float64) and x.is_floating_point()
         and not W.requires_grad and not (b is not None and b.requires_grad)
-        and not (rate and _draws_cannot_be_repeated(x)) and x.layout == torch.strided
+        and rate < 1 and not (rate and _draws_cannot_be_repeated(x)) and x.layout == torch.strided
         # Who traces or transforms the call needs operations that it knows.
         and not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         and forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()

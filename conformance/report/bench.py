@@ -55,7 +55,7 @@ def write(folder: Path, results: list[Result], swept: dict[str, list[Result]], e
         "schema": 1, "environment": environment, "workloads": [_as_dict(result) for result in results],
         "sweep": {name: [_as_dict(result) for result in grown] for name, grown in swept.items()},
     }
-    (folder / "bench.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "bench.json").write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "bench.md").write_text(_markdown(results, swept, environment), encoding="utf-8")
     _plot(folder / "bench.png", results, swept, environment)
 
@@ -125,15 +125,17 @@ def _sweep_table(name: str, grown: list[Result]) -> Table:
 
 
 def _as_dict(result: Result) -> dict:
-    return {
-        "workload": result.workload._asdict(), "caches": result.caches,
-        "subjects": [{
-            "name": cost.subject, "version": cost.version, "reason": cost.reason or None,
-            "milliseconds": [passes._asdict() for passes in cost.milliseconds],
-            "ratios": [passes._asdict() | {"both": both} for passes, both in zip(cost.ratios, cost.total, strict=True)],
-            "median": cost.median if cost.total else None, **cost.measured,
-        } for cost in result.costs],
-    }
+    """milliseconds: forward and backward of each round; ratio: over the frozen layer's in the same round."""
+    subjects = []
+    for cost in result.costs:
+        columns = {"forward": [r.forward for r in cost.ratios], "backward": [r.backward for r in cost.ratios], "both": cost.total}
+        ratio = {name: {"median": round(statistics.median(v), 4), "least": round(min(v), 4), "most": round(max(v), 4)}
+                 for name, v in columns.items() if v}
+        subjects.append({
+            "name": cost.subject, "version": cost.version, "reason": cost.reason or None, "ratio": ratio,
+            "milliseconds": [[round(ms, 4) for ms in passes] for passes in cost.milliseconds], **cost.measured,
+        })
+    return {"workload": result.workload._asdict(), "caches": result.caches, "subjects": subjects}
 
 
 def _markdown(results: list[Result], swept: dict[str, list[Result]], environment: dict) -> str:

@@ -162,6 +162,12 @@ def test_a_layer_that_was_changed_takes_the_plain_path(change):
     assert_same(run(layer, x, dy), run(plain(layer), x, dy))
 
 
+def test_a_rate_of_one_that_was_set_later_leaves_the_base():
+    layer, x, _ = integer_layer(dropout=0.5)
+    layer.lora_dropout.p = 1.0
+    assert torch.equal(layer(x), layer.pre_trained_weight(x))
+
+
 def test_a_hook_on_a_part_sees_each_call():
     layer, x, _ = integer_layer()
     seen = []
