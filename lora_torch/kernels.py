@@ -25,7 +25,7 @@ ROWS, COLUMNS, PROGRAMS = 64, 64, 64  # of a block; the most programs, each of w
 def _one_pass(
     dy, B, h, u, parts, n, out, rank, scale,
     dy_row, dy_column, B_row, B_column, h_row, h_column,
-    blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr,
+    blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
 ):
     """Program i takes the row blocks i, i + programs, …; the last axis of every block is padded to RANK with zeros."""
     program = tl.program_id(0)
@@ -47,11 +47,11 @@ def _one_pass(
                 B + ranks[None, :] * B_row + columns[:, None] * B_column,
                 mask=(ranks[None, :] < rank) & (columns[:, None] < out), other=0.0,
             )    # (COLUMNS, RANK)
-            u_block += tl.dot(dy_block, B_block, input_precision=PRECISION)
+            u_block += tl.dot(dy_block, B_block, input_precision="ieee")
             part = parts + (program.to(tl.int64) * out + columns[:, None]) * RANK + ranks[None, :]
             inside = (columns[:, None] < out) & (ranks[None, :] < RANK)
             so_far = tl.load(part, mask=inside, other=0.0)
-            tl.store(part, so_far + tl.dot(tl.trans(dy_block), h_block, input_precision=PRECISION), mask=inside)
+            tl.store(part, so_far + tl.dot(tl.trans(dy_block), h_block, input_precision="ieee"), mask=inside)
         tl.store(
             u + rows[:, None] * rank + ranks[None, :], (scale * u_block).to(u.dtype.element_ty),
             mask=(rows[:, None] < n) & (ranks[None, :] < rank),
@@ -70,6 +70,6 @@ def one_pass(dy: Tensor, B: Tensor, h: Tensor, scale: float) -> tuple[Tensor, Te
     if blocks:
         _one_pass[(programs,)](
             dy, B, h, u, parts, n, out, rank, scale, *dy.stride(), *B.stride(), *h.stride(), blocks,
-            ROWS=ROWS, COLUMNS=COLUMNS, RANK=padded, PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+            ROWS=ROWS, COLUMNS=COLUMNS, RANK=padded,
         )
     return u, parts.sum(0)[:, :rank].t().to(B.dtype)

@@ -45,8 +45,9 @@ class LinearLoRA(nn.Module):
     be 0 or negative. `device` and `dtype` are those of every tensor; a layer whose A and B are later given a wider
     dtype still answers in that of its frozen layer.
 
-    The layer takes the fast path (fast.py) where it is valid: A and B alone train, no part of the layer was replaced or has
-    hooks, and nobody traces or transforms the call. Elsewhere, and everywhere with `fast = False`, it takes `plain`.
+    The layer takes the fast path (fast.py) where it is valid: at most A and B train, all is of one dtype or under autocast,
+    no part of the layer was replaced or has hooks, and nobody traces or transforms the call. Elsewhere, and everywhere with
+    `fast = False`, it takes `plain`. After the same seed both drop the same elements of an x that is contiguous, on the CPU.
 
     merge() puts another Parameter into `pre_trained_weight.weight` and unmerge() puts the first one back: W returns
     bit for bit, and another module that shares W never sees the merge. state_dict and load_state_dict of this layer,
@@ -119,13 +120,14 @@ class LinearLoRA(nn.Module):
         base, dropout = self.pre_trained_weight, self.lora_dropout
         if not self.fast or self.merged or not _is_bare(base, nn.Linear) or not _is_bare(dropout, nn.Dropout):
             return self.plain(x)
-        W, b, to, rate = base.weight, base.bias, _autocast_dtype(x), dropout.p if dropout.training else 0.0
-        if not _fast_is_valid(x, W, b, to, rate):
+        W, b, A, B = base.weight, base.bias, self.lora_A, self.lora_B
+        to, rate = _autocast_dtype(x), dropout.p if dropout.training else 0.0
+        if not _fast_is_valid(x, W, b, A, B, to, rate):
             return self.plain(x)
         if to is not None:
             x, W, b = x.to(to), W.to(to), None if b is None else b.to(to)
-        one_pass = self.one_pass and x.is_cuda and x.dtype != torch.float64 and _has_triton()
-        y = FrozenLinearLoRA.apply(x, W, b, self.lora_A, self.lora_B, self.scale, rate, one_pass)    # (n, out)
+        one_pass = self.one_pass and x.is_cuda and x.dtype != torch.float64 and self.rank <= 128 and _has_triton()
+        y = FrozenLinearLoRA.apply(x, W, b, A, B, self.scale, rate, one_pass)    # (n, out)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)    # (…, out)
 
     def plain(self, x: Tensor) -> Tensor:
@@ -186,13 +188,19 @@ def _is_finite(number: object) -> bool:
     return isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
 
 
-def _fast_is_valid(x: Tensor, W: Tensor, b: Tensor | None, to: torch.dtype | None, rate: float) -> bool:
+def _fast_is_valid(
+    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, to: torch.dtype | None, rate: float
+) -> bool:
     """to: see _autocast_dtype; rate: the probability with which this call drops."""
+    dtypes = {x.dtype, W.dtype, A.dtype, B.dtype}
     return (
-        (x.dtype == W.dtype if to is None else W.dtype != torch.float64) and x.is_floating_point()
+        # One dtype: a wider A and B are there to be computed with. Autocast casts all but float64.
+        (len(dtypes) == 1 if to is None else torch.float64 not in dtypes) and x.is_floating_point()
         and not W.requires_grad and not (b is not None and b.requires_grad)
-        and rate < 1 and not (rate and _draws_cannot_be_repeated(x)) and x.layout == torch.strided
-        # Who traces or transforms the call needs operations that it knows.
+        and rate < 1 and not (rate and _draws_cannot_be_repeated(x))
+        # A subclass of Tensor, quantised or distributed, may know the operations of the plain path alone.
+        and all(type(t) in (Tensor, nn.Parameter) for t in (x, W, A, B)) and x.layout == W.layout == torch.strided
+        # So may who traces or transforms the call.
         and not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         and forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
     )
@@ -205,15 +213,16 @@ def _has_triton() -> bool:
 
 def _is_bare(module: nn.Module, kind: type) -> bool:
     """Whether to call it is to call its forward method, as torch has it, and nothing else."""
-    return type(module) is kind and not (
+    return type(module) is kind and "forward" not in module.__dict__ and not (
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        or nn.modules.module._has_any_global_hook()
     )
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     """To what autocast casts the input of a linear layer, if it is on: it leaves float64 alone."""
     device = x.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
         return None
     return torch.get_autocast_dtype(device)
 

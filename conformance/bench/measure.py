@@ -1,6 +1,7 @@
 """One layer on one input: time, memory, kernels and error of a forward and a backward pass."""
 
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -64,7 +65,7 @@ def timed(trial: Trial, calls: int, flush: bool = False) -> Passes:
     if cuda:
         torch.cuda.synchronize()
     passes = [Passes(_between(a, b), _between(b, c)) for a, b, c in laps[1:]]
-    return Passes(*(sorted(times)[len(times) // 2] for times in zip(*passes, strict=True)))
+    return Passes(*map(statistics.median, zip(*passes, strict=True)))
 
 
 def _mark(cuda: bool):

@@ -1,8 +1,13 @@
 """The subjects of a run take turns at each workload, so that a machine growing slower or warmer favours none."""
 
+import copy
+import ctypes
 import gc
+import random
 import statistics
+import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
@@ -21,6 +26,8 @@ from conformance.subject import LayerConfig, Subject
 from conformance.torch import TorchLayer
 
 FROZEN = "frozen layer"
+GRAPH = ", CUDA graph"
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 SECONDS_OF_A_TURN = 0.03
 Told = Callable[[str, int, int], None]  # what is measured, turns done, turns in all
 
@@ -84,12 +91,14 @@ def run(specs: list[str], options: Options, told: Told = lambda *_: None) -> tup
     chosen = [w for w in WORKLOADS[options.device] if not options.workloads or w.name in options.workloads]
     grown = sweep(options.device) if options.sweep else {}
     torch.set_num_threads(options.threads)
-    bytearray(31 << 20)  # freed at once: glibc keeps blocks of what size was freed before, and no page faults are measured
+    _keep_memory()
     made = []
     plan = [(w, flush) for w in chosen for flush in ((False, True) if options.device == "cuda" else (False,))]
     turns = len(plan) + sum(map(len, grown.values()))
     for workload, flush in plan:
         told(workload.name, len(made), turns)
+        if (options.dtype, options.threads) != {"cpu": ("float32", 2), "cuda": ("bfloat16", options.threads)}[options.device]:
+            workload = workload._replace(goal=None)
         made.append(_result(workload, subjects, options, flush, options.rounds, whole=not flush))
     swept: dict[str, list[Result]] = {}
     fast = {spec: subject for spec, subject in subjects.items() if not spec.startswith("peft-form")}  # compiled for each size
@@ -101,17 +110,30 @@ def run(specs: list[str], options: Options, told: Told = lambda *_: None) -> tup
     return made, swept
 
 
+def _keep_memory() -> None:
+    """Have the C library keep what is freed, as torch does on CUDA. glibc gives large blocks back at each free; what would be
+    measured then is page faults, which are cheap for whoever frees in a lucky order. Elsewhere than with glibc: nothing."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def _result(workload: Workload, subjects: dict, options: Options, flush: bool, rounds: int, whole: bool) -> Result:
     if options.small:
         workload, rounds = workload.smaller(), 2
     torch._dynamo.reset()  # what was compiled for other sizes
     arrays = _arrays(workload, options)
     x, dy = (_tensor(arrays[name], options) for name in ("x", "dy"))
-    costs, trials, frozen = [], {}, None
+    linear = nn.Linear(workload.in_features, workload.out_features, device=options.device, dtype=x.dtype).requires_grad_(False)
+    with torch.no_grad():
+        linear.weight.copy_(_tensor(arrays["W"], options))
+        linear.bias.copy_(_tensor(arrays["b"], options))
+    costs = {FROZEN: Cost(FROZEN, torch.__version__)}
+    trials = {FROZEN: Trial(linear, x.clone().requires_grad_(), dy)}
     for spec, subject in subjects.items():
-        cost = Cost(spec, subject.version)
-        costs.append(cost)
-        try:
+        cost = costs[spec] = Cost(spec, subject.version)
+        with _told(cost):
             layer = _layer(subject, workload, options, arrays)
             trial = Trial(layer.measured, x.clone().requires_grad_(), dy)
             trial.run()
@@ -122,36 +144,41 @@ def _result(workload: Workload, subjects: dict, options: Options, flush: bool, r
                     "same_bits_20_times": measure.repeats(trial),
                 }
             trials[spec] = trial
-            if whole and options.device == "cuda" and workload.name == "S4" and "compiled" not in spec:
-                costs.append(Cost(f"{spec}, CUDA graph", subject.version))
-                graph = Trial(_layer(subject, workload, options, arrays).measured, x.clone().requires_grad_(), dy)
-                trials[costs[-1].subject] = measure.graphed(graph)
-        except Exception as error:  # of a library: the others are measured all the same
-            costs[-1].reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-    linear = nn.Linear(workload.in_features, workload.out_features, device=options.device, dtype=x.dtype).requires_grad_(False)
-    with torch.no_grad():
-        linear.weight.copy_(_tensor(arrays["W"], options))
-        linear.bias.copy_(_tensor(arrays["b"], options))
-    frozen = Trial(linear, x.clone().requires_grad_(), dy)
-    trials = {FROZEN: frozen} | trials
-    costs.insert(0, Cost(FROZEN, torch.__version__))
+    if whole and options.device == "cuda" and workload.name == "S4":
+        for name in [name for name in trials if not name.startswith("peft-form")]:
+            cost = costs[name + GRAPH] = Cost(name + GRAPH, costs[name].version)
+            with _told(cost):
+                module = copy.deepcopy(trials[name].module)
+                trials[name + GRAPH] = measure.graphed(Trial(module, x.clone().requires_grad_(), dy))
     _take_turns(costs, trials, rounds, flush)
-    del trials, frozen, linear
+    del trials, linear
     gc.collect()
-    return Result(workload, "flushed" if flush else "warm", costs)
+    return Result(workload, "flushed" if flush else "warm", list(costs.values()))
 
 
-def _take_turns(costs: list[Cost], trials: dict[str, Trial], rounds: int, flush: bool) -> None:
-    by_name = {cost.subject: cost for cost in costs}
+@contextmanager
+def _told(cost: Cost):
+    """What a library raises becomes the reason why it was not measured; the others are measured all the same."""
+    try:
+        yield
+    except Exception as error:
+        cost.reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+
+
+def _take_turns(costs: dict[str, Cost], trials: dict[str, Trial], rounds: int, flush: bool) -> None:
+    """In another order each round. What is graphed is set beside the graph of the frozen layer."""
     once = measure.timed(trials[FROZEN], 3).total / 1000
     calls = max(3, min(200, round(SECONDS_OF_A_TURN / once)))
-    names = list(trials)
-    for i in range(rounds):
-        start = i % len(names)
-        turn = {name: measure.timed(trials[name], calls, flush) for name in names[start:] + names[:start]}
-        base = turn[FROZEN]
+    order = random.Random(0)
+    for _ in range(rounds):
+        turn: dict[str, Passes] = {}
+        names = [name for name in trials if not costs[name].reason]
+        for name in order.sample(names, len(names)):
+            with _told(costs[name]):
+                turn[name] = measure.timed(trials[name], calls, flush)
         for name, passes in turn.items():
-            cost = by_name[name]
+            base = turn[FROZEN + GRAPH if name.endswith(GRAPH) else FROZEN]
+            cost = costs[name]
             cost.milliseconds.append(passes)
             cost.ratios.append(Passes(passes.forward / base.forward, passes.backward / base.backward))
             cost.total.append(passes.total / base.total)

@@ -104,7 +104,7 @@ def _beside(result: Result) -> list[str]:
 
 
 def _sweep_rows(grown: list[Result]) -> dict[str, list[float]]:
-    subjects = [cost.subject for cost in grown[0].costs if cost.total and cost.subject != FROZEN]
+    subjects = dict.fromkeys(c.subject for result in grown for c in result.costs if c.total and c.subject != FROZEN)
     medians = [{cost.subject: cost.median for cost in result.costs if cost.total} for result in grown]
     return {subject: [found.get(subject, float("nan")) for found in medians] for subject in subjects}
 
@@ -128,7 +128,8 @@ def _as_dict(result: Result) -> dict:
     """milliseconds: forward and backward of each round; ratio: over the frozen layer's in the same round."""
     subjects = []
     for cost in result.costs:
-        columns = {"forward": [r.forward for r in cost.ratios], "backward": [r.backward for r in cost.ratios], "both": cost.total}
+        forward, backward = ([passes[i] for passes in cost.ratios] for i in (0, 1))
+        columns = {"forward": forward, "backward": backward, "both": cost.total}
         ratio = {name: {"median": round(statistics.median(v), 4), "least": round(min(v), 4), "most": round(max(v), 4)}
                  for name, v in columns.items() if v}
         subjects.append({

@@ -76,20 +76,24 @@ def test_whoever_gives_other_bits_is_told_apart():
 
 
 def test_subjects_take_turns_and_ratios_are_within_a_turn(monkeypatch):
-    seen, clock = [], iter(range(1, 99))
+    seen, clock = [], iter(range(100, 299))
 
     def timed(trial, calls, flush=False):
         seen.append(trial.name)
+        if trial.name == "bad":
+            raise RuntimeError("out of memory")
         slow = 2.0 if trial.name == "b" else 1.0
         turn = 1.0 + next(clock) // 4  # the machine grows slower
         return Passes(slow * turn, 3 * slow * turn)
 
     monkeypatch.setattr(measure, "timed", timed)
-    costs = [Cost(FROZEN), Cost("a"), Cost("b")]
-    trials = {cost.subject: SimpleNamespace(name=cost.subject) for cost in costs}
-    _take_turns(costs, trials, 3, False)  # pyright: ignore[reportArgumentType]
-    assert seen[1:] == [FROZEN, "a", "b", "a", "b", FROZEN, "b", FROZEN, "a"]
-    assert [len(cost.total) for cost in costs] == [3, 3, 3] and costs[0].median == 1
+    costs = {name: Cost(name) for name in (FROZEN, "a", "b", "bad")}
+    trials = {name: SimpleNamespace(name=name) for name in costs}
+    _take_turns(costs, trials, 9, False)  # pyright: ignore[reportArgumentType]
+    rounds = [seen[1:][i : i + 3] for i in range(4, 28, 3)]  # after the first, in which "bad" broke
+    assert all(sorted(names) == sorted([FROZEN, "a", "b"]) for names in rounds) and len(set(map(tuple, rounds))) > 2
+    assert [len(cost.total) for cost in costs.values()] == [9, 9, 9, 0] and costs["bad"].reason == "RuntimeError: out of memory"
+    assert costs[FROZEN].median == 1 and costs["b"].median > costs["a"].median
 
 
 def test_a_subject_that_breaks_does_not_stop_the_others():

@@ -1,6 +1,7 @@
 """The fast path of LinearLoRA beside the plain one: where it is taken, the same bits, what it keeps, who may call it."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -74,13 +75,18 @@ def test_fast_and_plain_agree_bit_for_bit_whatever_needs_a_gradient(dtype, devic
     assert_same(got, run(other, x, dy))
 
 
+@pytest.mark.parametrize("n_in, n_out", [(3, 5), (64, 96), (62, 96), (8, 8)])
 @pytest.mark.parametrize("rank", [1, 15, 16, 17])
-@pytest.mark.parametrize("n", [1, 512, 513])
-def test_each_orientation_of_the_thin_products_gives_the_same_bits(rank, n):
-    layer, draws = LinearLoRA(3, 5, rank, float(rank)), torch.Generator().manual_seed(rank + n)
+@pytest.mark.parametrize("n", [1, 127, 128, 512, 513])
+def test_each_form_of_the_thin_products_gives_the_same_bits(n_in, n_out, rank, n):
+    """In float64, where all of these sums of integers are exact."""
+    layer, draws = LinearLoRA(n_in, n_out, rank, float(rank), dtype=torch.float64), torch.Generator().manual_seed(rank + n)
     fill(layer, draws)
-    x, dy = integers((n, 3), 2, draws).float().requires_grad_(), integers((n, 5), 2, draws).float()
+    x, dy = integers((n, n_in), 2, draws).requires_grad_(), integers((n, n_out), 2, draws)
     assert_same(run(layer, x, dy), run(plain(layer), x, dy))
+    layer.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):  # which leaves float64 alone
+        assert_same(run(layer, x, dy), run(plain(layer), x, dy))
 
 
 @every_device
@@ -145,21 +151,78 @@ def with_another_base(layer: LinearLoRA) -> None:
     layer.pre_trained_weight = base.requires_grad_(False)
 
 
+def with_another_forward(part: str):
+    """As a library does that moves weights before each call."""
+
+    def change(layer: LinearLoRA) -> None:
+        module = layer.get_submodule(part)
+        forward = module.forward
+        module.forward = lambda x: 2 * forward(x)
+
+    return change
+
+
 def with_another_dropout(layer: LinearLoRA) -> None:
     layer.lora_dropout = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("change", [
-    unfrozen("pre_trained_weight.weight"), unfrozen("pre_trained_weight.bias"), with_another_base, with_another_dropout,
+    with_another_forward("pre_trained_weight"), with_another_forward("lora_dropout"), unfrozen("pre_trained_weight.weight"),
+    unfrozen("pre_trained_weight.bias"), with_another_base, with_another_dropout,
     *(hooked(part, kind) for part in ("pre_trained_weight", "lora_dropout")
       for kind in ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook")),
     lambda layer: layer.merge(),
 ])
 def test_a_layer_that_was_changed_takes_the_plain_path(change):
-    layer, x, dy = integer_layer()
+    layer, x, _ = integer_layer()
     change(layer)
     assert not is_fast(layer(x))
-    assert_same(run(layer, x, dy), run(plain(layer), x, dy))
+
+
+def test_hooks_on_all_modules_see_the_parts():
+    layer, x, _ = integer_layer()
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module).__name__))
+    try:
+        layer(x)
+    finally:
+        handle.remove()
+    assert seen == ["Linear", "Dropout", "LinearLoRA"]
+
+
+@pytest.mark.parametrize("wide", [("lora_A", "lora_B"), ("lora_A",)])
+def test_a_wider_adapter_is_computed_in_its_own_dtype(wide):
+    layer, x, dy = integer_layer(dtype=torch.float16)
+    for name in wide:
+        setattr(layer, name, nn.Parameter(layer.get_parameter(name).float() * 1e4))  # u = dy Bᵀ overflows float16
+    if len(wide) == 2:
+        _, _, dA, *_ = (*run(layer, x, dy)[:2], layer.lora_A.grad)
+        assert not is_fast(layer(x)) and dA is not None and dA.isfinite().all() and dA.dtype == torch.float32
+    else:
+        with pytest.raises(RuntimeError, match="same dtype"):
+            layer(x)
+
+
+class OnlyLinear(Tensor):
+    """A weight that knows how to be multiplied as a layer does, and nothing else; quantised ones are so."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is nn.functional.linear:
+            x, W, b = args
+            return nn.functional.linear(x, W.as_subclass(Tensor), b)
+        if getattr(function, "__name__", "") in ("t", "addmm_", "mm"):
+            raise NotImplementedError(function)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_a_weight_of_another_class_goes_through_its_own_linear():
+    layer, x, _ = integer_layer()
+    want = layer(x)
+    W = layer.pre_trained_weight.weight.detach().as_subclass(OnlyLinear)
+    del layer.pre_trained_weight.weight
+    layer.pre_trained_weight.weight = W  # pyright: ignore[reportAttributeAccessIssue]
+    assert torch.equal(layer(x).as_subclass(Tensor), want)
 
 
 def test_a_rate_of_one_that_was_set_later_leaves_the_base():
@@ -205,6 +268,56 @@ def test_x_h_and_the_parameters_are_all_that_is_kept(rate):
         y = layer(x)
     state = torch.get_rng_state().numel() if rate else 0  # of the mask; the mask itself would be n · in elements
     assert is_fast(y) and sum(kept.values()) == n * rank * 4 + state
+
+
+@pytest.mark.parametrize("frozen, kept", [("", "xWABh"), ("A", "WABh"), ("x", "xABh"), ("xA", "h"), ("AB", "WAB"), ("xAB", "")])
+def test_what_no_gradient_needs_is_not_kept(frozen, kept):
+    layer, x, _ = integer_layer()
+    x.requires_grad_("x" not in frozen)
+    layer.lora_A.requires_grad_("A" not in frozen)
+    layer.lora_B.requires_grad_("B" not in frozen)
+    names = {t.untyped_storage().data_ptr(): name for name, t in (
+        ("x", x), ("W", layer.pre_trained_weight.weight), ("A", layer.lora_A), ("B", layer.lora_B))}
+    found = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        found.append(names.get(tensor.untyped_storage().data_ptr(), "h"))
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        layer(x)
+    assert "".join(sorted(set(found), key="xWABh".index)) == kept
+
+
+def test_a_second_derivative_that_needs_what_was_not_kept_says_so():
+    layer, x, dy = integer_layer()
+    layer.lora_A.requires_grad_(False)
+    with pytest.raises(RuntimeError, match=r"lora_A is frozen, expected one that trains, because (.|\n)*keeps it"):
+        torch.autograd.grad(layer(x), x, dy, create_graph=True)
+    layer.fast = False
+    torch.autograd.grad(layer(x), x, dy, create_graph=True)
+
+
+def test_another_thread_that_draws_does_not_change_the_mask():
+    layer, x, dy = integer_layer(dropout=0.5)
+    nn.init.zeros_(layer.pre_trained_weight.weight)
+    nn.init.zeros_(layer.pre_trained_weight.bias)
+    stop = threading.Event()
+
+    def draw() -> None:
+        while not stop.is_set():
+            torch.rand(3)
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        for _ in range(300):
+            y = layer(x)
+            (dx,) = torch.autograd.grad(y, x, dy)
+            assert (dx * x).sum() == (dy * y).sum()  # y is linear in x
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_what_was_kept_must_not_have_changed():
@@ -335,6 +448,14 @@ def test_torch_func_takes_gradients_of_a_batch_of_each_sample_and_forward_ones()
     with forward_ad.dual_level():
         dual = forward_ad.unpack_dual(layer(forward_ad.make_dual(x.detach(), tangent))).tangent
     assert dx is not None and torch.equal((forward * dy).sum(), (dx * tangent).sum()) and torch.equal(dual, forward)
+
+
+def test_a_batch_of_gradients_goes_through_the_backward_pass():
+    layer, x, dy = integer_layer(dtype=torch.float64)
+    factors, rows = (x, layer.lora_A, layer.lora_B), torch.stack([dy, -dy, 2 * dy])
+    batched = torch.autograd.grad(layer(x), factors, rows, is_grads_batched=True)
+    one_by_one = [torch.autograd.grad(layer(x), factors, row) for row in rows]
+    assert_same(list(batched), [torch.stack(gradients) for gradients in zip(*one_by_one, strict=True)])
 
 
 def test_what_comes_after_may_write_into_the_output():
