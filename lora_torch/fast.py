@@ -75,6 +75,12 @@ class FrozenLinearLoRA(torch.autograd.Function):
                     "h = x A depends on x, which the fast path did not keep; layer.fast = False keeps it"
                 )
             h = _to_rank(k, _cast(A, dy.dtype), ctx.scale)  # the one that was kept is a constant
+        if _functorch.is_legacy_batchedtensor(dy):  # torch.autograd.grad(is_grads_batched=True): no products in place
+            u = None if B is None else ctx.scale * dy @ _cast(B, dy.dtype).t()
+            if x_needs:
+                dk = u @ _cast(A, dy.dtype).t()
+                dx = ((dk if mask is None else mask * dk) + dy @ W).view(ctx.shape)
+            return dx, None, None, k.t() @ u if A_needs else None, h.t() @ dy if B_needs else None, None, None, None
         # (3')
         if ctx.one_pass and once and B_needs and (x_needs or A_needs):
             from lora_torch import kernels
@@ -100,20 +106,13 @@ class FrozenLinearLoRA(torch.autograd.Function):
                     dx.mul_(mask)
                 # (4')
                 dx.addmm_(dy, W)
-            dx = dx.view(ctx.shape)
+            dx = dx if len(ctx.shape) == 2 else dx.view(ctx.shape)
         return dx, None, None, dA, dB, None, None, None  # a gradient in another dtype than its tensor's is cast by autograd
 
 
 def _product(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
     """scale · a b. In place, which autocast leaves alone: a backward pass inside of it stays in the dtype of forward."""
-    if _is_batched(a) or _is_batched(b):
-        return scale * torch.mm(a, b)
     return a.new_empty(a.shape[0], b.shape[1]).addmm_(a, b, beta=0, alpha=scale)
-
-
-def _is_batched(a: Tensor) -> bool:
-    """Whether it stands for several: torch.autograd.grad(is_grads_batched=True) runs a backward pass of a batch of dy."""
-    return _functorch.is_legacy_batchedtensor(a) or _functorch.is_batchedtensor(a)
 
 
 # How a thin product is written decides its cost on the CPU; tests/bench/thin_products.py measures the ways. A factor of fewer
@@ -140,7 +139,7 @@ def _over_rows(a: Tensor, b: Tensor) -> Tensor:
     """aᵀ b (p, q), of a (n, p) and b (n, q), one of which is thin."""
     thin, wide = (a, b) if a.shape[1] <= b.shape[1] else (b, a)
     (n, width), rank = wide.shape, thin.shape[1]
-    if not _is_mkl(a) or n < 128 or width % STRIPS or _is_batched(a) or _is_batched(b):
+    if not _is_mkl(a) or n < 128 or width % STRIPS:
         return _product(a.t(), b)
     strips = wide.view(n, STRIPS, width // STRIPS).transpose(0, 1)    # (strips, n, width / strips)
     rows = thin.t().expand(STRIPS, rank, n)

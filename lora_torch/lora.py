@@ -192,10 +192,11 @@ def _fast_is_valid(
     x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, to: torch.dtype | None, rate: float
 ) -> bool:
     """to: see _autocast_dtype; rate: the probability with which this call drops."""
-    dtypes = {x.dtype, W.dtype, A.dtype, B.dtype}
+    dtype = x.dtype
     return (
         # One dtype: a wider A and B are there to be computed with. Autocast casts all but float64.
-        (len(dtypes) == 1 if to is None else torch.float64 not in dtypes) and x.is_floating_point()
+        (dtype == W.dtype == A.dtype == B.dtype if to is None else torch.float64 not in (W.dtype, A.dtype, B.dtype))
+        and dtype.is_floating_point
         and not W.requires_grad and not (b is not None and b.requires_grad)
         and rate < 1 and not (rate and _draws_cannot_be_repeated(x))
         # A subclass of Tensor, quantised or distributed, may know the operations of the plain path alone.

@@ -50,7 +50,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} threads, float32, {args.calls} calls\n")
     other = torch.randn(1 << 21)
-    for n, width, rank in ((512, 1024, 16), (2048, 1024, 16), (128, 768, 8), (4096, 512, 8), (512, 1024, 64)):
+    for n, width, rank in (
+        (512, 1024, 4), (512, 1024, 12), (512, 1024, 16), (512, 1024, 64), (2048, 1024, 16), (64, 1024, 16), (128, 768, 8),
+        (1024, 512, 8), (4096, 512, 8),
+    ):
         print(f"{n} rows, width {width}, rank {rank}")
         for product, forms in ways(n, width, rank).items():
             names, times = list(forms), {name: [] for name in forms}
