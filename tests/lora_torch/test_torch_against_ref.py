@@ -66,11 +66,15 @@ def test_dropout_agrees_bit_for_bit(data, seed):
         assert np.array_equal(array(mine), theirs)
 
 
+# Kernels may take a scale for zero that float32 holds as a subnormal number at best; the bounds do not reach down there.
+alphas = st.floats(-8, 8).filter(lambda alpha: alpha == 0 or abs(alpha) > 2**-20)
+
+
 @every_device
 @every_dtype
 @examples
 @given(
-    st.integers(1, 70), st.integers(1, 70), st.integers(1, 20), st.integers(1, 20), st.floats(-8, 8), st.booleans(),
+    st.integers(1, 70), st.integers(1, 70), st.integers(1, 20), st.integers(1, 20), alphas, st.booleans(),
     st.integers(0, 2**32 - 1), st.booleans(),
 )
 def test_real_numbers_agree_within_the_bounds(dtype, device, n_in, n_out, rank, n, alpha, bias, seed, fast):
