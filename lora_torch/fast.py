@@ -75,7 +75,8 @@ class FrozenLinearLoRA(torch.autograd.Function):
                     "h = x A depends on x, which the fast path did not keep; layer.fast = False keeps it"
                 )
             h = _to_rank(k, _cast(A, dy.dtype), ctx.scale)  # the one that was kept is a constant
-        if _functorch.is_legacy_batchedtensor(dy):  # torch.autograd.grad(is_grads_batched=True): no products in place
+        # A batch of gradients, by is_grads_batched=True or by torch.func.vmap of this pass: no products in place.
+        if _functorch.is_legacy_batchedtensor(dy) or _functorch.is_batchedtensor(dy):
             u = None if B is None else ctx.scale * dy @ _cast(B, dy.dtype).t()
             if x_needs:
                 dk = u @ _cast(A, dy.dtype).t()

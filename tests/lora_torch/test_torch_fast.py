@@ -1,6 +1,5 @@
-"""The fast path of LinearLoRA beside the plain one: where it is taken, the same bits, what it keeps, who may call it."""
+"""The fast path of LinearLoRA beside the plain one: the same bits, where it is taken, what it keeps."""
 
-import copy
 import threading
 
 import pytest
@@ -8,53 +7,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
-from torch_layers import cases, every_device, every_dtype, examples, fill, integers, same_bits
+from torch_layers import (
+    assert_same,
+    cases,
+    every_device,
+    every_dtype,
+    examples,
+    fill,
+    integer_layer,
+    integers,
+    is_fast,
+    plain,
+    run,
+)
 
 from conformance.bench.measure import Trial, saved
 from lora_torch import LinearLoRA
-from lora_torch.fast import FrozenLinearLoRA
-
-
-def integer_layer(**options: object) -> tuple[LinearLoRA, Tensor, Tensor]:
-    """in 4, out 3, rank 2, x (2, 5, 4), dy (2, 5, 3)."""
-    layer, draws = LinearLoRA(4, 3, 2, 4.0, **options), torch.Generator().manual_seed(3)  # pyright: ignore[reportArgumentType]
-    fill(layer, draws)
-    dtype = layer.lora_A.dtype
-    return layer, integers((2, 5, 4), 2, draws).to(dtype).requires_grad_(), integers((2, 5, 3), 2, draws).to(dtype)
-
-
-def plain(layer: LinearLoRA) -> LinearLoRA:
-    other = copy.deepcopy(layer)
-    other.fast = False
-    return other
-
-
-def is_fast(y: Tensor) -> bool:
-    """Whether a FrozenLinearLoRA is in the graph of y."""
-    nodes, seen = [y.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            nodes += [following for following, _ in node.next_functions]
-    return any(type(node).__name__ == f"{FrozenLinearLoRA.__name__}Backward" for node in seen)
-
-
-def run(layer: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor | None]:
-    """y, dx and the gradients of all parameters."""
-    x = x.detach().requires_grad_(x.requires_grad)
-    y = layer(x)
-    y.backward(dy)
-    return [y.detach(), x.grad, *(parameter.grad for parameter in layer.parameters())]
-
-
-def assert_same(got: list, want: list) -> None:
-    for g, w in zip(got, want, strict=True):
-        assert (g is None) == (w is None) and (g is None or torch.equal(g, w))
-
 
 # The same bits.
 
@@ -326,147 +295,3 @@ def test_backward_twice_gives_the_same_and_draws_nothing():
     first = torch.autograd.grad(y, (x, layer.lora_A, layer.lora_B), dy, retain_graph=True)
     assert_same(list(torch.autograd.grad(y, (x, layer.lora_A, layer.lora_B), dy)), list(first))
     assert torch.equal(torch.get_rng_state(), state)
-
-
-# Who may call it.
-
-
-STRIDES = {
-    "as made": lambda t: t,
-    "none": lambda t: t[:0],
-    "a vector": lambda t: t[0, 0],
-    "five dimensions": lambda t: t.reshape(1, 1, 1, *t.shape),
-    "transposed": lambda t: t.transpose(0, 1),
-    "columns first": lambda t: t[0].t().contiguous().t(),
-    "one column for all": lambda t: t[..., :1].expand(t.shape),
-    "one row for all": lambda t: t[:, :1].expand(t.shape),
-    "one number for all": lambda t: t.sum().expand(t.shape),
-    "each second row": lambda t: t[:, ::2],
-    "a part of wider rows": lambda t: torch.cat([t, t], -1)[..., : t.shape[-1]],
-}
-
-
-@every_dtype
-@pytest.mark.parametrize("strides", STRIDES)
-def test_strides_of_every_kind_go_in(dtype, strides):
-    layer, x, dy = integer_layer(dtype=dtype)
-    x, dy = STRIDES[strides](x.detach() % 2).requires_grad_(), STRIDES[strides](dy % 2)
-    want, got = (torch.autograd.grad(each(x), (x, each.lora_A, each.lora_B), dy) for each in (plain(layer), layer))
-    assert_same(list(got), list(want))
-
-
-@pytest.mark.parametrize("rate", [0.0, 0.5])
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing_gives_the_same_gradients(rate, reentrant):
-    layer, x, dy = integer_layer(dropout=rate)
-    other = copy.deepcopy(layer)
-    torch.manual_seed(0)
-    want = run(layer, x, dy)
-    torch.manual_seed(0)
-    y = checkpoint(other, again := x.detach().requires_grad_(), use_reentrant=reentrant)
-    assert isinstance(y, Tensor)
-    torch.manual_seed(99)  # what happens in between moves the generator
-    y.backward(dy)
-    assert_same([y.detach(), again.grad, *(p.grad for p in other.parameters())], want)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("inside", [False, True])
-@pytest.mark.parametrize("rate", [0.0, 0.5])
-def test_autocast_gives_the_same_as_on_the_plain_path(dtype, inside, rate):
-    layer, x, dy = integer_layer(dropout=rate)
-    results = []
-    for each in (layer, plain(layer)):
-        torch.manual_seed(0)
-        leaf = x.detach().requires_grad_()
-        with torch.autocast("cpu", dtype):
-            y = each(leaf)
-            if inside:
-                y.backward(dy.to(dtype))
-        if not inside:
-            y.backward(dy.to(dtype))
-        results.append([y.detach(), leaf.grad, *(p.grad for p in each.parameters())])
-        assert y.dtype == dtype and leaf.grad is not None and leaf.grad.dtype == torch.float32
-        assert is_fast(y) == each.fast
-    assert_same(*results)
-
-
-def test_a_backward_pass_inside_autocast_of_a_forward_pass_outside_stays_in_its_dtype():
-    layer, x, dy = integer_layer()
-    want = run(copy.deepcopy(layer), x, dy)
-    y = layer(x)
-    with torch.autocast("cpu", torch.bfloat16):
-        y.backward(dy)
-    assert_same([y.detach(), x.grad, *(p.grad for p in layer.parameters())], want)
-
-
-def test_autocast_leaves_a_double_layer_alone():
-    layer, x, dy = integer_layer(dtype=torch.float64)
-    with torch.autocast("cpu", torch.bfloat16):
-        y = layer(x)
-    assert y.dtype == torch.float64 and is_fast(y)
-
-
-@pytest.mark.parametrize("rate", [0.0, 0.5])
-def test_torch_compile_takes_the_layer_as_one_graph(rate):
-    layer, x, dy = integer_layer(dropout=rate)
-    compiled = torch.compile(copy.deepcopy(layer), backend="aot_eager", fullgraph=True)
-    torch.manual_seed(0)
-    want = run(layer, x, dy)
-    torch.manual_seed(0)
-    assert_same(run(compiled, x, dy), want)  # pyright: ignore[reportArgumentType]
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # forward mode uses it, in torch itself
-def test_torch_func_takes_gradients_of_a_batch_of_each_sample_and_forward_ones():
-    layer, x, dy = integer_layer(dtype=torch.float64)
-    x = x.detach().reshape(10, 4)
-    dy = dy.reshape(10, 3)
-    parameters = {name: p.detach() for name, p in layer.named_parameters()}
-
-    def loss(parameters: dict[str, Tensor], x: Tensor, dy: Tensor) -> Tensor:
-        return (torch.func.functional_call(layer, parameters, (x,)) * dy).sum()
-
-    whole = torch.func.grad(loss)(parameters, x, dy)
-    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, x, dy)
-    _, dx, *_ = run(layer, x.requires_grad_(), dy)
-    for name, p in layer.named_parameters():
-        assert p.grad is None or torch.equal(whole[name], p.grad)
-        assert torch.equal(each[name].sum(0), whole[name])
-    tangent = torch.ones_like(x)
-    _, forward = torch.func.jvp(layer, (x.detach(),), (tangent,))
-    with forward_ad.dual_level():
-        dual = forward_ad.unpack_dual(layer(forward_ad.make_dual(x.detach(), tangent))).tangent
-    assert dx is not None and torch.equal((forward * dy).sum(), (dx * tangent).sum()) and torch.equal(dual, forward)
-
-
-def test_a_batch_of_gradients_goes_through_the_backward_pass():
-    layer, x, dy = integer_layer(dtype=torch.float64)
-    factors, rows = (x, layer.lora_A, layer.lora_B), torch.stack([dy, -dy, 2 * dy])
-    batched = torch.autograd.grad(layer(x), factors, rows, is_grads_batched=True)
-    one_by_one = [torch.autograd.grad(layer(x), factors, row) for row in rows]
-    assert_same(list(batched), [torch.stack(gradients) for gradients in zip(*one_by_one, strict=True)])
-
-
-def test_what_comes_after_may_write_into_the_output():
-    layer, x, dy = integer_layer()
-    for form in (x, x.detach().reshape(10, 4).requires_grad_()):
-        y = layer(form).mul_(2)
-        (dx,) = torch.autograd.grad(y, form, dy.reshape(y.shape))
-        (want,) = torch.autograd.grad(2 * plain(layer)(form), form, dy.reshape(y.shape))
-        assert torch.equal(dx, want)
-
-
-def test_no_gradient_is_asked_for_and_none_is_kept():
-    layer, x, _ = integer_layer(dropout=0.5)
-    for context in (torch.no_grad, torch.inference_mode):
-        with context():
-            y = layer.eval()(x)
-        assert not y.requires_grad and torch.equal(y, plain(layer)(x))
-
-
-@pytest.mark.filterwarnings("ignore")  # torch.jit.trace is deprecated, and says of each branch that it is one
-def test_a_trace_holds_the_operations_of_torch():
-    layer, x, _ = integer_layer()
-    assert same_bits(torch.jit.trace(layer, x.detach())(x.detach()), layer(x).detach())
-    assert same_bits(torch.export.export(layer, (x.detach(),)).module()(x.detach()).detach(), layer(x).detach())

@@ -5,15 +5,17 @@ power of two from 1/4 to 4. The largest intermediate is then s·xᵀ(dy Bᵀ) �
 s is), which bfloat16 holds exactly.
 """
 
+import copy
 from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_torch import LinearLoRA
+from lora_torch.fast import FrozenLinearLoRA
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -68,3 +70,41 @@ def same_bits(got: Tensor, want: Tensor) -> bool:
     """Same shape, dtype and bits: tells −0.0 from 0.0, and NaN is itself."""
     got_bytes, want_bytes = (t.detach().flatten().contiguous().view(torch.uint8) for t in (got, want))
     return got.shape == want.shape and got.dtype == want.dtype and torch.equal(got_bytes, want_bytes)
+
+
+def integer_layer(**options: object) -> tuple[LinearLoRA, Tensor, Tensor]:
+    """in 4, out 3, rank 2, x (2, 5, 4), dy (2, 5, 3)."""
+    layer, draws = LinearLoRA(4, 3, 2, 4.0, **options), torch.Generator().manual_seed(3)  # pyright: ignore[reportArgumentType]
+    fill(layer, draws)
+    dtype = layer.lora_A.dtype
+    return layer, integers((2, 5, 4), 2, draws).to(dtype).requires_grad_(), integers((2, 5, 3), 2, draws).to(dtype)
+
+
+def plain(layer: LinearLoRA) -> LinearLoRA:
+    other = copy.deepcopy(layer)
+    other.fast = False
+    return other
+
+
+def is_fast(y: Tensor) -> bool:
+    """Whether a FrozenLinearLoRA is in the graph of y."""
+    nodes, seen = [y.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    return any(type(node).__name__ == f"{FrozenLinearLoRA.__name__}Backward" for node in seen)
+
+
+def run(layer: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor | None]:
+    """y, dx and the gradients of all parameters."""
+    x = x.detach().requires_grad_(x.requires_grad)
+    y = layer(x)
+    y.backward(dy)
+    return [y.detach(), x.grad, *(parameter.grad for parameter in layer.parameters())]
+
+
+def assert_same(got: list, want: list) -> None:
+    for g, w in zip(got, want, strict=True):
+        assert (g is None) == (w is None) and (g is None or torch.equal(g, w))
