@@ -7,7 +7,7 @@ import random
 import statistics
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
@@ -23,7 +23,7 @@ from conformance.bench.measure import Passes, Trial
 from conformance.bench.workloads import WORKLOADS, Workload, sweep
 from conformance.loading import LoadError, as_subject, built_in, load
 from conformance.subject import LayerConfig, Subject
-from conformance.torch import TorchLayer
+from conformance.torch import TorchLayer, to_tensor
 
 FROZEN = "frozen layer"
 GRAPH = ", CUDA graph"
@@ -124,16 +124,16 @@ def _result(workload: Workload, subjects: dict, options: Options, flush: bool, r
         workload, rounds = workload.smaller(), 2
     torch._dynamo.reset()  # what was compiled for other sizes
     arrays = _arrays(workload, options)
-    x, dy = (_tensor(arrays[name], options) for name in ("x", "dy"))
+    x, dy = (to_tensor(arrays[name], options.device) for name in ("x", "dy"))
     linear = nn.Linear(workload.in_features, workload.out_features, device=options.device, dtype=x.dtype).requires_grad_(False)
     with torch.no_grad():
-        linear.weight.copy_(_tensor(arrays["W"], options))
-        linear.bias.copy_(_tensor(arrays["b"], options))
+        linear.weight.copy_(to_tensor(arrays["W"], options.device))
+        linear.bias.copy_(to_tensor(arrays["b"], options.device))
     costs = {FROZEN: Cost(FROZEN, torch.__version__)}
     trials = {FROZEN: Trial(linear, x.clone().requires_grad_(), dy)}
     for spec, subject in subjects.items():
         cost = costs[spec] = Cost(spec, subject.version)
-        with _told(cost):
+        with _reason_kept(cost):
             layer = _layer(subject, workload, options, arrays)
             trial = Trial(layer.measured, x.clone().requires_grad_(), dy)
             trial.run()
@@ -147,7 +147,7 @@ def _result(workload: Workload, subjects: dict, options: Options, flush: bool, r
     if whole and options.device == "cuda" and workload.name == "S4":
         for name in [name for name in trials if not name.startswith("peft-form")]:
             cost = costs[name + GRAPH] = Cost(name + GRAPH, costs[name].version)
-            with _told(cost):
+            with _reason_kept(cost):
                 module = copy.deepcopy(trials[name].module)
                 trials[name + GRAPH] = measure.graphed(Trial(module, x.clone().requires_grad_(), dy))
     _take_turns(costs, trials, rounds, flush)
@@ -157,7 +157,7 @@ def _result(workload: Workload, subjects: dict, options: Options, flush: bool, r
 
 
 @contextmanager
-def _told(cost: Cost):
+def _reason_kept(cost: Cost):
     """What a library raises becomes the reason why it was not measured; the others are measured all the same."""
     try:
         yield
@@ -174,11 +174,13 @@ def _take_turns(costs: dict[str, Cost], trials: dict[str, Trial], rounds: int, f
         turn: dict[str, Passes] = {}
         names = [name for name in trials if not costs[name].reason]
         for name in order.sample(names, len(names)):
-            with _told(costs[name]):
+            with _reason_kept(costs[name]) if name != FROZEN else nullcontext():
                 turn[name] = measure.timed(trials[name], calls, flush)
         for name, passes in turn.items():
-            base = turn[FROZEN + GRAPH if name.endswith(GRAPH) else FROZEN]
-            cost = costs[name]
+            cost, base = costs[name], turn.get(FROZEN + GRAPH if name.endswith(GRAPH) else FROZEN)
+            if base is None:
+                cost.reason = "the frozen layer that it is set beside was not measured"
+                continue
             cost.milliseconds.append(passes)
             cost.ratios.append(Passes(passes.forward / base.forward, passes.backward / base.backward))
             cost.total.append(passes.total / base.total)
@@ -202,9 +204,3 @@ def _arrays(workload: Workload, options: Options) -> dict[str, np.ndarray]:
     widths = {"x": 1.0, "dy": 1.0, "W": 0.02, "b": 0.02, "A": 1 / sqrt(n_in), "B": 0.001 * sqrt(n_in / rank) / 2}
     return {name: (np.float32(widths[name]) * rng.standard_normal(shape, np.float32)).astype(dtype)
             for name, shape in shapes.items()}
-
-
-def _tensor(array: np.ndarray, options: Options) -> torch.Tensor:
-    from conformance.torch import to_tensor
-
-    return to_tensor(array, options.device)
