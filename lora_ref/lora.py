@@ -22,6 +22,13 @@ from lora_ref.init import Initialiser, gaussian
 from lora_ref.shapes import check, check_dtype, check_size, finite, rows
 
 
+class Spec(NamedTuple):
+    """What a place of a transformer is told."""
+
+    rank: int
+    scale: float = 1.0
+
+
 class LoRA(NamedTuple):
     """The trainable arrays, or their gradients."""
 
