@@ -42,7 +42,7 @@ def forward(
     if prefix is not None:
         k, v = (_before(P, x, kv_heads) for P, x in zip(prefix, (k, v), strict=True))         # (batch, groups, length + T, s)
     # 3. p = softmax(q kᵀ + hidden)
-    scores = q @ k.swapaxes(-1, -2)                                                           # (batch, groups, each · T, length + T)
+    scores = q @ k.swapaxes(-1, -2)                                                           # (batch, groups, …, length + T)
     by_head = scores.reshape(batch, kv_heads, -1, T, length + T)  # shares its memory
     by_head += hidden[:, None, None]
     p = softmax(scores)

@@ -23,7 +23,7 @@ _GELU = (2 / np.pi) ** 0.5
 
 
 def relu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    positive = x.real > 0
+    positive = np.real(x) > 0
     return x * positive, positive
 
 
@@ -119,7 +119,7 @@ def norm_weights(dy: np.ndarray, cache: Norm) -> tuple[np.ndarray, np.ndarray | 
 
 def softmax(s: np.ndarray) -> np.ndarray:
     """Over the last axis; −inf is a place that is not seen. Its backward needs the answer itself."""
-    p = s - s.real.max(-1, keepdims=True)
+    p = s - np.real(s).max(-1, keepdims=True)
     np.exp(p, out=p)
     p /= p.sum(-1, keepdims=True)
     return p
@@ -170,7 +170,7 @@ def loss(logits: np.ndarray, targets: np.ndarray) -> tuple[np.generic, Loss]:
     if not counted.any():
         raise ValueError(f"ops.loss: every one of targets is {IGNORED}, expected one that counts because the loss is a mean")
     # 1. shifted = logits − max, p = e^shifted / Σ
-    shifted = logits - logits.real.max(-1, keepdims=True)
+    shifted = logits - np.real(logits).max(-1, keepdims=True)
     p = np.exp(shifted)
     total = p.sum(-1, keepdims=True)
     p /= total
@@ -178,14 +178,14 @@ def loss(logits: np.ndarray, targets: np.ndarray) -> tuple[np.generic, Loss]:
     chosen = np.take_along_axis(shifted, np.where(counted, targets, 0)[..., None], -1)
     each = (np.log(total) - chosen)[..., 0] * counted
     # 3. mean
-    return each.sum() / counted.sum(dtype=p.real.dtype), Loss(p, targets, counted)
+    return each.sum() / counted.sum(dtype=np.real(p).dtype), Loss(p, targets, counted)
 
 
 def loss_backward(cache: Loss) -> np.ndarray:
     """dlogits (…, vocabulary) for a loss whose own gradient is 1."""
     p, targets, counted = cache
     # 3. and 2. and 1. together: (p − 1 at the target) / count
-    weight = counted / counted.sum(dtype=p.real.dtype)
+    weight = counted / counted.sum(dtype=np.real(p).dtype)
     dlogits = p * weight[..., None]
     index = np.where(counted, targets, 0)[..., None]
     np.put_along_axis(dlogits, index, np.take_along_axis(dlogits, index, -1) - weight[..., None], -1)

@@ -54,7 +54,8 @@ def check(config: Config) -> None:
     """Raises ValueError naming the field, what it is, what was expected and why."""
     for name in ("vocabulary", "width", "layers", "heads", "kv_heads", "mlp_width", "context"):
         check_size("transformer", name, getattr(config, name))
-    for name, whole, why in ("width", config.heads, "heads share it"), ("heads", config.kv_heads, "kv_heads are shared by them"):
+    parts = ("width", config.heads, "heads share it"), ("heads", config.kv_heads, "they share kv_heads")
+    for name, whole, why in parts:
         if getattr(config, name) % whole:
             raise ValueError(f"transformer: {name} is {getattr(config, name)}, expected a multiple of {whole} because {why}")
     for name, known in ("activation", ("gelu", "silu")), ("norm", ("layer", "rms")):

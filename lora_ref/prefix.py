@@ -62,14 +62,18 @@ def init_reparameterised(
     """E ~ N(0, 1), W1 ~ N(0, 1/e), W2 ~ N(0, 1/hidden), biases zero, so that P has the size of a norm's output."""
     _check_sizes("prefix.init_reparameterised", dtype, layers=layers, length=length, width=width, hidden=hidden, e=e)
     out = 2 * layers * width
-    E, W1, W2 = (rng.standard_normal(shape) * k**-0.5 for shape, k in (((length, e), 1), ((hidden, e), e), ((out, hidden), hidden)))
+    E = rng.standard_normal((length, e))
+    W1, W2 = (rng.standard_normal(shape) * shape[1] ** -0.5 for shape in ((hidden, e), (out, hidden)))
     return Reparameterised(*(a.astype(dtype) for a in (E, W1, np.zeros(hidden), W2, np.zeros(out))))
 
 
 def forward(p: Reparameterised, layers: int) -> tuple[Prefix, Cache]:
     """The prefix (layers, length, width) that is trained as p. Raises ValueError for a wrong shape or dtype."""
     E, W1, b1, W2, b2 = p
-    check("prefix.forward", embedding=(E, "length e"), W1=(W1, "hidden e"), b1=(b1, "hidden"), W2=(W2, "out hidden"), b2=(b2, "out"))
+    check(
+        "prefix.forward", embedding=(E, "length e"), W1=(W1, "hidden e"), b1=(b1, "hidden"),
+        W2=(W2, "out hidden"), b2=(b2, "out"),
+    )
     # 1. t = tanh(E W1ᵀ + b1)
     t = np.tanh(E @ W1.T + b1)                                                                # (length, hidden)
     # 2. P = t W2ᵀ + b2

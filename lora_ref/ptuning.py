@@ -140,9 +140,9 @@ def backward(dprompts: np.ndarray, cache: tuple) -> Encoder:
         return MLP(dx, dW1, db1, dW2, db2)
     # 1. x = [h→ h←]
     there, back = np.split(dx, 2, axis=-1)
-    dE, *first = _lstm_backward(there, ways[0])
-    dE_back, *second = _lstm_backward(back[::-1], ways[1])
-    return LSTM(dE + dE_back[::-1], *first, *second, dW1, db1, dW2, db2)
+    dE, dW, dU, db = _lstm_backward(there, ways[0])
+    dE_back, dW_back, dU_back, db_back = _lstm_backward(back[::-1], ways[1])
+    return LSTM(dE + dE_back[::-1], dW, dU, db, dW_back, dU_back, db_back, dW1, db1, dW2, db2)
 
 
 def fold(p: Encoder) -> Embedding:
@@ -197,7 +197,7 @@ def _lstm(x: np.ndarray, W: np.ndarray, U: np.ndarray, b: np.ndarray) -> tuple[n
     return out, (x, W, U, steps)
 
 
-def _lstm_backward(dout: np.ndarray, cache: tuple) -> tuple[np.ndarray, ...]:
+def _lstm_backward(dout: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """dx, dW, dU, db: back along the rows, with the gradients that h and c carry."""
     x, W, U, steps = cache
     du, before = np.empty_like(x, shape=(len(x), len(U))), np.empty_like(x, shape=(len(x), U.shape[1]))

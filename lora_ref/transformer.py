@@ -103,7 +103,7 @@ def forward(
         prompts, run.kept["prompt"] = ptuning.forward(take(ptuning.ENCODERS[prompt.encoder], "prompt", arrays))
         h = ptuning.insert(h, prompts, prompt.positions)                                      # (batch, T + prompts, width)
         if mask is not None:
-            mask = ptuning.insert(mask[..., None], np.True_, prompt.positions)[..., 0]
+            mask = ptuning.insert(mask[..., None], np.ones((), bool), prompt.positions)[..., 0]
     # 2. h += embed_positions[…]
     T = h.shape[1]
     h += arrays["embed_positions.weight"][length : length + T]
@@ -379,7 +379,7 @@ def _checked(arrays: Mapping[str, np.ndarray], config: Config, methods: Methods)
     for name in (*expected, *arrays):
         if name not in arrays or name not in expected:
             what = "is missing from" if name in expected else "is unknown among"
-            raise ValueError(f"transformer: {name} {what} arrays, expected exactly the names that shapes(config, methods) gives")
+            raise ValueError(f"transformer: {name} {what} arrays, expected the names that shapes(config, methods) gives")
     dtype = check_dtype("transformer", next(iter(expected)), first.dtype if isinstance(first, np.ndarray) else object)
     for name, shape in expected.items():
         array = arrays[name]
@@ -394,8 +394,8 @@ def _check_tokens(tokens: np.ndarray, mask: np.ndarray | None, config: Config, v
         got = f"{tokens.dtype} {tokens.shape}" if isinstance(tokens, np.ndarray) else type(tokens).__name__
         raise ValueError(f"transformer.forward: tokens is {got}, expected integers (batch, T)")
     if tokens.size and not (tokens.min() >= 0 and tokens.max() < config.vocabulary):
-        span = f"{tokens.min()} … {tokens.max()}"
-        raise ValueError(f"transformer.forward: tokens are {span}, expected 0 … {config.vocabulary - 1} because of the vocabulary")
+        span, top = f"{tokens.min()} … {tokens.max()}", config.vocabulary - 1
+        raise ValueError(f"transformer.forward: tokens are {span}, expected 0 … {top} because of the vocabulary")
     if tokens.shape[1] + virtual > config.context:
         got = f"{tokens.shape[1]} tokens and {virtual} virtual ones"
         raise ValueError(f"transformer.forward: there are {got}, expected at most {config.context} because that is the context")
