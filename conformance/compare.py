@@ -1,17 +1,21 @@
 """The only file that decides how far apart two arrays may be.
 
-Three kinds of judgement, none with a chosen tolerance:
+Four kinds of judgement, none with a chosen tolerance:
 * `same`: bit equality, for cases in which every honest way of computing is exact;
 * `within`: componentwise, |got − want| ≤ bound, the bound derived in `lora_ref.bounds`;
+* `within_spread`: the same for whole models, the bound a quantile of the spread that `lora_ref.noise` finds;
 * statistics of random draws, each with a false-alarm probability of at most ALARM for an honest implementation.
 
 Each returns error / bound (0 where equal), or raises Mismatch with what a report needs.
 """
 
 import math
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
+
+from lora_ref import noise
 
 ALARM = 1e-11  # per statistical check; a run makes fewer than 100 of them, so at most 1e-9 in a run
 
@@ -69,6 +73,12 @@ def within(got, want, bound, what: str) -> float:
         raise _at(what, got, want, bound, wrong)
     inside = bound > 0
     return float((error[inside] / bound[inside]).max()) if inside.any() else 0.0
+
+
+def within_spread(got, want, deviation, what: str) -> float:
+    """Each component within what an honest error of that standard deviation reaches with probability 1 − ALARM. The
+    deviation is an estimate from `lora_ref.noise.RUNS` runs, so error / deviation has Student's distribution."""
+    return within(got, want, _student(ALARM, noise.RUNS) * np.asarray(deviation, np.float64), what)
 
 
 def alike(first, second, bound) -> bool:
@@ -152,6 +162,25 @@ def _statistic(got: float, want: float, bound: float, what: str) -> float:
 
 def _z(alarm: float) -> float:
     return -NormalDist().inv_cdf(alarm / 2)
+
+
+@cache
+def _student(alarm: float, freedom: int) -> float:
+    """The t that |T| exceeds with that probability, T of Student's distribution with an even number of degrees of freedom:
+    there P(|T| ≤ t) = sin θ (1 + ½ cos² θ + ½ ¾ cos⁴ θ + …), tan θ = t / √freedom, freedom / 2 terms (Abramowitz and
+    Stegun, *Handbook of Mathematical Functions*, 26.7.4)."""
+    def beyond(t: float) -> float:
+        theta, term, total = math.atan(t / math.sqrt(freedom)), 1.0, 0.0
+        for k in range(freedom // 2):
+            total += term
+            term *= (2 * k + 1) / (2 * k + 2) * math.cos(theta) ** 2
+        return 1 - math.sin(theta) * total
+
+    low, high = 0.0, 1e6
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if beyond(middle) > alarm else (low, middle)
+    return high
 
 
 def _same_shape(got: np.ndarray, want: np.ndarray, what: str) -> None:

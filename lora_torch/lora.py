@@ -14,15 +14,18 @@ Left out: several adapters on one layer, quantised weights.
 """
 
 import math
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
-from numbers import Integral, Real
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from lora_torch.checks import is_finite, is_size, require
 from lora_torch.fast import FrozenLinearLoRA
+
+_require = partial(require, "LinearLoRA")
 
 # Of A only, (in, rank). The paper says "random Gaussian" and names no width. torch takes a tensor's last dimension for
 # its fan-in, here the rank: the first two give fan-in = in themselves, "kaiming_rank" is torch's call as it stands.
@@ -36,6 +39,13 @@ SCALINGS = {
     "standard": lambda alpha, rank: alpha / rank,
     "rslora": lambda alpha, rank: alpha / math.sqrt(rank),
 }
+
+
+class LoRA(NamedTuple):
+    """What lora_torch.transformer puts around a linear layer; scale is what A B is multiplied by, not alpha."""
+
+    rank: int
+    scale: float
 
 
 class LinearLoRA(nn.Module):
@@ -78,12 +88,12 @@ class LinearLoRA(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _require(_is_size(in_features), "in_features", in_features, "an integer ≥ 1", "W is (out, in)")
-        _require(_is_size(out_features), "out_features", out_features, "an integer ≥ 1", "W is (out, in)")
-        _require(_is_size(rank), "rank", rank, "an integer ≥ 1", "A is (in, rank) and scale divides by it")
+        _require(is_size(in_features), "in_features", in_features, "an integer ≥ 1", "W is (out, in)")
+        _require(is_size(out_features), "out_features", out_features, "an integer ≥ 1", "W is (out, in)")
+        _require(is_size(rank), "rank", rank, "an integer ≥ 1", "A is (in, rank) and scale divides by it")
         _require(isinstance(bias, bool), "bias", bias, "True or False", "its values go into pre_trained_weight.bias")
-        _require(_is_finite(alpha), "alpha", alpha, "a finite number", "scale is a multiple of it")
-        valid = _is_finite(dropout) and 0 <= dropout < 1
+        _require(is_finite(alpha), "alpha", alpha, "a finite number", "scale is a multiple of it")
+        valid = is_finite(dropout) and 0 <= dropout < 1
         _require(valid, "dropout", dropout, "a number in [0, 1)", "what it keeps is divided by 1 − dropout")
         _require(scaling in SCALINGS, "scaling", scaling, f"one of {', '.join(SCALINGS)}", "it makes scale from alpha")
         _require(init in INITS, "init", init, f"one of {', '.join(INITS)}", "it draws A")
@@ -175,17 +185,17 @@ class LinearLoRA(nn.Module):
         )
 
 
-def _require(met: bool, name: str, got: object, expected: str, why: str) -> None:
-    if not met:
-        raise ValueError(f"LinearLoRA: {name} is {got!r}, expected {expected}, because {why}")
-
-
-def _is_size(n: object) -> bool:
-    return isinstance(n, Integral) and not isinstance(n, bool) and int(n) >= 1
-
-
-def _is_finite(number: object) -> bool:
-    return isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
+def around(linear: nn.Linear, method: LoRA) -> LinearLoRA:
+    """A LinearLoRA whose frozen layer is `linear` itself."""
+    require("LoRA", is_size(method.rank), "rank", method.rank, "an integer ≥ 1", "A is (in, rank)")
+    require("LoRA", is_finite(method.scale), "scale", method.scale, "a finite number", "A B is multiplied by it")
+    W, alpha = linear.weight, method.scale * method.rank
+    layer = LinearLoRA(
+        linear.in_features, linear.out_features, method.rank, alpha, linear.bias is not None, device=W.device, dtype=W.dtype
+    )
+    layer.pre_trained_weight = linear.requires_grad_(False)
+    layer.scale = float(method.scale)  # alpha / rank may be a rounding away from it
+    return layer
 
 
 def _fast_is_valid(

@@ -1,0 +1,296 @@
+"""The methods beside each other on one task: what each trains, what it costs, and what it reaches. NumPy alone.
+
+A small transformer learns a language (`language.py`) and is then fine-tuned on that language with half of its rules drawn
+anew, by each method, over several seeds. Every method has its learning rate chosen for it, on a seed of its own, from the
+same list. Inference is timed in rounds in which every form has its turn, so that what disturbs the machine disturbs all.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lora_ref import adapter, language, lora, ops, optim, prefix, ptuning, transformer
+from lora_ref.places import Arrays, Config, Methods, linears
+
+CONFIG = Config(vocabulary=32, width=64, layers=2, heads=4, kv_heads=4, mlp_width=256, context=64)
+LENGTH, BATCH = 32, 16  # of what is trained on
+RATES = (3e-3, 1e-2, 3e-2, 1e-1)
+Progress = Callable[[float, str], None]  # share done, what is being done
+
+
+class Method(NamedTuple):
+    """A way to fine-tune: what is at which place, and whether the base trains besides; `config` if it is not CONFIG."""
+
+    name: str
+    methods: Methods
+    full: bool = False
+    config: Config = CONFIG
+
+
+class Row(NamedTuple):
+    """What was found of one method. Times in seconds, memory in bytes, losses in nats."""
+
+    name: str
+    trained: int  # numbers that train
+    stored: int  # numbers that an adapted model has beyond the base at inference, merged or folded where that is possible
+    operations: float  # multiply-adds of a forward pass at inference, of those of the base
+    positions: int  # of the context that are gone
+    memory: int  # gradients and AdamW's two moments
+    rate: float  # the one that was chosen
+    step: tuple[float, ...]  # time of each measured training step
+    latency: dict[int, tuple[float, ...]]  # batch → time of a forward pass in each round
+    losses: tuple[float, ...]  # by seed, on words that were not trained on
+
+
+class Result(NamedTuple):
+    rows: tuple[Row, ...]  # the base first, which trains nothing
+    entropy: float  # of the shifted language: the lowest loss there is
+    base_parameters: int
+    seconds: float
+
+
+def places() -> list[Method]:
+    """Every method at its usual place in every layer."""
+    layers = range(CONFIG.layers)
+    qv = {f"layers.{i}.{part}_proj": lora.Spec(4, 2.0) for i in layers for part in "qv"}
+    fused = {f"layers.{i}.qkv_proj": lora.Spec(4, 2.0) for i in layers}
+    every = {place: lora.Spec(4, 2.0) for place in linears(CONFIG) if place != "lm_head"}
+    houlsby = {f"layers.{i}.{part}.output": adapter.Spec(8, "gelu") for i in layers for part in ("attention", "mlp")}
+    pfeiffer = {f"layers.{i}.output": adapter.Spec(16, "relu") for i in layers}
+    beside = {f"layers.{i}.mlp": adapter.Spec(16, "relu", 4.0, "zero") for i in layers}
+    eight = tuple(range(8))
+    return [
+        Method("full fine-tuning", {}, full=True),
+        Method("LoRA r=4 on q, v", qv),
+        Method("LoRA r=4 on fused qkv", fused, config=CONFIG._replace(fused=True)),
+        Method("LoRA r=4 on every layer", every),
+        Method("adapters, Houlsby m=8", houlsby),
+        Method("adapters, Pfeiffer m=16", pfeiffer),
+        Method("adapters, parallel m=16", beside),
+        Method("prefix l=8", {"prefix": prefix.Spec(8)}),
+        Method("prefix l=8, MLP", {"prefix": prefix.Spec(8, hidden=64)}),
+        Method("P-tuning n=8", {"prompt": ptuning.Spec(eight)}),
+        Method("P-tuning n=8, LSTM", {"prompt": ptuning.Spec(eight, "lstm", 32)}),
+    ]
+
+
+def run(seeds: int = 3, steps: int = 250, pretraining: int = 1500, progress: Progress = lambda share, what: None) -> Result:
+    """Pretrains, fine-tunes with every method, and measures. Raises ValueError for fewer than one seed or step."""
+    for name, value in ("seeds", seeds), ("steps", steps), ("pretraining", pretraining):
+        if value < 1:
+            raise ValueError(f"compare.run: {name} is {value}, expected at least 1 because a mean is taken over them")
+    started = time.perf_counter()
+    rng = np.random.default_rng(0)
+    old = language.language(rng, CONFIG.vocabulary)
+    new = language.shifted(rng, old)
+    unseen = language.sample(rng, new, 128, LENGTH + 1)
+    methods = places()
+    search = max(1, steps // 2)  # steps with each rate
+    total = pretraining + len(methods) * (seeds * steps + len(RATES) * search)
+    done = 0
+
+    def tick(what: str) -> Callable[[], None]:
+        def one() -> None:
+            nonlocal done
+            done += 1
+            if done % 10 == 0:
+                progress(done / total, what)
+        return one
+
+    base = transformer.init(rng, CONFIG, np.float32)
+    base, _ = train(base, list(base), CONFIG, {}, old, rng, 3e-3, pretraining, tick("pretraining"))
+    rows = []
+    for method in methods:
+        def tune(seed: int, rate: float, count: int, method: Method = method) -> tuple[Arrays, list[float]]:
+            rng = np.random.default_rng(seed)
+            arrays, names = start(base, method, rng)
+            return train(arrays, names, method.config, method.methods, new, rng, rate, count, tick(method.name))
+
+        def lost(arrays: Arrays, method: Method = method) -> float:
+            return loss(arrays, method.config, method.methods, unseen)
+
+        rate = min(RATES, key=lambda rate: lost(tune(1000, rate, search)[0]))
+        tuned = [tune(seed, rate, steps) for seed in range(seeds)]
+        rows.append(described(method, tuned[0][0], rate, [t for _, times in tuned for t in times], [lost(a) for a, _ in tuned]))
+    progress(1.0, "inference")
+    latencies = latency([Method("base", {}), *methods], base)
+    plain = Row("base, not tuned", 0, 0, 1.0, 0, 0, 0.0, (), latencies[0], (loss(base, CONFIG, {}, unseen),))
+    rows = [row._replace(latency=its) for row, its in zip(rows, latencies[1:], strict=True)]
+    size = sum(a.size for a in base.values())
+    return Result((plain, *rows), language.entropy(new, unseen), size, time.perf_counter() - started)
+
+
+def start(base: Arrays, method: Method, rng: np.random.Generator) -> tuple[Arrays, list[str]]:
+    """The base with a fresh method on it, and the names of what trains."""
+    arrays = fused(base) if method.config.fused else dict(base)
+    own = transformer.init_methods(rng, method.config, method.methods, np.float32)
+    return arrays | own, list(arrays if method.full else own)
+
+
+def fused(arrays: Arrays) -> Arrays:
+    """The same model with one matrix for q, k and v."""
+    joined = {}
+    for name, a in arrays.items():
+        if ".k_proj." not in name and ".v_proj." not in name:
+            parts = [arrays[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"] if ".q_proj." in name else [a]
+            joined[name.replace(".q_proj.", ".qkv_proj.")] = np.concatenate(parts)
+    return joined
+
+
+def train(
+    arrays: Arrays, names: list[str], config: Config, methods: Methods, source: language.Language, rng: np.random.Generator,
+    rate: float, steps: int, tick: Callable[[], None],
+) -> tuple[Arrays, list[float]]:
+    """The arrays after so many steps of AdamW without decay, the rate rising over the first 20 and falling to 0 from there,
+    and the time of each step."""
+    state, times = optim.adamw_init({name: arrays[name] for name in names}), []
+    for i in range(steps):
+        words = language.sample(rng, source, BATCH, LENGTH + 1)
+        started = time.perf_counter()
+        logits, cache = transformer.forward(words[:, :-1], arrays, config, methods)
+        _, kept = ops.loss(logits, words[:, 1:])
+        gradients = transformer.backward(ops.loss_backward(kept), cache, names)
+        now = rate * min(1, (i + 1) / 20) * (1 - i / steps)
+        arrays, state = optim.adamw(arrays, gradients, state, now, decay=0.0)
+        times.append(time.perf_counter() - started)
+        tick()
+    return arrays, times
+
+
+def loss(arrays: Arrays, config: Config, methods: Methods, words: np.ndarray) -> float:
+    """Of the words from the third on, since the two before are what the language goes by."""
+    logits, _ = transformer.forward(words[:, :-1], arrays, config, methods)
+    return float(ops.loss(logits[:, 1:], words[:, 2:])[0])
+
+
+def described(method: Method, arrays: Arrays, rate: float, times: list[float], losses: list[float]) -> Row:
+    trained = sum(a.size for name, a in arrays.items() if method.full or name not in transformer.base_names(method.config))
+    folded, left = transformer.merge(arrays, method.config, method.methods)
+    stored = sum(a.size for a in folded.values()) - sum(arrays[name].size for name in transformer.base_names(method.config))
+    more = operations(method.config, left) / operations(CONFIG, {})
+    memory = 3 * trained * np.dtype(np.float32).itemsize
+    return Row(method.name, trained, stored, more, virtual(method.methods), memory, rate, tuple(times), {}, tuple(losses))
+
+
+def virtual(methods: Methods) -> int:
+    """Positions of the context that the methods take."""
+    count = methods["prefix"].length if "prefix" in methods else 0
+    return count + (len(methods["prompt"].positions) if "prompt" in methods else 0)
+
+
+def operations(config: Config, methods: Methods, T: int = LENGTH) -> int:
+    """Multiply-adds of a forward pass over one sequence of T tokens: of every matrix product, masked scores included."""
+    length = methods["prefix"].length if "prefix" in methods else 0
+    rows = T + (len(methods["prompt"].positions) if "prompt" in methods else 0)
+    head = 0 if not config.tied else T * config.width * config.vocabulary
+    total = head + config.layers * 2 * rows * (rows + length) * config.width  # scores and values
+    for place, (out, n_in) in linears(config).items():
+        total += (T if place == "lm_head" else rows) * out * n_in
+    for place, spec in methods.items():
+        if isinstance(spec, lora.Spec):
+            out, n_in = linears(config)[place]
+            total += rows * spec.rank * (n_in + out)
+        elif isinstance(spec, adapter.Spec):
+            total += rows * 2 * config.width * spec.bottleneck
+    return total
+
+
+def latency(methods: list[Method], base: Arrays, rounds: int = 40) -> list[dict[int, tuple[float, ...]]]:
+    """The time of a forward pass of each method at inference, merged or folded, for batches of 1 and 16, in each round."""
+    rng = np.random.default_rng(1)
+    found: list[dict[int, list[float]]] = [{1: [], 16: []} for _ in methods]
+    forms = []
+    for method in methods:
+        arrays, _ = start(base, method, rng)
+        forms.append((*transformer.merge(arrays, method.config, method.methods), method.config))
+    for batch in found[0]:
+        words = rng.integers(0, CONFIG.vocabulary, (batch, LENGTH))
+        for turn in range(rounds + 2):
+            for i in rng.permutation(len(forms)):
+                arrays, left, config = forms[i]
+                started = time.perf_counter()
+                transformer.forward(words, arrays, config, left)
+                if turn >= 2:
+                    found[i][batch].append(time.perf_counter() - started)
+    return [{batch: tuple(times) for batch, times in its.items()} for its in found]
+
+
+def ratio(row: Row, base: Row, batch: int) -> tuple[float, float, float]:
+    """The median over the rounds of its time in that of the base, and the two quartiles."""
+    ratios = sorted(a / b for a, b in zip(row.latency[batch], base.latency[batch], strict=True))
+    n = len(ratios)
+    return median(ratios), ratios[n // 4], ratios[(3 * n) // 4]
+
+
+def table(result: Result) -> str:
+    """Within 80 columns, in two parts."""
+    base, *rows = result.rows
+    lines = [
+        f"base: {result.base_parameters:,} parameters; sequences of {LENGTH} words, batches of {BATCH}, float32", "",
+        f"{'method':<24}{'trained':>8}{'base is':>9}{'stored':>8}{'multiply-':>10}{'context':>8}{'gradients,':>12}",
+        f"{'':<24}{'':>8}{'× that':>9}{'beside':>8}{'adds':>10}{'taken':>8}{'moments':>12}",
+    ]
+    for row in rows:
+        share = result.base_parameters / row.trained
+        lines.append(f"{row.name:<24}{row.trained:>8,}{share:>8.1f}×{row.stored:>8,}{row.operations - 1:>+10.1%}"
+                     f"{row.positions:>8}{row.memory / 1024:>8,.0f} KiB")
+    lines += [
+        "", f"{'method':<24}{'loss':>6}{'lowest':>8}{'highest':>8}{'rate':>6}{'step':>8}{'forward, of base’s':>20}",
+        f"{'':<24}{'':>6}{'':>8}{'':>8}{'':>6}{'':>8}{'batch 1':>10}{'batch 16':>10}",
+    ]
+    for row in (base, *rows):
+        step = f"{1e3 * median(row.step):.1f} ms" if row.step else ""
+        rate, (one, sixteen) = f"{row.rate:g}" if row.rate else "", (ratio(row, base, batch)[0] for batch in (1, 16))
+        mean = sum(row.losses) / len(row.losses)
+        lines.append(f"{row.name:<24}{mean:>6.3f}{min(row.losses):>8.3f}{max(row.losses):>8.3f}{rate:>6}{step:>8}"
+                     f"{one:>10.2f}{sixteen:>10.2f}")
+    lines += [f"{'the lowest there is':<24}{result.entropy:>6.3f}   (entropy of the language)"]
+    return "\n".join(lines)
+
+
+def claims(result: Result) -> Iterator[tuple[str, str, str]]:
+    """(claim, held | did not hold | held in part, what was found) of what the article says."""
+    by_name = {row.name: row for row in result.rows}
+    base, qv = result.rows[0], by_name["LoRA r=4 on q, v"]
+    adapters = [row for row in result.rows if row.name.startswith("adapters")]
+    rest = [row for row in result.rows if row.positions]
+    count = lora.parameter_count(1000, 1000, 2)
+    exact = 1000 * 1000 == 250 * count
+    here = result.base_parameters / qv.trained
+    yield ("LoRA trains 250 times fewer parameters", "held" if exact and here >= 250 else "held in part",
+           f"for the article's 1000 × 1000 matrix at rank 2, exactly: {1000 * 1000:,} / {count:,}. It is d / (2 r), so it "
+           f"grows with the width: this model of width {CONFIG.width} has {here:.0f}× fewer on q and v")
+    merged = [ratio(qv, base, batch) for batch in (1, 16)]
+    same = qv.stored == 0 and qv.operations == 1
+    covered = all(low <= 1 <= high for _, low, high in merged)
+    yield ("merged LoRA adds no inference latency", "held" if same and covered else "did not hold",
+           f"no number is stored beside the base, no multiply-add is added, and the time is {merged[0][0]:.2f} and "
+           f"{merged[1][0]:.2f} of the base's (batch 1 and 16; quartiles {_span(merged[0])}, {_span(merged[1])})")
+    slow = {row.name: [ratio(row, base, batch) for batch in (1, 16)] for row in adapters}
+    slower = [all(low > 1 for _, low, _ in both) for both in slow.values()]
+    yield ("adapters slow inference down", "held" if all(slower) else "held in part" if any(slower) else "did not hold",
+           "; ".join(f"{name.removeprefix('adapters, ')} {one[0]:.2f} and {many[0]:.2f}" for name, (one, many) in slow.items())
+           + " of the base's time at batch 1 and 16")
+    yield ("a prefix takes part of the sequence", "held" if all(row.positions for row in rest) else "did not hold",
+           f"{rest[0].positions} of {CONFIG.context} positions are gone, and {rest[0].operations - 1:+.1%} multiply-adds; "
+           f"as prompts in the input, {rest[-1].operations - 1:+.1%}")
+    gaps = {row.name: sum(row.losses) / len(row.losses) - result.entropy for row in result.rows[1:]}
+    hard = [gaps[row.name] > gaps[qv.name] for row in rest]
+    spread = max(max(row.losses) - min(row.losses) for row in rest), max(qv.losses) - min(qv.losses)
+    yield ("a prefix is hard to train", "held" if all(hard) else "held in part" if any(hard) else "did not hold",
+           f"above the entropy after the same steps, each at its best rate: LoRA on q, v {gaps[qv.name]:.2f}; "
+           + "; ".join(f"{row.name} {gaps[row.name]:.2f}" for row in rest)
+           + f". Between seeds: up to {spread[0]:.3f}, LoRA {spread[1]:.3f}")
+
+
+def _span(found: tuple[float, float, float]) -> str:
+    return f"{found[1]:.2f} to {found[2]:.2f}"
+
+
+def as_dict(result: Result) -> dict[str, Any]:
+    """For JSON: all of it, the times of every step and round among it."""
+    found = [{"claim": claim, "verdict": verdict, "found": text} for claim, verdict, text in claims(result)]
+    return {**result._asdict(), "rows": [row._asdict() for row in result.rows], "claims": found}

@@ -1,0 +1,17 @@
+"""What arguments are tested with, and how a refusal is worded: its owner, the argument, what came, what was expected, why."""
+
+import math
+from numbers import Integral, Real
+
+
+def require(owner: str, met: bool, name: str, got: object, expected: str, why: str) -> None:
+    if not met:
+        raise ValueError(f"{owner}: {name} is {got!r}, expected {expected}, because {why}")
+
+
+def is_size(n: object) -> bool:
+    return isinstance(n, Integral) and not isinstance(n, bool) and int(n) >= 1
+
+
+def is_finite(number: object) -> bool:
+    return isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)

@@ -1,0 +1,139 @@
+"""P-tuning in PyTorch: n trained prompts among the embedded tokens, at places that are given, through an encoder.
+
+    "embedding"   prompts = E                                      (n, width)
+    "mlp"         prompts = relu(E W1ᵀ + b1) W2ᵀ + b2
+    "lstm"        prompts = relu([h→ | h←] W1ᵀ + b1) W2ᵀ + b2      h→, h← (n, hidden): an LSTM over the rows of E, each way
+
+    E = embedding (n, width)   W1 (hidden, width), lstm: (2 hidden, 2 hidden)   W2 (width, hidden), lstm: (width, 2 hidden)
+
+    the LSTM, with gates in the order i, f, g, o: z_t = e_t Wᵀ + h_{t−1} Uᵀ + b
+    c_t = σ(f) c_{t−1} + σ(i) tanh(g)   h_t = σ(o) tanh(c_t)    W (4 hidden, width)   U (4 hidden, hidden)   b (4 hidden)
+
+Prompts are inserted before positions are embedded, so they have positions and causality holds for them. torch's LSTM has two
+biases, of which the sum alone matters: the second one is zero and does not train. fold() leaves the prompts alone.
+
+Start: E ~ N(0, 1), all else ~ U(±1/√in), in the LSTM ~ U(±1/√hidden), which are torch's draws for such layers.
+
+Sources: Liu et al. 2021, arXiv:2103.10385 ("GPT Understands, Too"), equations 5 and 6. Left out: anchor tokens, an LSTM of
+several layers, dropout. For prompts in every layer (P-tuning v2) see prefix.py.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from numbers import Integral
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lora_torch.checks import is_size, require
+from lora_torch.prefix import draw_linear
+
+_require = partial(require, "Prompt")
+
+ENCODERS = ("embedding", "mlp", "lstm")
+# What nn.LSTM calls an array and what it is called above. Its second biases are not among them.
+LSTM_ARRAYS = {
+    f"{theirs}_l0{end}": f"{way}_{ours}"
+    for way, end in (("forward", ""), ("backward", "_reverse"))
+    for theirs, ours in (("weight_ih", "W"), ("weight_hh", "U"), ("bias_ih", "b"))
+}
+
+
+class Prompt(NamedTuple):
+    """positions: where in the sequence that results the prompts stand, ascending. hidden: of mlp and lstm, else None."""
+
+    positions: Sequence[int]
+    encoder: str = "embedding"
+    hidden: int | None = None
+
+
+class PromptEncoder(nn.Module):
+    """The trained arrays at the place "prompt"."""
+
+    def __init__(
+        self, width: int, method: Prompt, device: torch.device | str | int | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        positions, encoder, hidden = method
+        _check_positions(positions)
+        _require(encoder in ENCODERS, "encoder", encoder, f"one of {', '.join(ENCODERS)}", "it makes the prompts")
+        if encoder == "embedding":
+            _require(hidden is None, "hidden", hidden, "None", "encoder 'embedding' has no hidden units")
+        else:
+            _require(is_size(hidden), "hidden", hidden, "an integer ≥ 1", f"encoder {encoder!r} has that many units")
+        self.positions = tuple(int(p) for p in positions)
+        self.method = Prompt(self.positions, encoder, hidden)
+        empty = partial(torch.empty, device=device, dtype=dtype)
+        self.embedding = nn.Parameter(empty(len(self.positions), width))
+        if encoder == "lstm" and hidden is not None:
+            self.lstm = nn.LSTM(width, hidden, bidirectional=True, device=device, dtype=dtype)
+        if hidden is not None:
+            n_in, units = (2 * hidden, 2 * hidden) if encoder == "lstm" else (width, hidden)
+            self.W1, self.b1 = nn.Parameter(empty(units, n_in)), nn.Parameter(empty(units))
+            self.W2, self.b2 = nn.Parameter(empty(width, units)), nn.Parameter(empty(width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every array anew."""
+        nn.init.normal_(self.embedding)
+        if self.method.encoder == "lstm":
+            self.lstm.reset_parameters()
+            for name, array in self.lstm.named_parameters():
+                if name not in LSTM_ARRAYS:
+                    nn.init.zeros_(array.requires_grad_(False))
+        if self.method.encoder != "embedding":
+            draw_linear(self.W1, self.b1)
+            draw_linear(self.W2, self.b2)
+
+    def train(self, mode: bool = True) -> "PromptEncoder":
+        """The LSTM stays in training mode, which changes no number here: cuDNN has no backward pass in the other one."""
+        super().train(mode)
+        if self.method.encoder == "lstm":
+            self.lstm.train()
+        return self
+
+    def forward(self) -> Tensor:
+        """→ the prompts (n, width)."""
+        k = self.embedding
+        if self.method.encoder == "embedding":
+            return k
+        if self.method.encoder == "lstm":
+            with torch.enable_grad():  # on the CPU torch has another kernel, and other bits, for no gradients
+                k, _ = self.lstm(k)    # (n, 2 hidden)
+        return F.linear(F.relu(F.linear(k, self.W1, self.b1)), self.W2, self.b2)
+
+    def insert(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """h (batch, T, width) → the sequence with prompts (batch, T + n, width), and where in it the tokens stand (T)."""
+        length = h.shape[1] + len(self.positions)
+        last = self.positions[-1]
+        _require(
+            last < length, "positions", self.positions, f"positions < {length}",
+            f"{h.shape[1]} tokens and {len(self.positions)} prompts make a sequence of {length}",
+        )
+        prompted = set(self.positions)
+        tokens = torch.tensor([t for t in range(length) if t not in prompted], dtype=torch.long, device=h.device)
+        rows = h.new_empty(h.shape[0], length, h.shape[2])
+        rows[:, self.positions] = self().to(h.dtype)    # (n, width), for every sample
+        rows[:, tokens] = h
+        return rows, tokens
+
+    def fold(self) -> None:
+        """Put what the encoder gives in its place, as an embedding that is a new Parameter."""
+        prompts = self().detach().clone()
+        for name in [*self._parameters, *self._modules]:
+            delattr(self, name)
+        self.embedding = nn.Parameter(prompts)
+        self.method = Prompt(self.positions)
+
+    def extra_repr(self) -> str:
+        return f"positions={self.positions}, encoder={self.method.encoder}, hidden={self.method.hidden}"
+
+
+def _check_positions(positions: Sequence[int]) -> None:
+    listed = isinstance(positions, Sequence) and len(positions) > 0
+    whole = listed and all(isinstance(p, Integral) and not isinstance(p, bool) for p in positions)
+    rising = whole and all(a < b for a, b in zip([-1, *positions], positions, strict=False))
+    expected = "one or more integers ≥ 0 in a list or tuple, ascending and distinct"
+    _require(rising, "positions", positions, expected, "each says where one prompt stands in the sequence that results")
