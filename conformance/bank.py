@@ -8,6 +8,7 @@ from hypothesis.errors import HypothesisException, UnsatisfiedAssumption
 
 from conformance.case import Case
 from conformance.compare import Mismatch
+from conformance.model_case import ModelCase
 from conformance.requirements import Requirement
 from conformance.subject import Subject, Unsupported
 from conformance.trace import SubjectError, Traced
@@ -15,16 +16,16 @@ from conformance.trace import SubjectError, Traced
 HEALTH = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large, HealthCheck.large_base_example]
 
 
-def draw(requirement: Requirement, dtypes: tuple[str, ...], count: int, seed: int = 0) -> list[Case]:
+def draw(requirement: Requirement, dtypes: tuple[str, ...], count: int, seed: int = 0) -> list:
     """About `count` cases of the requirement (times its own share of examples, at least one), none of them minimal."""
     wanted = max(1, round(count * requirement.examples))
-    drawn: list[Case] = []
+    drawn: list[Case | ModelCase] = []
     settings = hypothesis.settings(
         max_examples=wanted + 1, database=None, deadline=None, phases=[Phase.generate],
         suppress_health_check=HEALTH,
     )
 
-    def keep(case: Case) -> None:
+    def keep(case: Case | ModelCase) -> None:
         drawn.append(case)
 
     with suppress(Unsupported, HypothesisException):
@@ -32,7 +33,7 @@ def draw(requirement: Requirement, dtypes: tuple[str, ...], count: int, seed: in
     return drawn[-wanted:]  # the first that Hypothesis tries is the simplest one
 
 
-def judge(requirement: Requirement, subject: Subject, cases: list[Case]) -> tuple[str, int]:
+def judge(requirement: Requirement, subject: Subject, cases: list) -> tuple[str, int]:
     """pass, fail, error or unsupported, as `examine` has it without the search for the smallest case; and how many cases
     were decided."""
     decided = 0

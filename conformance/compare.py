@@ -78,7 +78,12 @@ def within(got, want, bound, what: str) -> float:
 def within_spread(got, want, deviation, what: str) -> float:
     """Each component within what an honest error of that standard deviation reaches with probability 1 − ALARM. The
     deviation is an estimate from `lora_ref.noise.RUNS` runs, so error / deviation has Student's distribution."""
-    return within(got, want, _student(ALARM, noise.RUNS) * np.asarray(deviation, np.float64), what)
+    return within(got, want, reach() * np.asarray(deviation, np.float64), what)
+
+
+def reach() -> float:
+    """The multiple of an estimated deviation that an honest error stays within."""
+    return _student(ALARM, noise.RUNS)
 
 
 def alike(first, second, bound) -> bool:

@@ -14,6 +14,7 @@ from hypothesis.errors import UnsatisfiedAssumption
 from conformance import bank
 from conformance.case import Case, Together, exact_in_any_order
 from conformance.compare import Mismatch, alike, ratio_of, same_number, wide
+from conformance.model_case import ModelCase
 from conformance.mutants import Mutant, all_mutants
 from conformance.requirements import Requirement, all_requirements
 from conformance.subject import Subject, Unsupported
@@ -25,7 +26,7 @@ CASES = 6  # beside the smallest one
 class Heard(Traced):
     """Keeps a copy of every answer, and what came of the check."""
 
-    def __init__(self, requirement: Requirement, subject: Subject, case: Case):
+    def __init__(self, requirement: Requirement, subject: Subject, case: Case | ModelCase):
         super().__init__(subject)
         self.case, self.answers = case, []
         self.failure: Mismatch | None = None
@@ -53,12 +54,12 @@ class Heard(Traced):
         words = [f.what if f.error is not None else str(f) for f in (self.failure, other.failure)]
         if words[0] != words[1]:  # not the same check, or no numbers were compared: a shape, a name, a refusal
             return False
-        exact = exact_in_any_order(self.case) and not self.failure.bound
+        exact = isinstance(self.case, Case) and exact_in_any_order(self.case) and not self.failure.bound
         pairs = zip(self.answers, other.answers, strict=True)
         return all(name == its and alike(a, b, None if exact else _bound(self.case, name)) for (name, a), (its, b) in pairs)
 
 
-def diagnose(requirement: Requirement, subject: Subject, case: Case) -> str | None:
+def diagnose(requirement: Requirement, subject: Subject, case: Case | ModelCase) -> str | None:
     """One sentence, or None. May ask the subject a few dozen times, in the dtype of the case."""
     cases = [case, *bank.draw(requirement, (case.config.dtype,), round(CASES / requirement.examples))]
     heard = [h for h in (Heard(requirement, subject, c) for c in cases) if h.failure is not None][: CASES + 1]
@@ -99,7 +100,7 @@ def _likeliest(requirement: Requirement, found: list[Mutant], subject: Subject, 
 
 
 @cache
-def _cases(requirement: Requirement, dtype: str) -> list[Case]:
+def _cases(requirement: Requirement, dtype: str) -> list[Case | ModelCase]:
     return bank.draw(requirement, (dtype,), CASES)
 
 
@@ -130,7 +131,7 @@ def _relation(heard: list[Heard]) -> str | None:
 def _relations(heard: Heard):
     """(kind, sentence) of every simple relation that holds in this case, the likeliest first."""
     assert heard.failure is not None
-    if heard.failure.arrays is None:
+    if heard.failure.arrays is None or isinstance(heard.case, ModelCase):
         return
     got, want = heard.failure.arrays
     case, config = heard.case, heard.case.config
@@ -178,8 +179,10 @@ def _parts(case: Case, want: np.ndarray) -> dict[str, np.ndarray]:
     return {}
 
 
-def _bound(case: Case, name: str):
+def _bound(case: Case | ModelCase, name: str):
     """The bound of an answer that is known by its name; None asks for equality."""
+    if isinstance(case, ModelCase):
+        return case.bound(name)
     if case.others:
         return Together(case, case.all_weights).bound_of_one if name == "forward" else None
     names = {"forward": "y", "backward x": "dx", "backward A": "dA", "backward B": "dB", "weight": "unmerged"}

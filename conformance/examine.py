@@ -14,6 +14,7 @@ from conformance.bank import HEALTH
 from conformance.case import DTYPES, Case, resolution
 from conformance.compare import Mismatch
 from conformance.diagnosis import diagnose
+from conformance.model_case import ModelCase
 from conformance.requirements import Requirement
 from conformance.subject import LayerConfig, Subject, Unsupported
 from conformance.trace import SubjectError, Traced
@@ -84,7 +85,7 @@ class _Search:
         self.requirement, self.subject, self.spec, self.device, self.explain = requirement, subject, spec, device, explain
         self.decided, self.worst, self.resolution = 0, 0.0, np.inf
         self.unsupported: list[str] = []
-        self.best: tuple[float, Case, Exception, Traced] | None = None
+        self.best: tuple[float, Case | ModelCase, Exception, Traced] | None = None
         self.deadline, self.calls = float("inf"), 0
 
     def run(self, dtypes: tuple[str, ...], examples: int, seed: int) -> None:
@@ -102,7 +103,7 @@ class _Search:
         except (_Enough, Mismatch, SubjectError, HypothesisException):
             pass  # it is in self.best
 
-    def attempt(self, case: Case) -> None:
+    def attempt(self, case: Case | ModelCase) -> None:
         if self.best is not None:
             self.calls += 1
             if not self.explain or time.perf_counter() > self.deadline or self.calls > SHRINK_CALLS:
@@ -113,7 +114,7 @@ class _Search:
         try:
             self.worst = max(self.worst, self.requirement.check(traced, case.copy()) or 0.0)
             self.decided += 1
-            if "bound" in vars(case):  # a rounding case
+            if isinstance(case, Case) and "bound" in vars(case):  # a rounding case
                 self.resolution = min(self.resolution, resolution(case))
         except Unsupported as reason:
             self.unsupported.append(str(reason))
@@ -144,7 +145,7 @@ class _Search:
         command = f"conformance run {self.spec} --only {self.requirement.id} --seed {seed}"
         script = traced.script(self.spec)
         outcome = Outcome(self.requirement.id, "fail", str(failure), self.decided + 1)
-        outcome.failure = {"case": _described(case)}
+        outcome.failure = {"case": case.described if isinstance(case, ModelCase) else _described(case)}
         if isinstance(failure, SubjectError):
             outcome.status = "crash" if isinstance(failure.error, SystemExit) else "error"
             want = "an answer"
@@ -174,7 +175,8 @@ def offered_dtypes(subject: Subject, dtypes: tuple[str, ...]) -> tuple[str, ...]
         attempts = [_built(subject, dtype, bias) for bias in (True, False)]
         built += attempts.count(None)
         errors += [a for a in attempts if isinstance(a, BaseException) and not isinstance(a, Unsupported)]
-        if not all(isinstance(a, Unsupported) for a in attempts):
+        models = type(subject).build_model is not Subject.build_model and dtype in ("float32", "float64")
+        if models or not all(isinstance(a, Unsupported) for a in attempts):
             offered.append(dtype)
     if errors and not built:
         raise CannotBuild(f"building a layer raised {type(errors[0]).__name__}: {errors[0]}")

@@ -16,7 +16,7 @@ from conformance.requirements import LEVELS, PROFILES, Requirement, all_requirem
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 FAILING = ("fail", "error", "crash", "timeout")
 HUNG_IN_A_ROW, HANGING = 3, 10  # timeouts in a row, after which the limit is a tenth, until the subject answers again
-CORE = "FWD-01"  # a run that did not decide the formula itself has said nothing
+CORE, CORE_OF_MODELS = "FWD-01", "MODEL-01"  # a run that did not decide the formula itself has said nothing
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,14 @@ class Report:
         if any(r.level == "MUST" and self.status(r) in FAILING for r in self.planned):
             return "nonconformant"
         core_planned = any(r.id == CORE for r in self.planned)
-        decided = not core_planned or self.outcomes[CORE].status == "pass"
+        decided = not core_planned or self.outcomes[CORE].status == "pass" or self._models_alone
         return "conformant" if decided and len(self.outcomes) == len(self.planned) else "void"
+
+    @property
+    def _models_alone(self) -> bool:
+        """Whether the subject has no layer of its own and its models were decided."""
+        statuses = {id: outcome.status for id, outcome in self.outcomes.items() if id in (CORE, CORE_OF_MODELS)}
+        return statuses == {CORE: "unsupported", CORE_OF_MODELS: "pass"}
 
     @property
     def whole(self) -> bool:

@@ -13,9 +13,12 @@ factors the other way round transposes them here, at the edge. bfloat16 arrays a
 
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from conformance.model import Model, ModelConfig
 
 Arrays = dict[str, np.ndarray]
 
@@ -155,6 +158,12 @@ class Subject:
         Raises Unsupported for a configuration that the implementation does not offer.
         """
         raise NotImplementedError(f"{type(self).__name__}.build")
+
+    def build_model(self, config: "ModelConfig", arrays: Arrays) -> "Model":
+        """A fresh model with one method on it, in inference mode (there is no dropout), around these base arrays: see
+        `conformance.model`. Raises Unsupported for a configuration that the implementation does not offer.
+        """
+        raise Unsupported("whole models: build_model()")
 
     def script(self, calls: list[Call], spec: str) -> str | None:
         """The calls as a Python script that needs the implementation and not this package, to go into a bug report.

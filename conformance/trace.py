@@ -8,11 +8,12 @@ import numpy as np
 
 from conformance.case import DTYPES
 from conformance.compare import Mismatch, holds
+from conformance.model import Model, ModelConfig
 from conformance.script import arrays, bits, memory, through_this_package, told, wrapped
 from conformance.subject import Call, Layer, LayerConfig, Subject, Unsupported
 
 _ANSWERS = {
-    "adapter": dict, "backward": dict, "trainable": dict,
+    "adapter": dict, "arrays": dict, "base": dict, "backward": dict, "trainable": dict,
     "forward": np.ndarray, "forward_mixed": np.ndarray, "weight": np.ndarray, "bias": (np.ndarray, type(None)),
 }
 MAX_SCRIPT_ELEMENTS = 400
@@ -54,6 +55,15 @@ class Traced(Subject):
         self.calls[-1:] = [(call._replace(target=layer._layer), args) for call, args in self.calls[-1:]]
         return layer
 
+    def build_model(self, config: ModelConfig, arrays: dict[str, np.ndarray]) -> "TracedModel":
+        """A model has more numbers than a script can show: no script is made of its calls."""
+        self.elements = MAX_SCRIPT_ELEMENTS + 1
+        name = f"model{len(self._layers) + 1 if self._layers else ''}"
+        self._layers[name] = None
+        model = TracedModel(self, name)
+        model._layer = self._ask(f"{name}.build_model", self._subject.build_model, (config, arrays), Model)
+        return model
+
     def _ask(self, label: str, action, args: tuple, answer=None) -> Any:
         """`label` is the layer's name and the method's."""
         name, method = label.split(".")
@@ -89,6 +99,15 @@ class Traced(Subject):
         with suppress(Exception):  # a report comes first; and whatever has a `build` is a subject, with or without `script`
             own = self._subject.script(calls, spec)
         return wrapped(own or through_this_package(calls, spec))
+
+
+class TracedModel(Model):
+    """Passes every method of Model on to the subject's model."""
+
+    _layer: Model
+
+    def __init__(self, subject: Traced, name: str):
+        self._subject, self._name = subject, name
 
 
 class TracedLayer(Layer):
@@ -128,14 +147,15 @@ def _numbers(what: str, array: np.ndarray) -> np.ndarray:
 
 
 def _passed_on(method: str):
-    def ask(self: TracedLayer, *args):
+    def ask(self: TracedLayer | TracedModel, *args):
         return self._subject._ask(f"{self._name}.{method}", getattr(self._layer, method), args, _ANSWERS.get(method))
 
     return ask
 
 
-for _method in [name for name, value in vars(Layer).items() if callable(value) and not name.startswith("_")]:
-    setattr(TracedLayer, _method, _passed_on(_method))
+for _kind, _traced in (Layer, TracedLayer), (Model, TracedModel):
+    for _method in [name for name, value in vars(_kind).items() if callable(value) and not name.startswith("_")]:
+        setattr(_traced, _method, _passed_on(_method))
 
 
 def _copied(value) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis.strategies import SearchStrategy
@@ -19,7 +19,7 @@ from conformance.case import Case
 from conformance.compare import holds
 from conformance.subject import Layer, Subject, Unsupported
 
-Check = Callable[[Subject, Case], float | None]
+Check = Callable[[Subject, Any], float | None]  # the case is of the kind that `cases` draws
 LEVELS = ("MUST", "SHOULD", "MAY")
 
 
@@ -36,11 +36,16 @@ PROFILES = {
     "merge": Profile("merge", ("MERGE",)),
     "files": Profile("save", ("STATE",)),
     "multi": Profile("add_adapter", ("MULTI",)),
+    "model": Profile("build_model", ("MODEL",)),
+    "adapter": Profile("build_model", ("ADAPT",)),
+    "prefix": Profile("build_model", ("PREFIX",)),
+    "ptuning": Profile("build_model", ("PTUNE",)),
 }
 GROUPS = {
     "FWD": "Forward", "INIT": "Initialisation", "GRAD": "Gradients", "PARAM": "Parameters", "SCALE": "Scale",
     "MERGE": "Merging", "DROP": "Dropout", "STATE": "Saving and loading", "DTYPE": "Number formats",
     "INPUT": "Bad input", "LEARN": "Learning", "MULTI": "Several adapters",
+    "MODEL": "Whole models", "ADAPT": "Bottleneck adapters", "PREFIX": "Prefix tuning", "PTUNE": "P-tuning",
 }
 
 
@@ -49,7 +54,7 @@ class Requirement:
     id: str
     sentence: str  # holds MUST, SHOULD or MAY, which is its level (RFC 2119)
     check: Check
-    cases: Callable[[tuple[str, ...]], SearchStrategy[Case]]  # dtypes in play → cases
+    cases: Callable[[tuple[str, ...]], SearchStrategy]  # dtypes in play → cases
     needs: tuple[str, ...]  # methods of Layer, beyond build
     formula: str
     sources: tuple[str, ...]

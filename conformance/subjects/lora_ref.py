@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from conformance import __version__
+from conformance.model import Model, ModelConfig
+from conformance.model_case import reference
 from conformance.subject import Arrays, Layer, LayerConfig, Subject, Unsupported
-from lora_ref import lora
+from lora_ref import lora, optim, transformer
 
 NEEDS = ()
 
@@ -144,6 +146,62 @@ class RefLayer(Layer):
                 raise KeyError(f"there is no adapter {name!r}, only {', '.join(self.p)}")
 
 
+class RefModel(Model):
+    """`lora_ref.transformer` with the state around it that a model has."""
+
+    def __init__(self, config: ModelConfig, arrays: Arrays):
+        self.config, (self.reference, self.methods) = config, reference(config)
+        self.W, self.on = dict(arrays), True
+        rng, dtype = np.random.default_rng(config.seed), next(iter(arrays.values())).dtype
+        self.p = transformer.init_methods(rng, self.reference, self.methods, dtype)
+        self.zero_grad()
+
+    def arrays(self) -> Arrays:
+        return dict(self.p)
+
+    def set_arrays(self, arrays: Arrays) -> None:
+        for name, array in arrays.items():
+            if name not in self.p or array.shape != self.p[name].shape:
+                raise ValueError(f"set_arrays: {name} is {array.shape}, expected a name and a shape of arrays()")
+        self.p |= arrays
+
+    def base(self) -> Arrays:
+        return dict(self.W)
+
+    def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+        methods, arrays = (self.methods, self.W | self.p) if self.on else ({}, self.W)
+        logits, self.cache = transformer.forward(tokens, arrays, self.reference, methods, mask)
+        return logits
+
+    def backward(self, dlogits: np.ndarray) -> Arrays:
+        for name, gradient in transformer.backward(dlogits, self.cache, list(self.trainable())).items():
+            self.dp[name] = self.dp[name] + gradient if name in self.dp else gradient
+        return dict(self.dp)
+
+    def zero_grad(self) -> None:
+        self.dp: Arrays = {}
+
+    def trainable(self) -> dict[str, tuple[int, ...]]:
+        return {name: array.shape for name, array in (self.W if self.config.method == "full" else self.p).items()}
+
+    def step(self, lr: float) -> None:
+        arrays = self.W if self.config.method == "full" else self.p
+        arrays |= optim.sgd(arrays, self.dp, lr)
+
+    def merge(self) -> None:
+        self.folded()
+
+    def fold(self) -> None:
+        self.folded()
+
+    def folded(self) -> None:
+        arrays, self.methods = transformer.merge(self.W | self.p, self.reference, self.methods)
+        self.W, self.p = ({n: a for n, a in arrays.items() if (n in self.W) == base} for base in (True, False))
+
+    def switch(self, on: bool) -> None:
+        self.on = on
+
+
 def _named(factors: dict[str, lora.LoRA]) -> Arrays:
     return {_prefix(name) + part: getattr(p, part) for name, p in factors.items() for part in ("A", "B")}
 
@@ -161,6 +219,12 @@ class LoRARef(Subject):
         if config.device != "cpu":
             raise Unsupported(f"device {config.device}")
         return RefLayer(config, weight, bias)
+
+
+    def build_model(self, config: ModelConfig, arrays: Arrays) -> Model:
+        if config.dtype not in ("float32", "float64") or config.device != "cpu":
+            raise Unsupported(f"{config.dtype} on {config.device}")
+        return RefModel(config, arrays)
 
 
 def subject() -> Subject:

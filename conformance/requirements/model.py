@@ -1,0 +1,218 @@
+"""MODEL: a whole transformer, and LoRA on several of its matrices.
+
+    h ← h + attention(norm(h)),  h ← h + mlp(norm(h)),  logits = norm(h) headᵀ        W + scale · (A B)ᵀ at each target
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from conformance.compare import holds, same, within_spread
+from conformance.model import Model, places
+from conformance.model_case import GPT2, ModelCase, models, reference
+from conformance.requirements import PAPER, PEFT, requirement
+from conformance.subject import Subject
+
+FORWARD = "lora_ref/transformer.py, every gradient of which is held against the complex step"
+SOURCES = (FORWARD, PAPER, PEFT)
+NEEDS = "build_model set_arrays forward"
+LORA = models("lora")
+SHARE = 0.5  # of the examples: a case of a model costs more than one of a layer, and holds more
+
+
+def fresh(subject: Subject, case: ModelCase) -> Model:
+    """The model as built, around copies of the base arrays."""
+    return subject.build_model(case.config, {name: array.copy() for name, array in case.base.items()})
+
+
+def prepared(subject: Subject, case: ModelCase) -> Model:
+    """The model with the case's trained arrays."""
+    model = fresh(subject, case)
+    if case.trained:
+        model.set_arrays({name: array.copy() for name, array in case.trained.items()})
+    return model
+
+
+def plain(subject: Subject, case: ModelCase, base: dict[str, np.ndarray] | None = None) -> Model:
+    """The model without a method, around the base arrays of the case or others."""
+    return fresh(subject, case.but(method="none", base=case.base if base is None else base))
+
+
+def right_logits(model: Model, case: ModelCase) -> float:
+    truth, deviation = case.spread
+    return within_spread(model.forward(case.tokens, case.mask), truth["logits"], deviation["logits"], "logits")
+
+
+def right_gradients(model: Model, case: ModelCase) -> float:
+    """Of everything that trains; and nothing else may have one."""
+    truth, deviation = case.spread
+    model.forward(case.tokens, case.mask)
+    found = model.backward(case.dlogits)
+    wanted = {name.removeprefix("d ") for name in truth if name.startswith("d ")}
+    holds(set(found) == wanted, "names of what got a gradient", sorted(found), sorted(wanted))
+    return max(within_spread(found[n], truth[f"d {n}"], deviation[f"d {n}"], f"gradient of {n}") for n in sorted(wanted))
+
+
+def frozen_and_moved(subject: Subject, case: ModelCase) -> float:
+    """A step moves what trains by −lr · gradient and leaves the base bit for bit."""
+    model, rate = prepared(subject, case), 0.25
+    model.zero_grad()
+    model.forward(case.tokens, case.mask)
+    model.backward(case.dlogits)
+    model.step(rate)
+    for name, array in model.base().items():
+        same(array, case.base[name], f"{name} of the base after a step")
+    (truth, deviation), after = case.spread, model.arrays()
+    for name, array in case.trained.items():
+        kind = np.longdouble
+        want, spread = array.astype(kind) - kind(rate) * truth[f"d {name}"], rate * deviation[f"d {name}"]
+        within_spread(after[name], want, spread + 2 * case.unit * np.abs(want).astype(float), f"{name} after a step")
+    return 0.0
+
+
+def only_these_train(subject: Subject, case: ModelCase, count: int) -> None:
+    """The arrays of the method, shaped as they are defined, and nothing of the base."""
+    found = fresh(subject, case).trainable()
+    wanted = {name: array.shape for name, array in case.trained.items()}
+    holds(found == wanted, "what is trainable", dict(sorted(found.items())), dict(sorted(wanted.items())))
+    total = sum(int(np.prod(shape)) for shape in found.values())
+    holds(total == count, "number of trainable parameters", total, count)
+
+
+@requirement(
+    "MODEL-01", "The model without a method MUST compute the transformer that it was given.",
+    formula="logits of the base", sources=(FORWARD,), needs="build_model forward", cases=models("none"), examples=SHARE,
+)
+def base_model(subject, case):
+    """Everything below is judged beside this: arrays that came to the wrong place would make all of it meaningless."""
+    return right_logits(fresh(subject, case), case)
+
+
+@requirement(
+    "MODEL-02", "Padding MUST change nothing for the tokens that are not padding.",
+    formula="hidden = −∞ where the mask is False", sources=(FORWARD,), needs="build_model forward",
+    cases=models("none", masked=True), examples=SHARE,
+)
+def padding(subject, case):
+    """Behind the tokens and between them. What a padded token itself has for logits is free."""
+    truth, deviation = case.spread
+    seen = case.mask
+    logits = fresh(subject, case).forward(case.tokens, case.mask)
+    return within_spread(logits[seen], truth["logits"][seen], deviation["logits"][seen], "logits of what is not padding")
+
+
+@requirement(
+    "MODEL-03", "A fresh LoRA on several matrices MUST leave the logits as they were, bit for bit.",
+    formula="B = 0 ⇒ W + 0 = W", sources=SOURCES, needs="build_model forward", cases=LORA, examples=SHARE,
+)
+def fresh_lora_changes_nothing(subject, case):
+    """Beside the same model without a method."""
+    want = plain(subject, case).forward(case.tokens)
+    return same(fresh(subject, case).forward(case.tokens), want, "logits with a fresh LoRA")
+
+
+@requirement(
+    "MODEL-04", "LoRA MUST act on exactly the matrices that are named.",
+    formula="y = x Wᵀ + b + scale · (x A) B at each target", sources=SOURCES, needs=NEEDS, cases=LORA,
+)
+def lora_on_named_matrices(subject, case):
+    """Another matrix of the same shape shows in no shape, and a fresh adapter shows nothing."""
+    return right_logits(prepared(subject, case), case)
+
+
+@requirement(
+    "MODEL-05", "Every A and B of the model MUST get its gradient, and nothing else.",
+    formula="dA = xᵀ (scale · dy Bᵀ), dB = hᵀ dy", sources=SOURCES, needs=f"{NEEDS} backward", cases=LORA,
+)
+def lora_gradients_of_a_model(subject, case):
+    """Through everything above: norms, attention, activations."""
+    return right_gradients(prepared(subject, case), case)
+
+
+@requirement(
+    "MODEL-06", "A model with LoRA merged into every matrix MUST be the plain model with those matrices, bit for bit, and give "
+    "the same logits as before.", formula="W' = W + scale · (A B)ᵀ at each target", sources=SOURCES,
+    needs=f"{NEEDS} merge base", cases=LORA,
+)
+def merged_model(subject, case):
+    """Equal bits with a model that has no LoRA: there is no operation left of it, and so no latency."""
+    model = prepared(subject, case)
+    model.merge()
+    base, logits = model.base(), model.forward(case.tokens)
+    truth, deviation = case.merged
+    for name in sorted(base):
+        within_spread(base[name], truth[name], deviation[name], f"{name} after merge")
+    same(logits, plain(subject, case, base).forward(case.tokens), "logits of the merged model, beside a plain one")
+    return within_spread(logits, truth["logits"], deviation["logits"], "logits after merge")
+
+
+@requirement(
+    "MODEL-07", "Only A and B of the named matrices MUST train: Σ rank · (in + out) numbers.", formula="Σ rank · (in + out)",
+    sources=SOURCES, needs="build_model trainable", cases=LORA, examples=SHARE,
+)
+def lora_parameters_of_a_model(subject, case):
+    """2 · d · rank for each square matrix."""
+    matrices = [case.base[f"{place}.weight"].shape for place in places(case.config)]
+    only_these_train(subject, case, sum(case.config.rank * (out + n_in) for out, n_in in matrices))
+
+
+@requirement(
+    "MODEL-08", "A step MUST move every A and B against its gradient, and leave the base bit for bit.",
+    formula="p ← p − lr · dp", sources=SOURCES, needs=f"{NEEDS} backward zero_grad step arrays base", cases=LORA,
+    examples=SHARE,
+)
+def base_stays_frozen(subject, case):
+    """Norms, biases and embeddings are part of the base."""
+    return frozen_and_moved(subject, case)
+
+
+@requirement(
+    "MODEL-09", "Full fine-tuning MUST give every array of the base its gradient.", formula="dW = dyᵀ x, and so on",
+    sources=(FORWARD,), needs="build_model forward backward", cases=models("full"), examples=SHARE, where_offered=True,
+)
+def gradients_of_the_base(subject, case):
+    """The baseline. A tied head and embedding are one array, with the sum of both gradients."""
+    return right_gradients(fresh(subject, case), case)
+
+
+@requirement(
+    "MODEL-10", "With LoRA switched off the model MUST be the base, bit for bit, and with it on again what it was.",
+    formula="y = x Wᵀ + b", sources=SOURCES, needs=f"{NEEDS} switch", cases=LORA, examples=SHARE, where_offered=True,
+)
+def lora_switched_off(subject, case):
+    """As for a comparison with the base, or for a reference model in preference training."""
+    return switched_off(subject, case)
+
+
+def switched_off(subject: Subject, case: ModelCase) -> float:
+    model = prepared(subject, case)
+    on = model.forward(case.tokens)
+    model.switch(False)
+    same(model.forward(case.tokens), plain(subject, case).forward(case.tokens), "logits with the method switched off")
+    model.switch(True)
+    return same(model.forward(case.tokens), on, "logits with the method on again")
+
+
+@requirement(
+    "MODEL-11", "LoRA on one fused matrix MUST be LoRA on its parts with one A in common.",
+    formula="[q k v] = x Wᵀ + scale · (x A) [B_q B_k B_v]",
+    sources=(*SOURCES, "microsoft/LoRA, loralib/layers.py, MergedLinear"), needs=NEEDS,
+    cases=models("lora", base=GPT2, targets=("qkv_proj",)), examples=SHARE,
+)
+def fused_is_separate_with_one_A(subject, case):
+    """Where the parts lie in the fused matrix is part of what is said: q, then k, then v."""
+    model, d = prepared(subject, case), case.config.width
+    separate = replace(case.config, fused=False, targets=("q_proj", "k_proj", "v_proj"))
+    arrays = {}
+    for name, array in (case.base | case.trained).items():
+        place, _, field = name.rpartition(".")
+        if not place.endswith("qkv_proj"):
+            arrays[name] = array
+            continue
+        for i, part in enumerate("qkv"):
+            rows = slice(i * d, (i + 1) * d)
+            piece = array if field == "A" else array[:, rows] if field == "B" else array[rows]
+            arrays[f"{place.replace('qkv', part)}.{field}"] = piece
+    other = ModelCase(separate, {}, {}, case.tokens, None, case.dlogits)
+    truth, deviation = other.of(case.tokens, reference(separate)[1], arrays)
+    return within_spread(model.forward(case.tokens), truth["logits"], deviation["logits"], "logits of LoRA on fused q, k, v")

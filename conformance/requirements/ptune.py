@@ -1,0 +1,142 @@
+"""PTUNE: P-tuning, trained vectors in the place of tokens.
+
+    h[positions] = prompts, and the tokens' embeddings in the other places; logits of the tokens alone
+"""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from conformance.compare import holds, within_spread
+from conformance.model_case import models
+from conformance.requirements import PEFT, requirement
+from conformance.requirements.model import (
+    NEEDS,
+    SHARE,
+    fresh,
+    frozen_and_moved,
+    only_these_train,
+    prepared,
+    right_gradients,
+    right_logits,
+)
+from conformance.requirements.prefix import folded
+
+LIU = "Liu et al., GPT Understands, Too, 2021, §3"
+SOURCES = (LIU, PEFT.replace("lora/layer", "p_tuning/model"))
+FIRST = models("ptuning", positions=(0, 1))
+ANYWHERE = models("ptuning")
+
+
+def encoders(dtypes):
+    """Prompts first, made by an MLP or an LSTM; in float64, where nothing comes near the kink of ReLU."""
+    def of(coder: str):
+        return models("ptuning", positions=(0, 1), encoder=coder, hidden=4, only=("float64",))(dtypes)
+
+    return st.one_of([of("mlp"), of("lstm")])
+
+
+@requirement(
+    "PTUNE-01", "Prompts that are the embeddings of tokens MUST do what those tokens did in their place.",
+    formula="prompts = embed_tokens[t] ⇒ the logits of the others are theirs in the whole sequence", sources=SOURCES,
+    needs=NEEDS, faults="145", cases=FIRST,
+)
+def prompts_are_tokens(subject, case):
+    """A prompt has a position, and is seen by what comes after it."""
+    n = len(case.config.positions)
+    whole = np.concatenate([np.resize(case.tokens[-1], n)[None], case.tokens[:1]], axis=1)
+    model = fresh(subject, case)
+    model.set_arrays({"prompt.embedding": case.base["embed_tokens.weight"][whole[0, :n]]})
+    truth, deviation = case.of(whole, {}, case.base)
+    want, spread = (found["logits"][:, n:] for found in (truth, deviation))
+    return within_spread(model.forward(whole[:, n:]), want, spread, "logits behind prompts")
+
+
+@requirement(
+    "PTUNE-02", "The logits MUST be those of the tokens, in their order, and none of the prompts'.",
+    formula="logits (batch, T, vocabulary), row t of token t", sources=SOURCES, needs=NEEDS, faults="144", cases=FIRST,
+)
+def logits_stay_aligned(subject, case):
+    """Rows that start at the first prompt are off by the number of prompts: every score is that of another word."""
+    logits = prepared(subject, case).forward(case.tokens, case.mask)
+    shape = (*case.tokens.shape, case.config.vocabulary)
+    holds(logits.shape == shape, "shape of the logits", logits.shape, shape)
+    truth, deviation = case.spread
+    return within_spread(logits, truth["logits"], deviation["logits"], "logits")
+
+
+@requirement(
+    "PTUNE-03", "A mask of the tokens MUST leave the prompts visible.", formula="hidden = [0 … 0, mask]", sources=SOURCES,
+    needs=NEEDS, faults="145", cases=models("ptuning", positions=(0, 1), masked=True),
+)
+def prompts_and_padding(subject, case):
+    """A mask that was made without the prompts in mind."""
+    truth, deviation = case.spread
+    logits = prepared(subject, case).forward(case.tokens, case.mask)
+    seen = case.mask
+    return within_spread(logits[seen], truth["logits"][seen], deviation["logits"][seen], "logits of what is not padding")
+
+
+@requirement(
+    "PTUNE-04", "Prompts MUST get their gradients, summed over the batch, and nothing else.",
+    formula="dprompts = Σ dh[positions]",
+    sources=SOURCES, needs=f"{NEEDS} backward", cases=FIRST,
+)
+def prompt_gradients(subject, case):
+    """Every sample has the same prompts."""
+    return right_gradients(prepared(subject, case), case)
+
+
+@requirement(
+    "PTUNE-05", "Only the prompts MUST train: n · width numbers.", formula="n d", sources=SOURCES,
+    needs="build_model trainable",
+    cases=FIRST, examples=SHARE,
+)
+def prompt_parameters(subject, case):
+    """Without an encoder."""
+    only_these_train(subject, case, len(case.config.positions) * case.config.width)
+
+
+@requirement(
+    "PTUNE-06", "A step MUST move the prompts against their gradient, and leave the base bit for bit.",
+    formula="p ← p − lr · dp",
+    sources=SOURCES, needs=f"{NEEDS} backward zero_grad step arrays base", cases=FIRST, examples=SHARE,
+)
+def base_stays_frozen_under_prompts(subject, case):
+    """The embeddings of the words are part of the base."""
+    return frozen_and_moved(subject, case)
+
+
+@requirement(
+    "PTUNE-07", "Prompts anywhere in the input MUST be at the places that were asked for.",
+    formula="h[positions] = prompts", sources=(LIU,), needs=NEEDS, cases=ANYWHERE, where_offered=True,
+)
+def prompts_anywhere(subject, case):
+    """Between words as well as before them; most libraries put them first."""
+    return right_logits(prepared(subject, case), case)
+
+
+@requirement(
+    "PTUNE-08", "Prompts that an encoder makes MUST be relu(x W1ᵀ + b1) W2ᵀ + b2, x the embeddings or both ways of an LSTM.",
+    formula="x = E, or [h→ h←]", sources=(LIU,), needs=NEEDS, cases=encoders, where_offered=True,
+)
+def prompt_encoder(subject, case):
+    """The LSTM's gates are i, f, g, o, and its way back is turned round again."""
+    return right_logits(prepared(subject, case), case)
+
+
+@requirement(
+    "PTUNE-09", "Everything of the prompts' encoder MUST get its gradient.", formula="through relu and time", sources=(LIU,),
+    needs=f"{NEEDS} backward", cases=encoders, where_offered=True,
+)
+def encoder_gradients(subject, case):
+    """The encoder is what trains."""
+    return right_gradients(prepared(subject, case), case)
+
+
+@requirement(
+    "PTUNE-10", "After folding the prompts MUST be alone, and the logits what they were.", formula="the prompts are kept",
+    sources=(LIU,), needs=f"{NEEDS} fold arrays", cases=encoders, where_offered=True,
+)
+def folded_prompts(subject, case):
+    """The encoder is not needed any more."""
+    return folded(subject, case)
