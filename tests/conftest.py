@@ -1,8 +1,13 @@
-"""Before anything imports Triton, or torch what imports it: without a GPU its kernels run in its interpreter."""
+"""Before anything imports Triton, or torch what imports it: without a GPU its kernels run in its interpreter. And the tests of
+every folder may import small_models, under every one of pytest's import modes."""
 
 import os
+import sys
+from pathlib import Path
 
 import torch
+
+sys.path.append(str(Path(__file__).parent))
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

@@ -78,8 +78,7 @@ def prompts_and_padding(subject, case):
 
 @requirement(
     "PTUNE-04", "Prompts MUST get their gradients, summed over the batch, and nothing else.",
-    formula="dprompts = Σ dh[positions]",
-    sources=SOURCES, needs=f"{NEEDS} backward", cases=FIRST,
+    formula="dprompts = Σ dh[positions]", sources=SOURCES, needs=f"{NEEDS} backward", cases=FIRST,
 )
 def prompt_gradients(subject, case):
     """Every sample has the same prompts."""
@@ -88,8 +87,7 @@ def prompt_gradients(subject, case):
 
 @requirement(
     "PTUNE-05", "Only the prompts MUST train: n · width numbers.", formula="n d", sources=SOURCES,
-    needs="build_model trainable",
-    cases=FIRST, examples=SHARE,
+    needs="build_model trainable", cases=FIRST, examples=SHARE,
 )
 def prompt_parameters(subject, case):
     """Without an encoder."""
@@ -98,8 +96,8 @@ def prompt_parameters(subject, case):
 
 @requirement(
     "PTUNE-06", "A step MUST move the prompts against their gradient, and leave the base bit for bit.",
-    formula="p ← p − lr · dp",
-    sources=SOURCES, needs=f"{NEEDS} backward zero_grad step arrays base", cases=FIRST, examples=SHARE,
+    formula="p ← p − lr · dp", sources=SOURCES, needs=f"{NEEDS} backward zero_grad step arrays base", cases=FIRST,
+    examples=SHARE,
 )
 def base_stays_frozen_under_prompts(subject, case):
     """The embeddings of the words are part of the base."""

@@ -8,8 +8,9 @@ def subject():
 
     import lora_torch
     from conformance import __version__
+    from conformance.model import Model, ModelConfig, places
     from conformance.subject import LayerConfig, Subject
-    from conformance.torch import TorchLayer
+    from conformance.torch import TorchLayer, to_array, to_tensor
     from conformance.torch_script import script, written
 
     def arguments(config: LayerConfig) -> dict:
@@ -18,6 +19,63 @@ def subject():
             "alpha": config.alpha, "bias": config.bias, "dropout": config.dropout, "scaling": config.scaling,
             "device": config.device, "dtype": getattr(torch, config.dtype),
         }
+
+    def method(config: ModelConfig):
+        """What the method's places are told."""
+        if config.method == "lora":
+            return lora_torch.LoRA(config.rank, config.alpha / config.rank)
+        if config.method == "adapter":
+            return lora_torch.Adapter(config.bottleneck, config.nonlinearity, config.adapter_scale, config.start)
+        if config.method == "prefix":
+            return lora_torch.Prefix(config.length, config.hidden)
+        return lora_torch.Prompt(config.positions, config.encoder, config.hidden)
+
+    class TransformerModel(Model):
+        def __init__(self, config: ModelConfig, arrays):
+            own = lora_torch.Config(**{name: getattr(config, name) for name in lora_torch.Config._fields})
+            methods = {place: method(config) for place in places(config)}
+            self.module = lora_torch.Transformer(
+                own, methods, full=config.method == "full", device=config.device, dtype=getattr(torch, config.dtype))
+            self.names = set(arrays)  # of the base
+            self.load(arrays)
+
+        def load(self, arrays):
+            self.module.load_arrays(self.module.arrays() | {name: to_tensor(array) for name, array in arrays.items()})
+
+        def arrays(self):
+            return {name: to_array(a) for name, a in self.module.arrays().items() if name not in self.names}
+
+        def base(self):
+            return {name: to_array(a) for name, a in self.module.arrays().items() if name in self.names}
+
+        def set_arrays(self, arrays):
+            self.load(arrays)
+
+        def forward(self, tokens, mask=None):
+            device = next(self.module.parameters()).device
+            masked = None if mask is None else torch.from_numpy(mask).to(device)
+            self.logits = self.module(torch.from_numpy(tokens).to(device), masked)
+            return to_array(self.logits)
+
+        def backward(self, dlogits):
+            if self.logits.requires_grad:
+                self.logits.backward(to_tensor(dlogits, self.logits.device))
+            return {name: to_array(g) for name, g in self.module.gradients().items() if g is not None}
+
+        def zero_grad(self):
+            self.module.zero_grad()
+
+        def trainable(self):
+            return {name: tuple(self.module.arrays()[name].shape) for name in self.module.gradients()}
+
+        def step(self, lr):
+            torch.optim.SGD([p for p in self.module.parameters() if p.requires_grad], lr).step()
+
+        def merge(self):
+            self.module.merge()
+
+        def fold(self):
+            self.module.fold()
 
     class LoRATorch(Subject):
         name, version = "lora_torch", __version__
@@ -31,6 +89,10 @@ def subject():
             )
             layer.set_base(weight, bias)
             return layer
+
+        def build_model(self, config: ModelConfig, arrays):
+            torch.manual_seed(config.seed)
+            return TransformerModel(config, arrays)
 
         def script(self, calls, spec):
             return script(calls, ["import lora_torch"], self.construction)
