@@ -15,14 +15,15 @@ from functools import cache
 import numpy as np
 
 from conformance import __version__
-from conformance.subject import Layer, LayerConfig, Subject
+from conformance.model import Model, ModelConfig
+from conformance.subject import Arrays, Layer, LayerConfig, Subject, Unsupported
 
 
 @dataclass(frozen=True, eq=False)
 class LayerSubject(Subject):
-    """A subject of one class of layers."""
+    """A subject of one class of layers, or of models."""
 
-    layer: type[Layer]
+    layer: type[Layer] | type[Model]
     version = __version__
 
     @property
@@ -31,7 +32,14 @@ class LayerSubject(Subject):
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", self.layer.__name__).lower()
 
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> Layer:
+        if issubclass(self.layer, Model):
+            raise Unsupported("single layers")
         return self.layer(config, weight, bias)  # type: ignore[call-arg] every class of this folder takes them
+
+    def build_model(self, config: ModelConfig, arrays: Arrays) -> Model:
+        if issubclass(self.layer, Layer):
+            raise Unsupported("whole models")
+        return self.layer(config, arrays)  # type: ignore[call-arg]
 
     @property
     def spec(self) -> str:
@@ -59,8 +67,8 @@ class Mutant(LayerSubject):
         return self
 
 
-def mutant(rows: str = "", *, kills: str) -> Callable[[type[Layer]], Mutant]:
-    """Makes a Mutant of a layer class. `rows` are numbers of rows and `kills` ids, divided by spaces."""
+def mutant(rows: str = "", *, kills: str) -> Callable[[type], Mutant]:
+    """Makes a Mutant of a class of layers or of models. `rows` are numbers of rows and `kills` ids, divided by spaces."""
     numbers = tuple(f"BUG-{number}" for number in rows.split())
     return lambda layer: Mutant(layer, numbers, tuple(kills.split()))
 
@@ -75,8 +83,9 @@ def all_mutants() -> tuple[Mutant, ...]:
 @cache
 def honest_subjects() -> tuple[LayerSubject, ...]:
     """The honest layer, and its variations."""
-    modules = [importlib.import_module(f"{__name__}.{name}") for name in ("honest", "variations", "several")]
-    honest = modules[0].Honest
+    names = ("honest", "variations", "several", "honest_model")
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    honest = modules[0].Honest, modules[-1].HonestModel
     layers = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
     return tuple(LayerSubject(layer) for layer in dict.fromkeys(layers) if issubclass(layer, honest))
 

@@ -91,7 +91,7 @@ def _table(reports: list[Report]) -> Table:
         table.add_column(report.name or report.spec, overflow="fold")
     for group, title in GROUPS.items():
         if any(r.group == group for report in reports for r in report.planned):
-            table.add_row(f"{group:6}{title}", *(_cell(report, group) for report in reports))
+            table.add_row(f"{group:7}{title}", *(_cell(report, group) for report in reports))
     table.add_section()
     for profile in PROFILES:
         values = [report.profiles[profile] for report in reports]

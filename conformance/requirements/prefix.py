@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from conformance.compare import same, within_spread
+from conformance.compare import holds, within_spread
 from conformance.model_case import ModelCase, keys_of, models, reference
 from conformance.requirements import PEFT, requirement
 from conformance.requirements.model import (
@@ -128,10 +128,10 @@ def folded(subject, case: ModelCase) -> float:
     before = model.forward(case.tokens)
     model.fold()
     truth, deviation = case.merged
-    for name, array in sorted(model.arrays().items()):
-        within_spread(array, truth[name], deviation[name], f"{name} after folding")
-    wanted = sorted(set(truth) - set(case.base) - {"logits"})
-    same(np.array(len(model.arrays())), np.array(len(wanted)), "number of arrays after folding")
+    found, wanted = model.arrays(), set(truth) - set(case.base) - {"logits"}
+    holds(set(found) == wanted, "names of what is left after folding", sorted(found), sorted(wanted))
+    for name in sorted(wanted):
+        within_spread(found[name], truth[name], deviation[name], f"{name} after folding")
     after = model.forward(case.tokens)
     within_spread(after, truth["logits"], deviation["logits"], "logits after folding")
     return within_spread(before, truth["logits"], deviation["logits"], "logits before folding")
