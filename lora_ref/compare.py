@@ -258,7 +258,7 @@ def claims(result: Result) -> Iterator[tuple[str, str, str]]:
     adapters = [row for row in result.rows if row.name.startswith("adapters")]
     rest = [row for row in result.rows if row.positions]
     count = lora.parameter_count(1000, 1000, 2)
-    exact = 1000 * 1000 == 250 * count
+    exact = 250 * count == 1000 * 1000
     here = result.base_parameters / qv.trained
     yield ("LoRA trains 250 times fewer parameters", "held" if exact and here >= 250 else "held in part",
            f"for the article's 1000 × 1000 matrix at rank 2, exactly: {1000 * 1000:,} / {count:,}. It is d / (2 r), so it "

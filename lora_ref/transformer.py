@@ -20,26 +20,16 @@ positions, a cache of keys for generation.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from lora_ref import adapter, attention, linear, lora, ops, prefix, ptuning
-from lora_ref.places import ATTENTION, MLP, Arrays, Config, Methods, shapes, take
-from lora_ref.shapes import check_dtype, rows
+from lora_ref import adapter, attention, block, lora, ops, prefix, ptuning
+from lora_ref.block import Cache
+from lora_ref.places import Arrays, Config, Methods, shapes, take
+from lora_ref.shapes import check_dtype
 
 __all__ = ["Cache", "Config", "backward", "base_names", "forward", "init", "init_methods", "merge", "shapes"]
-
-
-class Cache(NamedTuple):
-    """What backward needs. It refers to the arrays: change none of them in between."""
-
-    config: Config
-    methods: Methods
-    arrays: Arrays
-    tokens: np.ndarray
-    kept: dict[str, Any]  # by place, what the place's own backward needs
 
 
 def init(rng: np.random.Generator, config: Config, dtype: DTypeLike = np.float64) -> Arrays:
@@ -111,11 +101,11 @@ def forward(
     past, run.kept["prefix"] = _prefix(run)
     hidden = attention.hidden(T, mask, length, h.dtype)
     for i in range(config.layers):
-        h = _layer(h, i, hidden, past, run)
+        h = block.layer(h, i, hidden, past, run)
     # 4. logits = norm(h) lm_headᵀ at the tokens
     if prompt:
         h = h[:, ptuning.tokens_at(tokens.shape[1], prompt.positions)]
-    return _linear(_norm(h, "norm", run), config.head, run), run
+    return block.linear_forward(block.norm_forward(h, "norm", run), config.head, run), run
 
 
 def backward(dlogits: np.ndarray, cache: Cache, train: Collection[str]) -> Arrays:
@@ -130,9 +120,9 @@ def backward(dlogits: np.ndarray, cache: Cache, train: Collection[str]) -> Array
     expected = (*tokens.shape, config.vocabulary)
     if dlogits.shape != expected:
         raise ValueError(f"transformer.backward: dlogits is {dlogits.shape}, expected {expected} because the logits are")
-    back = _Back(cache, frozenset(train), {})
+    back = block.Back(cache, frozenset(train), {})
     # 4. logits = norm(h) lm_headᵀ at the tokens
-    dh = _norm_backward(_linear_backward(dlogits, config.head, back), "norm", back)
+    dh = block.norm_backward(block.linear_backward(dlogits, config.head, back), "norm", back)
     if prompt := methods.get("prompt"):
         real, wide = ptuning.tokens_at(tokens.shape[1], prompt.positions), dh
         dh = np.zeros_like(wide, shape=(len(wide), wide.shape[1] + len(prompt.positions), config.width))
@@ -140,7 +130,7 @@ def backward(dlogits: np.ndarray, cache: Cache, train: Collection[str]) -> Array
     # 3. the layers
     dpast = []
     for i in reversed(range(config.layers)):
-        dh, dprefix = _layer_backward(dh, i, back)
+        dh, dprefix = block.layer_backward(dh, i, back)
         dpast.insert(0, dprefix)
     if "prefix" in methods:
         _prefix_backward(prefix.Prefix(*(np.stack(parts) for parts in zip(*dpast, strict=True))), back)
@@ -181,184 +171,6 @@ def merge(arrays: Mapping[str, np.ndarray], config: Config, methods: Methods) ->
     return merged, left
 
 
-class _Back(NamedTuple):
-    """A backward pass on its way."""
-
-    run: Cache
-    train: frozenset[str]
-    gradients: Arrays
-
-    def add(self, name: str, gradient: np.ndarray | None) -> None:
-        if name in self.train and gradient is not None:
-            self.gradients[name] = self.gradients[name] + gradient if name in self.gradients else gradient
-
-    def add_all(self, place: str, gradients: Any) -> None:
-        for field, gradient in gradients._asdict().items():
-            self.add(f"{place}.{field}", gradient)
-
-
-def _layer(h: np.ndarray, i: int, hidden: np.ndarray, past: prefix.Prefix | None, run: Cache) -> np.ndarray:
-    name = f"layers.{i}"
-    own = None if past is None else prefix.Prefix(past.keys[i], past.values[i])
-    # 1. h += attention(norm(h))
-    h = h + _with_adapters(_norm(h, f"{name}.attention_norm", run), f"{name}.attention", run,
-                           lambda x: _attention(x, name, hidden, own, run))
-    # 2. h += mlp(norm(h))
-    h += _with_adapters(_norm(h, f"{name}.mlp_norm", run), f"{name}.mlp", run, lambda x: _mlp(x, name, run))
-    # 3. h += Ad(h)
-    return _behind(h, f"{name}.output", run)
-
-
-def _layer_backward(dh: np.ndarray, i: int, back: _Back) -> tuple[np.ndarray, prefix.Prefix | None]:
-    name, dprefix = f"layers.{i}", []
-
-    def through_attention(dy: np.ndarray) -> np.ndarray:
-        dx, d = _attention_backward(dy, name, back)
-        dprefix.append(d)
-        return dx
-
-    # 3. h += Ad(h)
-    dh = _behind_backward(dh, f"{name}.output", back)
-    # 2. h += mlp(norm(h))
-    dx = _with_adapters_backward(dh, f"{name}.mlp", back, lambda dy: _mlp_backward(dy, name, back))
-    dh = dh + _norm_backward(dx, f"{name}.mlp_norm", back)
-    # 1. h += attention(norm(h))
-    dx = _with_adapters_backward(dh, f"{name}.attention", back, through_attention)
-    dh += _norm_backward(dx, f"{name}.attention_norm", back)
-    return dh, dprefix[0]
-
-
-def _attention(x: np.ndarray, name: str, hidden: np.ndarray, past: prefix.Prefix | None, run: Cache) -> np.ndarray:
-    config = run.config
-    # 1. q, k, v
-    if config.fused:
-        q, k, v = np.split(_linear(x, f"{name}.qkv_proj", run), config.splits, axis=-1)
-    else:
-        q, k, v = (_linear(x, f"{name}.{part}_proj", run) for part in "qkv")
-    # 2. y = o_proj(softmax(q kᵀ) v)
-    y, run.kept[f"{name}.{ATTENTION}.core"] = attention.forward(q, k, v, hidden, config.kv_heads, config.size, past)
-    return _linear(y, f"{name}.o_proj", run)
-
-
-def _attention_backward(dy: np.ndarray, name: str, back: _Back) -> tuple[np.ndarray, prefix.Prefix | None]:
-    # 2. y = o_proj(softmax(q kᵀ) v)
-    dy = _linear_backward(dy, f"{name}.o_proj", back)
-    *parts, dprefix = attention.backward(dy, back.run.kept[f"{name}.{ATTENTION}.core"])
-    # 1. q, k, v
-    if back.run.config.fused:
-        return _linear_backward(np.concatenate(parts, axis=-1), f"{name}.qkv_proj", back), dprefix
-    dq, dk, dv = (_linear_backward(d, f"{name}.{part}_proj", back) for part, d in zip("qkv", parts, strict=True))
-    dq += dk
-    dq += dv
-    return dq, dprefix
-
-
-def _mlp(x: np.ndarray, name: str, run: Cache) -> np.ndarray:
-    f = ops.ACTIVATIONS[run.config.activation][0]
-    # 1. a = f(up x), or f(gate x) · up x
-    up = _linear(x, f"{name}.up_proj", run)
-    if run.config.activation == "silu":
-        gate, inner = f(_linear(x, f"{name}.gate_proj", run))
-        run.kept[f"{name}.{MLP}.core"] = inner, gate, up
-        a = gate * up
-    else:
-        a, run.kept[f"{name}.{MLP}.core"] = f(up)
-    # 2. y = down a
-    return _linear(a, f"{name}.down_proj", run)
-
-
-def _mlp_backward(dy: np.ndarray, name: str, back: _Back) -> np.ndarray:
-    f_backward, kept = ops.ACTIVATIONS[back.run.config.activation][1], back.run.kept[f"{name}.{MLP}.core"]
-    # 2. y = down a
-    da = _linear_backward(dy, f"{name}.down_proj", back)
-    # 1. a = f(up x), or f(gate x) · up x
-    if back.run.config.activation != "silu":
-        return _linear_backward(f_backward(da, kept), f"{name}.up_proj", back)
-    inner, gate, up = kept
-    dx = _linear_backward(f_backward(da * up, inner), f"{name}.gate_proj", back)
-    dx += _linear_backward(da * gate, f"{name}.up_proj", back)
-    return dx
-
-
-def _with_adapters(x: np.ndarray, place: str, run: Cache, sub: Any) -> np.ndarray:
-    """The sub-layer of x, with what is beside it and behind it."""
-    y = sub(x)
-    if place in run.methods:  # y += Ad(x)
-        more, run.kept[place] = _adapter(x, place, run)
-        y += more
-    return _behind(y, f"{place}.output", run)
-
-
-def _with_adapters_backward(dy: np.ndarray, place: str, back: _Back, sub: Any) -> np.ndarray:
-    dy = _behind_backward(dy, f"{place}.output", back)
-    dx = sub(dy)
-    if place in back.run.methods:
-        more, dp = adapter.backward(dy, back.run.kept[place])
-        back.add_all(place, dp)
-        dx += more
-    return dx
-
-
-def _behind(y: np.ndarray, place: str, run: Cache) -> np.ndarray:
-    """y + Ad(y), if there is an adapter at the place."""
-    if place not in run.methods:
-        return y
-    more, run.kept[place] = _adapter(y, place, run)
-    return y + more
-
-
-def _behind_backward(dy: np.ndarray, place: str, back: _Back) -> np.ndarray:
-    if place not in back.run.methods:
-        return dy
-    more, dp = adapter.backward(dy, back.run.kept[place])
-    back.add_all(place, dp)
-    return dy + more
-
-
-def _adapter(x: np.ndarray, place: str, run: Cache) -> tuple[np.ndarray, adapter.Cache]:
-    spec = run.methods[place]
-    return adapter.forward(x, take(adapter.Adapter, place, run.arrays), spec.activation, spec.scale)
-
-
-def _linear(x: np.ndarray, place: str, run: Cache) -> np.ndarray:
-    """x Wᵀ + b, and LoRA if it is there."""
-    W, b = run.arrays[f"{place}.weight"], run.arrays.get(f"{place}.bias")
-    if spec := run.methods.get(place):
-        y, cache = lora.forward(x, W, b, take(lora.LoRA, place, run.arrays), spec.scale)
-    else:
-        y, cache = linear.forward(x, W, b)
-    run.kept[place] = x, cache
-    return y
-
-
-def _linear_backward(dy: np.ndarray, place: str, back: _Back) -> np.ndarray:
-    x, cache = back.run.kept[place]
-    # y = x Wᵀ + b: what the package's frozen layer has no need of
-    if f"{place}.weight" in back.train:
-        back.add(f"{place}.weight", rows(dy).T @ rows(x))                                     # (out, in)
-    if f"{place}.bias" in back.train:
-        back.add(f"{place}.bias", rows(dy).sum(0))
-    if isinstance(cache, lora.Cache):
-        dx, dp = lora.backward(dy, cache)
-        back.add_all(place, dp)
-        return dx
-    return linear.backward(dy, cache)
-
-
-def _norm(h: np.ndarray, place: str, run: Cache) -> np.ndarray:
-    y, run.kept[place] = ops.norm(h, run.arrays[f"{place}.weight"], run.arrays.get(f"{place}.bias"))
-    return y
-
-
-def _norm_backward(dy: np.ndarray, place: str, back: _Back) -> np.ndarray:
-    cache = back.run.kept[place]
-    if f"{place}.weight" in back.train or f"{place}.bias" in back.train:
-        dw, db = ops.norm_weights(dy, cache)
-        back.add(f"{place}.weight", dw)
-        back.add(f"{place}.bias", db)
-    return ops.norm_backward(dy, cache)
-
-
 def _prefix(run: Cache) -> tuple[prefix.Prefix | None, prefix.Cache | None]:
     """The keys and values of all layers."""
     if "prefix" not in run.methods:
@@ -368,7 +180,7 @@ def _prefix(run: Cache) -> tuple[prefix.Prefix | None, prefix.Cache | None]:
     return prefix.forward(take(prefix.Reparameterised, "prefix", run.arrays), run.config.layers)
 
 
-def _prefix_backward(dprefix: prefix.Prefix, back: _Back) -> None:
+def _prefix_backward(dprefix: prefix.Prefix, back: block.Back) -> None:
     cache = back.run.kept["prefix"]
     back.add_all("prefix", dprefix if cache is None else prefix.backward(dprefix, cache))
 
