@@ -4,8 +4,7 @@ All is drawn from a seed: a softmax has no exact cases, so what is right is judg
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from hypothesis import strategies as st
@@ -44,6 +43,7 @@ class ModelCase:
     tokens: np.ndarray
     mask: np.ndarray | None
     dlogits: np.ndarray
+    known: dict[str | tuple, Spread] = field(default_factory=dict)  # what was computed of it, which copies have in common
 
     @property
     def size(self) -> float:
@@ -52,29 +52,33 @@ class ModelCase:
 
     def but(self, **changes) -> "ModelCase":
         own = {k: v for k, v in changes.items() if k in ("base", "trained", "tokens", "mask", "dlogits")}
-        return replace(self, config=replace(self.config, **{k: v for k, v in changes.items() if k not in own}), **own)
+        config = replace(self.config, **{k: v for k, v in changes.items() if k not in own})
+        return replace(self, config=config, known={}, **own)
 
     def copy(self) -> "ModelCase":
-        copied = self.but(tokens=self.tokens.copy(), dlogits=self.dlogits.copy())
-        vars(copied).update({name: known for name, known in vars(self).items() if name in ("spread", "merged")})
-        return copied
+        return replace(self, tokens=self.tokens.copy(), dlogits=self.dlogits.copy())
 
-    @cached_property
+    @property
     def spread(self) -> Spread:
         """Of the logits, and of the gradients of what trains, which are prefixed with "d "."""
-        return self._spread(lambda arrays, config, methods: (arrays, methods))
+        return self._once("spread", lambda: self._spread(lambda arrays, config, methods: (arrays, methods)))
 
-    @cached_property
+    @property
     def merged(self) -> Spread:
         """The same logits where LoRA was merged, or a network folded, before; and the arrays that this gives."""
-        return self._spread(transformer.merge, gradients=False)
+        return self._once("merged", lambda: self._spread(transformer.merge, gradients=False))
 
-    def of(self, tokens: np.ndarray, methods: Methods, arrays: Arrays, mask: np.ndarray | None = None) -> Spread:
-        """The logits of other tokens, under other methods."""
+    def of(self, tokens: np.ndarray, methods: Methods, arrays: Arrays) -> Spread:
+        """The logits of other tokens, under other methods; the arrays follow from the case and these."""
         def logits(given: Arrays) -> Arrays:
-            return {"logits": transformer.forward(tokens, given, reference(self.config)[0], methods, mask)[0]}
+            return {"logits": transformer.forward(tokens, given, reference(self.config)[0], methods)[0]}
 
-        return noise.spread(logits, arrays, self.unit)
+        return self._once(("of", tokens.tobytes(), *methods), lambda: noise.spread(logits, arrays, self.unit))
+
+    def _once(self, what: str | tuple, compute: Callable[[], Spread]) -> Spread:
+        if what not in self.known:
+            self.known[what] = compute()
+        return self.known[what]
 
     def bound(self, name: str) -> np.ndarray | None:
         """Of an answer by its name, what `within_spread` allows; None if nothing is known of it."""

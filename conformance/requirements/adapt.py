@@ -12,15 +12,7 @@ from conformance.model import places
 from conformance.model_case import models
 from conformance.requirements import requirement
 from conformance.requirements.model import (
-    NEEDS,
-    SHARE,
-    fresh,
-    frozen_and_moved,
-    only_these_train,
-    plain,
-    prepared,
-    right_gradients,
-    right_logits,
+    NEEDS, SHARE, fresh, frozen_and_moved, names_are, only_these_train, plain, prepared, right_gradients, right_logits,
     switched_off,
 )
 
@@ -100,7 +92,7 @@ def adapters_switched_off(subject, case):
 def initialisation_spares_the_base(subject, case):
     """An initialiser that takes the first module for the down projection can hit a norm."""
     found = fresh(subject, case).base()
-    holds(set(found) == set(case.base), "names of the base", sorted(found), sorted(case.base))
+    names_are(found, case.base, "names of the base")
     for name in sorted(found):
         same(found[name], case.base[name], f"{name} of the base")
 

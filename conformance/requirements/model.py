@@ -43,13 +43,25 @@ def right_logits(model: Model, case: ModelCase) -> float:
     return within_spread(model.forward(case.tokens, case.mask), truth["logits"], deviation["logits"], "logits")
 
 
+def right_where_seen(model: Model, case: ModelCase) -> float:
+    """The logits of what is not padding."""
+    (truth, deviation), seen, logits = case.spread, case.mask, model.forward(case.tokens, case.mask)
+    want = truth["logits"]
+    holds(logits.shape == want.shape, "shape of the logits", logits.shape, want.shape)
+    return within_spread(logits[seen], want[seen], deviation["logits"][seen], "logits of what is not padding")
+
+
+def names_are(found: dict, wanted, what: str) -> None:
+    holds(set(found) == set(wanted), what, sorted(found), sorted(wanted))
+
+
 def right_gradients(model: Model, case: ModelCase) -> float:
     """Of everything that trains; and nothing else may have one."""
     truth, deviation = case.spread
     model.forward(case.tokens, case.mask)
     found = model.backward(case.dlogits)
     wanted = {name.removeprefix("d ") for name in truth if name.startswith("d ")}
-    holds(set(found) == wanted, "names of what got a gradient", sorted(found), sorted(wanted))
+    names_are(found, wanted, "names of what got a gradient")
     return max(within_spread(found[n], truth[f"d {n}"], deviation[f"d {n}"], f"gradient of {n}") for n in sorted(wanted))
 
 
@@ -60,9 +72,11 @@ def frozen_and_moved(subject: Subject, case: ModelCase) -> float:
     model.forward(case.tokens, case.mask)
     model.backward(case.dlogits)
     model.step(rate)
-    for name, array in model.base().items():
+    (truth, deviation), base, after = case.spread, model.base(), model.arrays()
+    names_are(base, case.base, "names of the base after a step")
+    names_are(after, case.trained, "names of what trains after a step")
+    for name, array in base.items():
         same(array, case.base[name], f"{name} of the base after a step")
-    (truth, deviation), after = case.spread, model.arrays()
     for name, array in case.trained.items():
         kind = np.longdouble
         want, spread = array.astype(kind) - kind(rate) * truth[f"d {name}"], rate * deviation[f"d {name}"]
@@ -95,10 +109,7 @@ def base_model(subject, case):
 )
 def padding(subject, case):
     """Behind the tokens and between them. What a padded token itself has for logits is free."""
-    truth, deviation = case.spread
-    seen = case.mask
-    logits = fresh(subject, case).forward(case.tokens, case.mask)
-    return within_spread(logits[seen], truth["logits"][seen], deviation["logits"][seen], "logits of what is not padding")
+    return right_where_seen(fresh(subject, case), case)
 
 
 @requirement(
@@ -140,6 +151,7 @@ def merged_model(subject, case):
     model.merge()
     base, logits = model.base(), model.forward(case.tokens)
     truth, deviation = case.merged
+    names_are(base, case.base, "names of the base after merge")
     for name in sorted(base):
         within_spread(base[name], truth[name], deviation[name], f"{name} after merge")
     same(logits, plain(subject, case, base).forward(case.tokens), "logits of the merged model, beside a plain one")
@@ -213,6 +225,6 @@ def fused_is_separate_with_one_A(subject, case):
             rows = slice(i * d, (i + 1) * d)
             piece = array if field == "A" else array[:, rows] if field == "B" else array[rows]
             arrays[f"{place.replace('qkv', part)}.{field}"] = piece
-    other = ModelCase(separate, {}, {}, case.tokens, None, case.dlogits)
+    other = ModelCase(separate, {}, {}, case.tokens, None, case.dlogits, case.known)
     truth, deviation = other.of(case.tokens, reference(separate)[1], arrays)
     return within_spread(model.forward(case.tokens), truth["logits"], deviation["logits"], "logits of LoRA on fused q, k, v")

@@ -5,18 +5,12 @@
 
 import numpy as np
 
-from conformance.compare import holds, within_spread
+from conformance.compare import within_spread
 from conformance.model_case import ModelCase, keys_of, models, reference
 from conformance.requirements import PEFT, requirement
 from conformance.requirements.model import (
-    NEEDS,
-    SHARE,
-    fresh,
-    frozen_and_moved,
-    only_these_train,
-    prepared,
-    right_gradients,
-    right_logits,
+    NEEDS, SHARE, fresh, frozen_and_moved, names_are, only_these_train, prepared, right_gradients, right_logits,
+    right_where_seen,
 )
 from lora_ref import prefix
 
@@ -59,10 +53,7 @@ def prefix_logits(subject, case):
 )
 def prefix_and_padding(subject, case):
     """A mask that was made without the prefix in mind is too short by its length, or hides it."""
-    truth, deviation = case.spread
-    logits = prepared(subject, case).forward(case.tokens, case.mask)
-    seen = case.mask
-    return within_spread(logits[seen], truth["logits"][seen], deviation["logits"][seen], "logits of what is not padding")
+    return right_where_seen(prepared(subject, case), case)
 
 
 @requirement(
@@ -129,7 +120,7 @@ def folded(subject, case: ModelCase) -> float:
     model.fold()
     truth, deviation = case.merged
     found, wanted = model.arrays(), set(truth) - set(case.base) - {"logits"}
-    holds(set(found) == wanted, "names of what is left after folding", sorted(found), sorted(wanted))
+    names_are(found, wanted, "names of what is left after folding")
     for name in sorted(wanted):
         within_spread(found[name], truth[name], deviation[name], f"{name} after folding")
     after = model.forward(case.tokens)

@@ -10,14 +10,8 @@ from conformance.compare import holds, within_spread
 from conformance.model_case import models
 from conformance.requirements import PEFT, requirement
 from conformance.requirements.model import (
-    NEEDS,
-    SHARE,
-    fresh,
-    frozen_and_moved,
-    only_these_train,
-    prepared,
-    right_gradients,
-    right_logits,
+    NEEDS, SHARE, fresh, frozen_and_moved, only_these_train, prepared, right_gradients, right_logits,
+    right_where_seen,
 )
 from conformance.requirements.prefix import folded
 
@@ -70,10 +64,7 @@ def logits_stay_aligned(subject, case):
 )
 def prompts_and_padding(subject, case):
     """A mask that was made without the prompts in mind."""
-    truth, deviation = case.spread
-    logits = prepared(subject, case).forward(case.tokens, case.mask)
-    seen = case.mask
-    return within_spread(logits[seen], truth["logits"][seen], deviation["logits"][seen], "logits of what is not padding")
+    return right_where_seen(prepared(subject, case), case)
 
 
 @requirement(
