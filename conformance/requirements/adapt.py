@@ -12,7 +12,16 @@ from conformance.model import places
 from conformance.model_case import models
 from conformance.requirements import requirement
 from conformance.requirements.model import (
-    NEEDS, SHARE, fresh, frozen_and_moved, names_are, only_these_train, plain, prepared, right_gradients, right_logits,
+    NEEDS,
+    SHARE,
+    fresh,
+    frozen_and_moved,
+    names_are,
+    only_these_train,
+    plain,
+    prepared,
+    right_gradients,
+    right_logits,
     switched_off,
 )
 

@@ -9,7 +9,15 @@ from conformance.compare import within_spread
 from conformance.model_case import ModelCase, keys_of, models, reference
 from conformance.requirements import PEFT, requirement
 from conformance.requirements.model import (
-    NEEDS, SHARE, fresh, frozen_and_moved, names_are, only_these_train, prepared, right_gradients, right_logits,
+    NEEDS,
+    SHARE,
+    fresh,
+    frozen_and_moved,
+    names_are,
+    only_these_train,
+    prepared,
+    right_gradients,
+    right_logits,
     right_where_seen,
 )
 from lora_ref import prefix

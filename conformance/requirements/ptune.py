@@ -10,7 +10,14 @@ from conformance.compare import holds, within_spread
 from conformance.model_case import models
 from conformance.requirements import PEFT, requirement
 from conformance.requirements.model import (
-    NEEDS, SHARE, fresh, frozen_and_moved, only_these_train, prepared, right_gradients, right_logits,
+    NEEDS,
+    SHARE,
+    fresh,
+    frozen_and_moved,
+    only_these_train,
+    prepared,
+    right_gradients,
+    right_logits,
     right_where_seen,
 )
 from conformance.requirements.prefix import folded
