@@ -19,9 +19,16 @@ def built_in() -> dict[str, str]:
     found = {}
     for info in pkgutil.iter_modules(subjects.__path__):
         module = importlib.import_module(f"conformance.subjects.{info.name}")
-        missing = [name for name in module.NEEDS if importlib.util.find_spec(name) is None]
+        missing = [name for name in module.NEEDS if not _installed(name)]
         found[info.name] = ", ".join(missing)
     return found
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # imported already, by a module that has no __spec__
+        return name in sys.modules
 
 
 def load(spec: str) -> Subject:
@@ -69,8 +76,14 @@ def _built_in(name: str) -> Subject:
         others = "others are package.module:attribute or path/to/file.py:attribute"
         raise LoadError(f"no built-in subject {name!r}; there are {', '.join(known)}; {others}")
     if known[name]:
-        raise LoadError(f"{name} is not available: {known[name]} is not installed (pip install '.[peers]')")
+        raise LoadError(f"{name} is not available: {known[name]} is not installed ({_how(name)})")
     return importlib.import_module(f"conformance.subjects.{name}").subject()
+
+
+def _how(name: str) -> str:
+    """How what a built-in subject needs is installed."""
+    module = importlib.import_module(f"conformance.subjects.{name}")
+    return getattr(module, "INSTALL", "pip install '.[peers]'")
 
 
 def _candidates(module) -> str:

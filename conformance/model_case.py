@@ -138,7 +138,10 @@ def models(method: str, *, masked: bool = False, only: tuple[str, ...] = ("float
             names = ("qkv_proj",) if kind["fused"] else ("q_proj", "k_proj", "v_proj")
             gate = ("gate_proj",) if kind["activation"] == "silu" else ()
             length = draw(st.integers(1, 3))
-            positions = tuple(sorted(draw(st.sets(st.integers(0, T + 1), min_size=1, max_size=2))))
+            n = draw(st.integers(1, 2))
+            positions = sorted(draw(st.sets(st.integers(0, T + n - 1), min_size=n, max_size=n)))
+            if positions == list(range(n)):  # not all of them in front: that is what most libraries offer
+                positions[-1] = T + n - 1
             matrices = st.sampled_from((*names, "o_proj", "up_proj", *gate, "down_proj"))
             own = {
                 "targets": tuple(sorted(draw(st.sets(matrices, min_size=1)))),
@@ -146,7 +149,7 @@ def models(method: str, *, masked: bool = False, only: tuple[str, ...] = ("float
                 "form": draw(st.sampled_from(("houlsby", "pfeiffer", "parallel"))), "bottleneck": draw(st.integers(2, 3)),
                 "nonlinearity": draw(st.sampled_from(("gelu", "relu") if dtype == "float64" else ("gelu",))),
                 "adapter_scale": draw(st.sampled_from((1.0, 4.0, 0.5))), "length": length,
-                "positions": tuple(p for p in positions if p < T + len(positions)),
+                "positions": tuple(positions),
             }
             width = heads * draw(st.integers(2, 3))
             config = ModelConfig(

@@ -1,8 +1,12 @@
-"""PEFT's LoRA on one nn.Linear, through get_peft_model, merge_adapter, save_pretrained and load_adapter."""
+"""PEFT's LoRA on one nn.Linear, through get_peft_model, merge_adapter, save_pretrained and load_adapter; and its LoRA, prefix
+tuning, prompt tuning and P-tuning on Hugging Face's GPT-2."""
 
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 NEEDS = ("torch", "peft")
+LSTM = {"W": "weight_ih", "U": "weight_hh", "b": "bias_ih"}  # of one layer and one way
 
 
 def subject():
@@ -10,7 +14,10 @@ def subject():
     import torch
     from torch import nn
 
-    from conformance.subject import LayerConfig, Subject
+    from conformance import gpt2
+    from conformance.gpt2 import GPT2, Place
+    from conformance.model import ModelConfig, places
+    from conformance.subject import LayerConfig, Subject, Unsupported
     from conformance.torch import TorchLayer, to_array, to_tensor
     from conformance.torch_script import dtype_of, script, tensor, written
 
@@ -94,6 +101,12 @@ def subject():
     def mixed(names) -> list[str]:
         return ["__base__" if name is None else name for name in names]
 
+    def one_bias(lstm: nn.LSTM) -> None:
+        """torch's LSTM has two biases, which are added up. With the second at zero and frozen it has one, as it is defined."""
+        for name, parameter in lstm.named_parameters():
+            if name.startswith("bias_hh"):
+                nn.init.zeros_(parameter.requires_grad_(False))
+
     def linear_options(config: LayerConfig) -> dict:
         return {"bias": config.bias, "device": config.device, "dtype": getattr(torch, config.dtype)}
 
@@ -102,6 +115,86 @@ def subject():
             "r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout, "target_modules": ["0"],
             "use_rslora": config.scaling == "rslora",
         }
+
+    class PeftModel(GPT2):
+        config: ModelConfig
+        off: ExitStack | None = None  # while the method is switched off
+
+        def merge(self):
+            self.module.merge_adapter()
+
+        def fold(self):
+            """What save_pretrained stores of a prompt's or a prefix's network, in a model as from_pretrained makes it."""
+            stored = peft.get_peft_model_state_dict(self.module)
+            options = self.module.active_peft_config
+            options.inference_mode = True
+            module: Any = peft.PeftModelForCausalLM(self.module.get_base_model(), options)
+            module.to(getattr(torch, self.config.dtype)).eval()
+            peft.set_peft_model_state_dict(module, stored)
+            self.module, self.own_at = module, own_places(replace(self.config, hidden=None, encoder="embedding"))
+
+        def switch(self, on):
+            if on and self.off is not None:
+                self.off.close()
+                self.off = None
+            if not on and self.off is None:
+                self.off = ExitStack()
+                self.off.enter_context(self.module.disable_adapter())
+
+    class PeftPrompted(PeftModel):
+        """PEFT puts its prompts first, and gives logits for them, too."""
+
+        def forward(self, tokens, mask=None):
+            super().forward(tokens, mask)
+            self.logits = self.logits[:, self.logits.shape[1] - tokens.shape[1]:]
+            return to_array(self.logits)
+
+    def own_places(config: ModelConfig) -> dict[str, Place]:
+        """Where PEFT has the arrays of the method."""
+        encoder = "prompt_encoder.default"
+        if config.method == "lora":
+            factors = {place: f"base_model.model.{gpt2.path_of(place)}.lora_" for place in places(config)}
+            return {f"{place}.{part}": Place(f"{path}{part}.default.weight", torch.Tensor.t)
+                    for place, path in factors.items() for part in "AB"}
+        if config.method == "prefix" and config.hidden is None:
+            def part(i: int) -> Place:
+                """A row is keys of layer 0, values of layer 0, keys of layer 1, …"""
+                shape = config.layers, 2, -1
+                return Place(f"{encoder}.embedding.weight", lambda w: w.unflatten(1, shape)[:, :, i].transpose(0, 1))
+
+            return {"prefix.keys": part(0), "prefix.values": part(1)}
+        paths = {"embedding": "embedding.weight"}
+        if config.hidden is not None:
+            head = "transform" if config.method == "prefix" else "mlp_head"
+            paths |= {"W1": f"{head}.0.weight", "b1": f"{head}.0.bias", "W2": f"{head}.2.weight", "b2": f"{head}.2.bias"}
+        if config.encoder == "lstm":
+            ways = {"forward": "", "backward": "_reverse"}
+            paths |= {f"{way}_{name}": f"lstm_head.{path}_l0{end}" for way, end in ways.items() for name, path in LSTM.items()}
+        return {f"{places(config)[0]}.{name}": Place(f"{encoder}.{path}") for name, path in paths.items()}
+
+    def method_options(config: ModelConfig) -> Any:
+        """PEFT's configuration of the method."""
+        if config.method == "lora":
+            targets = [gpt2.path_of(place) for place in places(config)]
+            return peft.LoraConfig(
+                r=config.rank, lora_alpha=config.alpha, target_modules=targets, fan_in_fan_out=True,  # pyright: ignore
+                task_type="CAUSAL_LM")
+        if config.method == "prefix":
+            return peft.PrefixTuningConfig(
+                task_type="CAUSAL_LM", num_virtual_tokens=config.length, prefix_projection=config.hidden is not None,
+                encoder_hidden_size=config.hidden)  # pyright: ignore[reportArgumentType]
+        if config.method != "ptuning":
+            raise Unsupported("bottleneck adapters: PEFT has none")
+        n = len(config.positions)
+        if config.positions != tuple(range(n)):
+            raise Unsupported("prompts anywhere but before the tokens")
+        if config.encoder == "embedding":
+            return peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=n)
+        if config.encoder == "mlp":
+            raise Unsupported("an MLP of two linear layers as the prompts' encoder: PEFT's has three")
+        return peft.PromptEncoderConfig(
+            task_type="CAUSAL_LM", num_virtual_tokens=n, encoder_reparameterization_type="LSTM",  # pyright: ignore
+            encoder_hidden_size=config.hidden, encoder_num_layers=1)  # pyright: ignore[reportArgumentType]
 
     class Peft(Subject):
         name, version = "peft", peft.__version__
@@ -117,6 +210,20 @@ def subject():
             layer.config = config
             layer.set_base(weight, bias)
             return layer
+
+        def build_model(self, config: ModelConfig, arrays):
+            if config.method in ("none", "full"):
+                return gpt2.plain(config, arrays)
+            module: Any = peft.get_peft_model(gpt2.build(config, arrays), method_options(config))
+            module.to(getattr(torch, config.dtype)).eval()
+            if config.encoder == "lstm":
+                one_bias(module.prompt_encoder.default.lstm_head)
+            lora = config.method == "lora"
+            root, inner = ("base_model.model.", places(config)) if lora else ("base_model.", ())
+            kind = PeftPrompted if config.method == "ptuning" else PeftModel
+            model = kind(module, gpt2.base_places(arrays, root, inner), own_places(config))
+            model.config = config
+            return model
 
         def script(self, calls, spec):
             return script(calls, ["import peft", "from torch import nn"], self.construction)

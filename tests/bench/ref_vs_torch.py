@@ -63,7 +63,7 @@ def measure(call: Callable[[], object], seconds: float) -> float:
     """
     bytearray(16 << 20)
     times, start = [], time.perf_counter()
-    while (now := time.perf_counter()) < start + 4 / 3 * seconds:
+    while (now := time.perf_counter()) < start + 4 / 3 * seconds or not times:
         call()
         if now > start + seconds / 3:
             times.append(time.perf_counter() - now)

@@ -123,7 +123,9 @@ def conformance(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProces
 def test_the_plain_path_passes_every_requirement_that_the_fast_one_passes(tmp_path):
     assert conformance("run", "lora_torch", f"{FORMS_OF}:LoraTorchPlain", "--json", str(tmp_path / "r.json")).returncode == 0
     fast, plain = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["reports"]
-    assert {r["id"]: r["status"] for r in fast["requirements"]} == {r["id"]: r["status"] for r in plain["requirements"]}
+    by_id = {r["id"]: r["status"] for r in plain["requirements"]}
+    layers = {r["id"]: r["status"] for r in fast["requirements"] if r["group"] not in ("MODEL", "ADAPT", "PREFIX", "PTUNE")}
+    assert layers == {id: by_id[id] for id in layers} and len(layers) == 150
 
 
 def test_the_forms_compute_lora_and_its_gradients():

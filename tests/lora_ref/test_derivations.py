@@ -1,47 +1,32 @@
 """derivations/lora.md is executed: each numbered equation must hold exactly, between values found in other ways.
 
-The equations are read from the page and turned into Python by `python_of`. The arrays are small integers. Every name
+The equations are read from the page and turned into Python by `equations.py`. The arrays are small integers. Every name
 in an equation, on either side, is bound to a value from `values`, which uses loops and the complex step alone.
 """
 
 import itertools
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import lora_ref
 from lora_ref.gradcheck import complex_step
+from tests.lora_ref.equations import (
+    Equation,
+    check_numbers,
+    equations,
+    name_of,
+    product,
+    python_of,
+    sides,
+    stated_shape,
+    sums,
+)
 
-PAGE = (Path(lora_ref.__file__).parent / "derivations" / "lora.md").read_text(encoding="utf-8")
-LINES = [line for block in re.findall(r"^```\n(.*?)^```", PAGE, re.M | re.S) for line in block.splitlines()]
+EQUATIONS = equations("lora")
 SIZES = {"n": 3, "in": 4, "rank": 2, "out": 5}
 LOOPS = {"n": SIZES["n"], "i": SIZES["in"], "r": SIZES["rank"], "o": SIZES["out"]}
-
-
-def parse(line: str) -> tuple[str, str, str, str]:
-    """(8)  dB = hᵀ dy    when B = 0    (rank, out)   → left, right, condition, shape; the last two may be empty."""
-    match = re.fullmatch(r"\(\d+\)  (.+?) = (.+?)(?: {3,}when (.+?))?(?: {3,}(\(.+\)))?", line)
-    assert match, f"not an equation: {line!r}"
-    left, right, condition, shape = match.groups(default="")
-    return left, right, condition, shape
-
-
-def python_of(formula: str) -> str:
-    formula = re.sub(r"(?<=[\w)]) (?=[\w(])", " @ ", formula)  # ᵀ is a \w, ] is not
-    for ours, index in zip("ₙᵢᵣₒ", LOOPS, strict=True):
-        formula = formula.replace(f"Σ{ours}(", f"loop('{index}', lambda {index}: ")
-    for ours, pythons in ("ᵀ", ".T"), ("·", "*"), ("∘", "*"), ("−", "-"), ("∑(", "total("):
-        formula = formula.replace(ours, pythons)
-    return re.sub(r"\bin\b", "n_in", formula)
-
-
-def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The matrix product by its definition, in the dtype of the elements."""
-    rows = [[sum(a[i, k] * b[k, j] for k in range(len(b))) for j in range(b.shape[1])] for i in range(len(a))]
-    return np.array(rows)
 
 
 def output(x: Any, W: Any, b: Any, h: Any, B: Any) -> np.ndarray:
@@ -82,39 +67,29 @@ def values(condition: str) -> dict[str, Any]:
         "dz": complex_step(lambda z: output(x, W, b, s * product(z, A), B), (z,), dy)[0],
         "G": complex_step(lambda V: product(z, V.T), (np.ones_like(W),), dy)[0],
         "change": s * product(A - lr * dA, B - lr * dB).T - s * product(A, B).T,
-        "n_in": n_in, "out": out, "rank": rank, "count": A.size + B.size,
-        "total": np.sum, "loop": lambda index, term: sum(term(k) for k in range(LOOPS[index])),
+        "n": n, "n_in": n_in, "out": out, "rank": rank, "count": A.size + B.size, **sums(LOOPS),
     }  # fmt: skip
 
 
 def holds(left: str, right: str, condition: str) -> bool:
-    names = values(condition)
-    indexed = re.fullmatch(r"\w+\[([niro]),([niro])\]", left)
-    if not indexed:
-        return np.array_equal(eval(python_of(left), names), eval(python_of(right), names))
-    a, b = indexed.groups()
-    return all(
-        eval(left, names | {a: i, b: j}) == eval(python_of(right), names | {a: i, b: j})
-        for i, j in np.ndindex(LOOPS[a], LOOPS[b])
-    )
+    return np.array_equal(*sides(python_of(left), python_of(right), values(condition)))
 
 
-@pytest.mark.parametrize("line", LINES, ids=lambda line: line.split()[0])
-def test_the_equation_holds(line: str) -> None:
-    left, right, condition, _ = parse(line)
-    assert holds(left, right, condition)
+@pytest.mark.parametrize("equation", EQUATIONS, ids=name_of)
+def test_the_equation_holds(equation: Equation) -> None:
+    assert holds(equation.left, equation.right, equation.condition)
 
 
-@pytest.mark.parametrize("line", LINES, ids=lambda line: line.split()[0])
-def test_the_equation_has_the_stated_shape(line: str) -> None:
-    left, _, condition, shape = parse(line)
-    got = np.shape(values(condition)[left.split("[")[0]]) if "∑" not in left else ()
-    assert got == tuple(SIZES[axis] for axis in re.findall(r"\w+", shape))
+@pytest.mark.parametrize("equation", EQUATIONS, ids=name_of)
+def test_the_equation_has_the_stated_shape(equation: Equation) -> None:
+    names = values(equation.condition)
+    left, _ = sides(python_of(equation.left), "0", names)
+    assert np.shape(left) == stated_shape(equation, names)
 
 
-@pytest.mark.parametrize("line", LINES, ids=lambda line: line.split()[0])
-def test_a_mistake_in_the_equation_is_seen(line: str) -> None:
-    left, right, condition, _ = parse(line)
+@pytest.mark.parametrize("equation", EQUATIONS, ids=name_of)
+def test_a_mistake_in_the_equation_is_seen(equation: Equation) -> None:
+    left, right, condition = equation.left, equation.right, equation.condition
     mistakes = [f"{right} + 1"] if "0 ·" in right else [f"−({right})"]
     slips = ("ᵀ", ""), (" + ", " − "), ("scale · ", ""), (" ∘ mask", ""), (" · mask[n,i]", ""), ("0 · ", "")
     for what, instead in slips:
@@ -127,7 +102,4 @@ def test_a_mistake_in_the_equation_is_seen(line: str) -> None:
 
 
 def test_the_equations_are_numbered_from_1_and_every_reference_has_its_equation() -> None:
-    numbers = [int(line[1 : line.index(")")]) for line in LINES]
-    assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) > 30
-    assert len(re.findall(r"^ *\(\d+\)  ", PAGE, re.M)) == len(numbers)  # none outside the blocks that are read
-    assert {int(n) for n in re.findall(r"\((\d+)\)", PAGE)} == set(numbers)
+    check_numbers("lora")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from small_models import CONFIGS, METHODS, Trial, run, trial
+from small_models import CONFIGS, METHODS, Trial, trial
 from torch import Tensor
 
 from conformance.compare import Mismatch, reach, within_spread
@@ -69,10 +69,12 @@ def trained(t: Trial) -> list[str]:
     return list(transformer.shapes(t.config, t.methods, only=bool(t.methods)))
 
 
-def kinks(t: Trial, arrays: Arrays) -> Arrays:
-    """The pre-activations of every relu: where one may round to the other side of zero, gradients have no one truth."""
-    _, cache = transformer.forward(t.tokens, arrays, t.config, t.methods, t.mask)
-    found = {}
+def reference(t: Trial, arrays: Arrays) -> Arrays:
+    """logits, loss, the gradients of all that trains, and the pre-activations of every relu: where one may round to the other
+    side of zero, gradients have no one truth."""
+    logits, cache = transformer.forward(t.tokens, arrays, t.config, t.methods, t.mask)
+    loss, kept = ops.loss(logits, t.targets)
+    found = {"logits": logits, "loss": np.asarray(loss)}
     for place, spec in t.methods.items():
         if isinstance(spec, adapter.Spec) and spec.activation == "relu":
             x, p = cache.kept[place].x, cache.kept[place].p
@@ -80,7 +82,7 @@ def kinks(t: Trial, arrays: Arrays) -> Arrays:
         if isinstance(spec, ptuning.Spec) and spec.encoder != "embedding":
             p, x = cache.kept[place][:2]
             found[KINK + place] = x @ p.W1.T + p.b1
-    return found
+    return found | transformer.backward(ops.loss_backward(kept), cache, trained(t))
 
 
 def clear_of_kinks(truth: Arrays, deviation: Arrays) -> bool:
@@ -93,7 +95,7 @@ def judged(config: str, method: str, dtype: str, masked: bool) -> Judged:
     """Of the first seed that is clear of kinks."""
     for seed in itertools.count():
         t = trial(config, method, seed, dtype, masked)
-        truth, deviation = noise.spread(lambda a, t=t: run(t, a, trained(t)) | kinks(t, a), t.arrays, UNITS[dtype])
+        truth, deviation = noise.spread(lambda a, t=t: reference(t, a), t.arrays, UNITS[dtype])
         if clear_of_kinks(truth, deviation):
             return Judged(t, *({n: a for n, a in of.items() if not n.startswith(KINK)} for of in (truth, deviation)))
     raise AssertionError
@@ -131,12 +133,12 @@ def test_a_pre_activation_at_zero_is_seen(method):
     """With a bias that takes the smallest of them to within a rounding of zero, the seed would not be used."""
     t, _, _ = judged("gelu", method, "float64", False)
     place, bias = ("prompt", "prompt.b1") if method == "prompt-mlp" else ("layers.0.output", "layers.0.output.down_bias")
-    truth, deviation = noise.spread(lambda a: kinks(t, a), t.arrays, UNITS["float64"])
+    truth, deviation = noise.spread(lambda a: reference(t, a), t.arrays, UNITS["float64"])
     assert clear_of_kinks(truth, deviation)
     at = np.unravel_index(np.abs(truth[KINK + place]).argmin(), truth[KINK + place].shape)
     moved = t.arrays[bias].copy()
     moved[at[-1]] -= truth[KINK + place][at]
-    assert not clear_of_kinks(*noise.spread(lambda a: kinks(t, a), t.arrays | {bias: moved}, UNITS["float64"]))
+    assert not clear_of_kinks(*noise.spread(lambda a: reference(t, a), t.arrays | {bias: moved}, UNITS["float64"]))
 
 
 # AdamW. Bounds on a trajectory would grow with every step. So each step is judged by itself: the reference takes it from where
@@ -171,17 +173,15 @@ def memory(model: torch_transformer.Transformer, optimizer: torch.optim.AdamW) -
 
 
 def reference_step(t: Trial, given: Arrays, taken: int) -> Arrays:
-    """The arrays, m and v after the step that follows `taken` ones: forward, loss, backward, AdamW."""
-    train = trained(t)
-    arrays = {name: given[name] for name in t.arrays}
-    logits, cache = transformer.forward(t.tokens, arrays, t.config, t.methods, t.mask)
-    gradients = transformer.backward(ops.loss_backward(ops.loss(logits, t.targets)[1]), cache, train)
+    """The arrays, m and v after the step that follows `taken` ones: forward, loss, backward, AdamW. And the kinks before."""
+    train, arrays = trained(t), {name: given[name] for name in t.arrays}
+    found = reference(t, arrays)
     state = optim.State(*({name: given[f"{part} {name}"] for name in train} for part in "mv"), taken)
     rates = {name: rate(name) for name in train}
-    arrays, state = optim.adamw(arrays, gradients, state, rates, decay=DECAY)
+    arrays, state = optim.adamw(arrays, {name: found[name] for name in train}, state, rates, decay=DECAY)
     assert state.t == taken + 1
     memories = {f"{part} {name}": a for part, of in (("m", state.m), ("v", state.v)) for name, a in of.items()}
-    return arrays | memories
+    return arrays | memories | {name: a for name, a in found.items() if name.startswith(KINK)}
 
 
 def trajectory(t: Trial, unit: float) -> tuple[torch_transformer.Transformer, list[tuple[Arrays, Arrays, Arrays]]] | None:
@@ -191,8 +191,7 @@ def trajectory(t: Trial, unit: float) -> tuple[torch_transformer.Transformer, li
     optimizer, taken = torch_optimizer(model), []
     for step in range(STEPS):
         before = copied(model.arrays()) | memory(model, optimizer)
-        truth, deviation = noise.spread(
-            lambda a, step=step: reference_step(t, a, step) | kinks(t, {name: a[name] for name in t.arrays}), before, unit)
+        truth, deviation = noise.spread(lambda a, step=step: reference_step(t, a, step), before, unit)
         if not clear_of_kinks(truth, deviation):
             return None
         optimizer.zero_grad()
