@@ -102,7 +102,7 @@ def norm_backward(dy: np.ndarray, cache: Norm) -> np.ndarray:
     n, inverse, w, centred = cache
     # 2. y = n w + b
     dx = dy * w
-    # 1. n has mean square 1, and mean 0 if it is centred: dx loses its part along n, and its mean
+    # 1. the slope of 1/√(mean square + ε) takes the part along n away (exactly so for every ε), that of the mean the mean
     along = n * _mean_product(dx, n)
     if centred:
         dx -= _mean(dx)
