@@ -10,7 +10,6 @@ Every forward keeps, under the name of its place, what its backward needs; a bac
 and gives that of what went in. At each linear layer there may be LoRA.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +35,7 @@ class Back(NamedTuple):
     run: Cache
     train: frozenset[str]
     gradients: Arrays
+    dpast: list[prefix.Prefix]  # of each layer's keys and values, the last layer first
 
     def add(self, name: str, gradient: np.ndarray | None) -> None:
         if name in self.train and gradient is not None:
@@ -48,33 +48,30 @@ class Back(NamedTuple):
 
 def layer(h: np.ndarray, i: int, hidden: np.ndarray, past: prefix.Prefix | None, run: Cache) -> np.ndarray:
     name = f"layers.{i}"
-    own = None if past is None else prefix.Prefix(past.keys[i], past.values[i])
     # 1. h += attention(norm(h))
-    h = h + _with_adapters(norm_forward(h, f"{name}.attention_norm", run), f"{name}.attention", run,
-                           lambda x: _attention(x, name, hidden, own, run))
+    x = norm_forward(h, f"{name}.attention_norm", run)
+    own = None if past is None else prefix.Prefix(past.keys[i], past.values[i])
+    h = h + _with_adapters(x, _attention(x, name, hidden, own, run), f"{name}.{ATTENTION}", run)
     # 2. h += mlp(norm(h))
-    h += _with_adapters(norm_forward(h, f"{name}.mlp_norm", run), f"{name}.mlp", run, lambda x: _mlp(x, name, run))
+    x = norm_forward(h, f"{name}.mlp_norm", run)
+    h += _with_adapters(x, _mlp(x, name, run), f"{name}.{MLP}", run)
     # 3. h += Ad(h)
-    return _behind(h, f"{name}.output", run)
+    return _plus_adapter(h, h, f"{name}.output", run)
 
 
-def layer_backward(dh: np.ndarray, i: int, back: Back) -> tuple[np.ndarray, prefix.Prefix | None]:
-    name, dprefix = f"layers.{i}", []
-
-    def through_attention(dy: np.ndarray) -> np.ndarray:
-        dx, d = _attention_backward(dy, name, back)
-        dprefix.append(d)
-        return dx
-
+def layer_backward(dh: np.ndarray, i: int, back: Back) -> np.ndarray:
+    name = f"layers.{i}"
     # 3. h += Ad(h)
-    dh = _behind_backward(dh, f"{name}.output", back)
-    # 2. h += mlp(norm(h))
-    dx = _with_adapters_backward(dh, f"{name}.mlp", back, lambda dy: _mlp_backward(dy, name, back))
+    dh = _plus_adapter_backward(dh, dh, f"{name}.output", back)
+    # 2. h += mlp(norm(h)); what is beside the MLP adds to its dx
+    dy = _plus_adapter_backward(dh, dh, f"{name}.{MLP}.output", back)
+    dx = _plus_adapter_backward(_mlp_backward(dy, name, back), dy, f"{name}.{MLP}", back)
     dh = dh + norm_backward(dx, f"{name}.mlp_norm", back)
     # 1. h += attention(norm(h))
-    dx = _with_adapters_backward(dh, f"{name}.attention", back, through_attention)
+    dy = _plus_adapter_backward(dh, dh, f"{name}.{ATTENTION}.output", back)
+    dx = _plus_adapter_backward(_attention_backward(dy, name, back), dy, f"{name}.{ATTENTION}", back)
     dh += norm_backward(dx, f"{name}.attention_norm", back)
-    return dh, dprefix[0]
+    return dh
 
 
 def _attention(x: np.ndarray, name: str, hidden: np.ndarray, past: prefix.Prefix | None, run: Cache) -> np.ndarray:
@@ -89,17 +86,19 @@ def _attention(x: np.ndarray, name: str, hidden: np.ndarray, past: prefix.Prefix
     return linear_forward(y, f"{name}.o_proj", run)
 
 
-def _attention_backward(dy: np.ndarray, name: str, back: Back) -> tuple[np.ndarray, prefix.Prefix | None]:
+def _attention_backward(dy: np.ndarray, name: str, back: Back) -> np.ndarray:
     # 2. y = o_proj(softmax(q kᵀ) v)
     dy = linear_backward(dy, f"{name}.o_proj", back)
     *parts, dprefix = attention.backward(dy, back.run.kept[f"{name}.{ATTENTION}.core"])
-    # 1. q, k, v
+    if dprefix is not None:
+        back.dpast.append(dprefix)
+    # 1. q, k, v, which all come of x
     if back.run.config.fused:
-        return linear_backward(np.concatenate(parts, axis=-1), f"{name}.qkv_proj", back), dprefix
-    dq, dk, dv = (linear_backward(d, f"{name}.{part}_proj", back) for part, d in zip("qkv", parts, strict=True))
-    dq += dk
-    dq += dv
-    return dq, dprefix
+        return linear_backward(np.concatenate(parts, axis=-1), f"{name}.qkv_proj", back)
+    dx, from_k, from_v = (linear_backward(d, f"{name}.{part}_proj", back) for part, d in zip("qkv", parts, strict=True))
+    dx += from_k
+    dx += from_v
+    return dx
 
 
 def _mlp(x: np.ndarray, name: str, run: Cache) -> np.ndarray:
@@ -129,44 +128,29 @@ def _mlp_backward(dy: np.ndarray, name: str, back: Back) -> np.ndarray:
     return dx
 
 
-def _with_adapters(x: np.ndarray, place: str, run: Cache, sub: Callable) -> np.ndarray:
-    """The sub-layer of x, with what is beside it and behind it."""
-    y = sub(x)
-    if place in run.methods:  # y += Ad(x)
-        more, run.kept[place] = _adapter(x, place, run)
-        y += more
-    return _behind(y, f"{place}.output", run)
+def _with_adapters(x: np.ndarray, y: np.ndarray, place: str, run: Cache) -> np.ndarray:
+    """The answer y of a sub-layer that saw x, with the adapter beside it and the one behind it."""
+    y = _plus_adapter(y, x, place, run)
+    return _plus_adapter(y, y, f"{place}.output", run)
 
 
-def _with_adapters_backward(dy: np.ndarray, place: str, back: Back, sub: Callable) -> np.ndarray:
-    dy = _behind_backward(dy, f"{place}.output", back)
-    dx = sub(dy)
-    if place in back.run.methods:
-        more, dp = adapter.backward(dy, back.run.kept[place])
-        back.add_all(place, dp)
-        dx += more
-    return dx
-
-
-def _behind(y: np.ndarray, place: str, run: Cache) -> np.ndarray:
-    """y + Ad(y), if there is an adapter at the place."""
+def _plus_adapter(y: np.ndarray, x: np.ndarray, place: str, run: Cache) -> np.ndarray:
+    """y + Ad(x), if there is an adapter at the place."""
     if place not in run.methods:
         return y
-    more, run.kept[place] = _adapter(y, place, run)
+    spec = run.methods[place]
+    p = take(adapter.Adapter, place, run.arrays)
+    more, run.kept[place] = adapter.forward(x, p, spec.activation, spec.scale)
     return y + more
 
 
-def _behind_backward(dy: np.ndarray, place: str, back: Back) -> np.ndarray:
+def _plus_adapter_backward(dx: np.ndarray, dy: np.ndarray, place: str, back: Back) -> np.ndarray:
+    """dx, and what comes to x through Ad for the gradient dy of y + Ad(x)."""
     if place not in back.run.methods:
-        return dy
+        return dx
     more, dp = adapter.backward(dy, back.run.kept[place])
     back.add_all(place, dp)
-    return dy + more
-
-
-def _adapter(x: np.ndarray, place: str, run: Cache) -> tuple[np.ndarray, adapter.Cache]:
-    spec = run.methods[place]
-    return adapter.forward(x, take(adapter.Adapter, place, run.arrays), spec.activation, spec.scale)
+    return dx + more
 
 
 def linear_forward(x: np.ndarray, place: str, run: Cache) -> np.ndarray:

@@ -120,7 +120,7 @@ def backward(dlogits: np.ndarray, cache: Cache, train: Collection[str]) -> Array
     expected = (*tokens.shape, config.vocabulary)
     if dlogits.shape != expected:
         raise ValueError(f"transformer.backward: dlogits is {dlogits.shape}, expected {expected} because the logits are")
-    back = block.Back(cache, frozenset(train), {})
+    back = block.Back(cache, frozenset(train), {}, [])
     # 4. logits = norm(h) lm_headᵀ at the tokens
     dh = block.norm_backward(block.linear_backward(dlogits, config.head, back), "norm", back)
     if prompt := methods.get("prompt"):
@@ -128,12 +128,10 @@ def backward(dlogits: np.ndarray, cache: Cache, train: Collection[str]) -> Array
         dh = np.zeros_like(wide, shape=(len(wide), wide.shape[1] + len(prompt.positions), config.width))
         dh[:, real] = wide
     # 3. the layers
-    dpast = []
     for i in reversed(range(config.layers)):
-        dh, dprefix = block.layer_backward(dh, i, back)
-        dpast.insert(0, dprefix)
+        dh = block.layer_backward(dh, i, back)
     if "prefix" in methods:
-        _prefix_backward(prefix.Prefix(*(np.stack(parts) for parts in zip(*dpast, strict=True))), back)
+        _prefix_backward(back)
     # 2. h += embed_positions[…]
     if "embed_positions.weight" in back.train:
         first = methods["prefix"].length if "prefix" in methods else 0
@@ -157,7 +155,7 @@ def merge(arrays: Mapping[str, np.ndarray], config: Config, methods: Methods) ->
         if isinstance(spec, adapter.Spec):
             left[place] = spec
             continue
-        own = {name: merged.pop(name) for name in list(merged) if name in shapes(config, {place: spec}, only=True)}
+        own = {name: merged.pop(name) for name in shapes(config, {place: spec}, only=True)}
         if isinstance(spec, lora.Spec):
             W = f"{place}.weight"
             merged[W], _ = lora.merge(merged[W], None, take(lora.LoRA, place, own), spec.scale)
@@ -180,7 +178,8 @@ def _prefix(run: Cache) -> tuple[prefix.Prefix | None, prefix.Cache | None]:
     return prefix.forward(take(prefix.Reparameterised, "prefix", run.arrays), run.config.layers)
 
 
-def _prefix_backward(dprefix: prefix.Prefix, back: block.Back) -> None:
+def _prefix_backward(back: block.Back) -> None:
+    dprefix = prefix.Prefix(*(np.stack(parts[::-1]) for parts in zip(*back.dpast, strict=True)))
     cache = back.run.kept["prefix"]
     back.add_all("prefix", dprefix if cache is None else prefix.backward(dprefix, cache))
 
