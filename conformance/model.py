@@ -18,8 +18,6 @@ import numpy as np
 
 from conformance.subject import Arrays, Unsupported
 
-METHODS = ("none", "full", "lora", "adapter", "prefix", "ptuning")
-
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -37,7 +35,7 @@ class ModelConfig:
     bias: bool = True  # of every linear layer but the head
     fused: bool = True  # q, k, v in one matrix, qkv_proj, in this order of rows
     tied: bool = True  # the head is embed_tokens
-    method: str = "none"  # one of METHODS
+    method: str = "none"  # or "full", "lora", "adapter", "prefix", "ptuning"
     targets: tuple[str, ...] = ()  # of "lora": "qkv_proj", "o_proj", …
     rank: int = 1
     alpha: float = 1.0  # scale = alpha / rank

@@ -22,10 +22,7 @@ import numpy as np
 ROUNDINGS = 4
 RUNS = 16  # an even number: who compares takes it for the degrees of freedom
 
-_EXACT = {
-    np.greater, np.less, np.greater_equal, np.less_equal, np.equal, np.not_equal, np.maximum, np.negative, np.isfinite,
-    np.absolute,
-}
+_EXACT = {np.greater, np.maximum, np.negative}
 
 
 def spread(

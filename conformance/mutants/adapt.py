@@ -38,25 +38,17 @@ class NormsAreCopies(HonestModel):
     """The adapters work behind copies of the norms, which were taken before the model's own values were loaded."""
 
     def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        kept = self.W
-        if self.config.method == "adapter":
-            self.W = kept | {n: np.ones_like(a) for n, a in kept.items() if n.endswith("mlp_norm.weight")}
-        logits = super().forward(tokens, mask)
-        self.W = kept
-        return logits
+        norms = [n for n in self.W if n.endswith("mlp_norm.weight") and self.config.method == "adapter"]
+        return self.with_arrays(tokens, mask, base={n: np.ones_like(self.W[n]) for n in norms})
 
 
 @mutant("147", kills="ADAPT-06")
 class ReadyIsNotTheSame(HonestModel):
-    """A model made ready for adapters runs with its norms behind the sub-layers, adapters or not: here, without the last."""
+    """A model made ready for adapters is another one, even with none of them on: its last norm is a fresh copy."""
 
     def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        kept = self.W
-        if self.config.method == "adapter" and not self.on:
-            self.W = kept | {"norm.weight": np.ones_like(kept["norm.weight"])}
-        logits = super().forward(tokens, mask)
-        self.W = kept
-        return logits
+        off = self.config.method == "adapter" and not self.on
+        return self.with_arrays(tokens, mask, base={"norm.weight": np.ones_like(self.W["norm.weight"])} if off else {})
 
 
 @mutant(kills="ADAPT-02 ADAPT-03")
@@ -167,7 +159,7 @@ class SkipHasNoGradient(HonestModel):
 
 
 @mutant(kills="ADAPT-03")
-class SlopeOfAnother(HonestModel):
+class SlopeForgotten(HonestModel):
     """The derivative of the activation is left out of the gradient."""
 
     @staticmethod

@@ -29,6 +29,15 @@ class HonestModel(RefModel):
         with self.swapped():
             return super().forward(tokens, mask)
 
+    def with_arrays(self, tokens: np.ndarray, mask: np.ndarray | None, base: Arrays | None = None,
+                    trained: Arrays | None = None) -> np.ndarray:
+        """The forward pass of this class with some of its arrays replaced, for this once."""
+        kept = self.W, self.p
+        self.W, self.p = self.W | (base or {}), self.p | (trained or {})
+        logits = HonestModel.forward(self, tokens, mask)
+        self.W, self.p = kept
+        return logits
+
     def backward(self, dlogits: np.ndarray) -> Arrays:
         with self.swapped():
             return super().backward(dlogits)

@@ -7,7 +7,7 @@ from conformance.mutants.honest_model import HonestModel
 from conformance.subject import Arrays
 from lora_ref import attention, lora, ops, transformer
 
-_attention, _hidden, _norm, _merge = attention.forward, attention.hidden, ops.norm, lora.merge
+_attention, _norm, _merge = attention.forward, ops.norm, lora.merge
 
 
 @mutant(kills="MODEL-01")
@@ -71,11 +71,8 @@ class FirstLayerOnly(HonestModel):
     """The targets are wrapped in the first layer alone."""
 
     def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        kept = self.p
-        self.p = {n: a if n.startswith("layers.0.") or self.config.method != "lora" else 0 * a for n, a in kept.items()}
-        logits = super().forward(tokens, mask)
-        self.p = kept
-        return logits
+        above = [n for n in self.p if self.config.method == "lora" and not n.startswith("layers.0.")]
+        return self.with_arrays(tokens, mask, trained={n: 0 * self.p[n] for n in above})
 
 
 @mutant(kills="MODEL-04 MODEL-05")
@@ -83,12 +80,8 @@ class OneAdapterForAllLayers(HonestModel):
     """The layers share the A and B of the first one."""
 
     def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        kept = self.p
-        if self.config.method == "lora":
-            self.p = {n: kept[f"layers.0.{n.split('.', 2)[2]}"] for n in kept}
-        logits = super().forward(tokens, mask)
-        self.p = kept
-        return logits
+        names = self.p if self.config.method == "lora" else ()
+        return self.with_arrays(tokens, mask, trained={n: self.p[f"layers.0.{n.split('.', 2)[2]}"] for n in names})
 
 
 @mutant(kills="MODEL-05")
@@ -160,7 +153,7 @@ class NormsTrainToo(HonestModel):
 
 
 @mutant(kills="MODEL-07")
-class HalfTheRank(HonestModel):
+class LastBNotSaid(HonestModel):
     """What is said to train leaves out the B of the last target."""
 
     def trainable(self) -> dict[str, tuple[int, ...]]:
@@ -238,9 +231,6 @@ class FusedInAnotherOrder(HonestModel):
     """LoRA's part for a fused matrix is laid out as k, q, v."""
 
     def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        kept, d = self.p, self.config.width
+        d = self.config.width
         order = np.r_[d : 2 * d, 0:d, 2 * d : 3 * d]
-        self.p = {n: a[:, order] if n.endswith("qkv_proj.B") else a for n, a in kept.items()}
-        logits = super().forward(tokens, mask)
-        self.p = kept
-        return logits
+        return self.with_arrays(tokens, mask, trained={n: a[:, order] for n, a in self.p.items() if n.endswith("qkv_proj.B")})

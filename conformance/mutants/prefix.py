@@ -9,7 +9,7 @@ from lora_ref import attention, prefix, transformer
 from lora_ref.prefix import Prefix
 
 _attention, _attention_backward, _hidden = attention.forward, attention.backward, attention.hidden
-_forward = prefix.forward
+_forward, _backward = prefix.forward, prefix.backward
 
 
 @mutant("145", kills="PREFIX-01 PREFIX-02")
@@ -17,13 +17,9 @@ class PositionsFromZero(HonestModel):
     """The tokens count their positions as if there were no prefix."""
 
     def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        kept = self.W
-        if self.config.method == "prefix":
-            moved = np.roll(kept["embed_positions.weight"], self.config.length, axis=0)
-            self.W = kept | {"embed_positions.weight": moved}
-        logits = super().forward(tokens, mask)
-        self.W = kept
-        return logits
+        length = self.config.length if self.config.method == "prefix" else 0
+        moved = np.roll(self.W["embed_positions.weight"], length, axis=0)
+        return self.with_arrays(tokens, mask, base={"embed_positions.weight": moved})
 
 
 @mutant("145", kills="PREFIX-03")
@@ -63,8 +59,9 @@ class QueriesAreAsManyAsKeys(HonestModel):
 
     @staticmethod
     def hidden(T, mask, length, dtype):
-        found = _hidden(T, mask, length, dtype)
-        return np.where(np.tri(T, length + T, dtype=bool) | (found[..., :] == 0) & (length == 0), 0, -np.inf).astype(dtype)
+        if not length:
+            return _hidden(T, mask, length, dtype)
+        return np.where(np.tri(T, length + T, dtype=bool), 0, -np.inf).astype(dtype)[None]
 
     swaps = {(attention, "hidden"): hidden}
 
@@ -101,16 +98,12 @@ class KeysForValues(HonestModel):
 
 
 @mutant(kills="PREFIX-01 PREFIX-02")
-class PrefixBackwards(HonestModel):
-    """Keys in their order, values in the reverse."""
+class ValuesOfTheLastLayerFirst(HonestModel):
+    """The values are laid out from the last layer to the first."""
 
     def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        kept = self.p
-        if self.config.method == "prefix" and self.config.hidden is None:
-            self.p = kept | {"prefix.values": kept["prefix.values"][::-1]}
-        logits = super().forward(tokens, mask)
-        self.p = kept
-        return logits
+        values = [n for n in self.p if n == "prefix.values"]
+        return self.with_arrays(tokens, mask, trained={n: self.p[n][::-1] for n in values})
 
 
 @mutant(kills="PREFIX-01 PREFIX-02")
@@ -118,12 +111,8 @@ class OneLayersPrefixForAll(HonestModel):
     """All layers have the prefix of the first."""
 
     def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        kept = self.p
-        if self.config.method == "prefix" and self.config.hidden is None:
-            self.p = {name: np.repeat(array[:1], len(array), axis=0) for name, array in kept.items()}
-        logits = super().forward(tokens, mask)
-        self.p = kept
-        return logits
+        own = {n: a for n, a in self.p.items() if n in ("prefix.keys", "prefix.values")}
+        return self.with_arrays(tokens, mask, trained={n: np.repeat(a[:1], len(a), axis=0) for n, a in own.items()})
 
 
 @mutant(kills="PREFIX-02")
@@ -218,13 +207,10 @@ class SlopeOfTanhForgotten(HonestModel):
 
     @staticmethod
     def backward_(dprefix, cache):
-        return _network_backward(dprefix, cache._replace(t=cache.t * 0))._replace(
-            W2=_network_backward(dprefix, cache).W2)
+        whole, flat = _backward(dprefix, cache), _backward(dprefix, cache._replace(t=0 * cache.t))  # 1 − t² is 1 where t is 0
+        return flat._replace(W2=whole.W2)
 
     swaps = {(prefix, "backward"): backward_}
-
-
-_network_backward = prefix.backward
 
 
 @mutant(kills="PREFIX-09")

@@ -68,13 +68,8 @@ class TokensKeepTheirPositions(HonestModel):
     """Tokens count their positions as if there were no prompts before them."""
 
     def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        kept, n = self.W, len(self.config.positions)
-        if self.config.method == "ptuning":
-            P = kept["embed_positions.weight"]
-            self.W = kept | {"embed_positions.weight": np.concatenate([P[:n], P[: len(P) - n]])}
-        logits = super().forward(tokens, mask)
-        self.W = kept
-        return logits
+        P, n = self.W["embed_positions.weight"], len(self.config.positions) if self.config.method == "ptuning" else 0
+        return self.with_arrays(tokens, mask, base={"embed_positions.weight": np.concatenate([P[:n], P[: len(P) - n]])})
 
 
 @mutant("145", kills="PTUNE-03")

@@ -49,7 +49,9 @@ def fresh_adapter_changes_nothing(subject, case):
     formula="Ad(z) = scale · (f(z D + d) U + u)", sources=SOURCES, needs=NEEDS, faults="147", cases=ADAPTERS,
 )
 def adapter_in_its_place(subject, case):
-    """Behind the residual sum or before it, a sub-layer's input or its output: at the start all of them are the same."""
+    """Behind the residual sum or before it, a sub-layer's input or its output: at the start all of them are the same. Where
+    norms come first, a parallel adapter sees here what its sub-layer sees, the normed input; He et al.'s own code for such a
+    model (mBART), and AdapterHub's for GPT-2, give it the input from before the norm."""
     return right_logits(prepared(subject, case), case)
 
 
