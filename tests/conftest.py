@@ -1,5 +1,5 @@
 """Before anything imports Triton, or torch what imports it: without a GPU its kernels run in its interpreter. And the tests of
-every folder may import small_models, under every one of pytest's import modes."""
+every folder may import small_models and pages, under every one of pytest's import modes."""
 
 import os
 import sys

@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from lora_ref.gradcheck import complex_step
-from tests.lora_ref.equations import (
+from pages.equations import (
     Equation,
     check_numbers,
     equations,
@@ -23,6 +21,8 @@ from tests.lora_ref.equations import (
     stated_shape,
     sums,
 )
+
+from lora_ref.gradcheck import complex_step
 
 EQUATIONS = equations("lora")
 SIZES = {"n": 3, "in": 4, "rank": 2, "out": 5}
