@@ -6,11 +6,10 @@ Twice: all of it trains ("full"), and LoRA of rank 4 on q and v does ("lora").
 The requirement is that lora_ref takes at most 1.5 times as long. The exit status says so: 0 it does, 1 one of the two takes
 longer. Processes take turns as in ref_vs_torch.py beside this file, which says why; every one has the same number of threads.
 
-A step holds some 50 MiB of activations and frees them at its end. glibc gives the end of its heap back to the system where
-more than a threshold is free, and each step would begin with thousands of page faults, in the one or in the other as chance
-has it. The threshold is twice the largest mapped block that was freed: every subject frees one of nearly 32 MiB first, more
-than which glibc does not count. "faults" are those of a step, of the process with most of them: a figure far from 0 says
-that memory was measured.
+A step of NumPy's holds some 50 MiB of activations. In a training loop its variables live until the next step has its own, and
+the memory goes from one to the next; here they do, too. A function that drops them all at its end has glibc give its heap back
+to the system, and each step begin with 25,000 page faults: that doubles the time of a LoRA step. "faults" are those of a step,
+of the process with most of them: a figure far from 0 says that memory was measured.
 """
 
 import argparse
@@ -43,9 +42,10 @@ def lora_ref_step(method: str) -> Callable[[], object]:
     train = list(own or base)
     tokens, targets = rng.integers(0, config.vocabulary, (2, BATCH, T))
     arrays, state = base | own, optim.adamw_init(own or base)
+    logits = cache = kept = gradients = None
 
     def step() -> None:
-        nonlocal arrays, state
+        nonlocal arrays, state, logits, cache, kept, gradients  # as the variables of a loop
         logits, cache = transformer.forward(tokens, arrays, config, methods)
         _, kept = ops.loss(logits, targets)
         gradients = transformer.backward(ops.loss_backward(kept), cache, train)
@@ -81,7 +81,6 @@ METHODS = ("full", "lora")
 
 def measured(step: Callable[[], object], seconds: float) -> tuple[float, float]:
     """Median time of a step in milliseconds, and page faults of a step once it is warm."""
-    bytearray((32 << 20) - (64 << 10))
     milliseconds = measure(step, seconds)
     before, steps = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, 10
     for _ in range(steps):
