@@ -169,7 +169,7 @@ class LastBNotSaid(HonestModel):
 
 
 @mutant(kills="MODEL-08")
-class StepsUphill(HonestModel):
+class ModelStepsUphill(HonestModel):
     """The step adds the gradient."""
 
     def step(self, lr: float) -> None:
