@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
                     "and prints what each trains, costs and reaches. About two minutes on two cores.")
     one.add_argument("--seeds", type=int, default=3, metavar="N", help="fine-tunings of each method (3)")
     one.add_argument("--steps", type=int, default=200, metavar="N", help="of each fine-tuning (200)")
-    one.add_argument("--pretraining", type=int, default=1200, metavar="N", help="steps before them (1200)")
+    one.add_argument("--pretraining", type=int, default=1000, metavar="N", help="steps before them (1000)")
     one.add_argument("--picture", metavar="FILE", help="draw it too, as .svg or .png; needs matplotlib")
     one.add_argument("--json", metavar="FILE", help="write all that was measured")
     commands.add_parser("papers", help="the parameter counts of the LoRA paper, recomputed from the configurations",

@@ -2,11 +2,13 @@
 
 A small transformer learns a language (`language.py`) and is then fine-tuned on that language with half of its rules drawn
 anew, by each method, over several seeds. Every method has its learning rate chosen for it, on a seed of its own, from the
-same list. Inference is timed in rounds in which every form has its turn, so that what disturbs the machine disturbs all.
+same list. Steps and inference are timed in rounds in which every method has its turn, so that what disturbs the machine
+disturbs all, and given as ratios: the median over the rounds, and an interval that holds it with a probability of 99 %.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ from lora_ref.places import Arrays, Config, Methods, linears
 CONFIG = Config(vocabulary=32, width=64, layers=2, heads=4, kv_heads=4, mlp_width=256, context=64)
 LENGTH, BATCH = 32, 16  # of what is trained on
 RATES = (1e-2, 3e-2, 1e-1)
+ROUNDS = 60  # in which times are taken
 Progress = Callable[[float, str], None]  # share done, what is being done
 
 
@@ -40,7 +43,7 @@ class Row(NamedTuple):
     positions: int  # of the context that are gone
     memory: int  # gradients and AdamW's two moments
     rate: float  # the one that was chosen
-    step: tuple[float, ...]  # time of each measured training step
+    step: tuple[float, ...]  # time of a training step in each round
     latency: dict[int, tuple[float, ...]]  # batch → time of a forward pass in each round
     losses: tuple[float, ...]  # by seed, on words that were not trained on
 
@@ -77,7 +80,7 @@ def places() -> list[Method]:
     ]
 
 
-def run(seeds: int = 3, steps: int = 200, pretraining: int = 1200, progress: Progress = lambda share, what: None) -> Result:
+def run(seeds: int = 3, steps: int = 200, pretraining: int = 1000, progress: Progress = lambda share, what: None) -> Result:
     """Pretrains, fine-tunes with every method, and measures. Raises ValueError for fewer than one seed or step."""
     for name, value in ("seeds", seeds), ("steps", steps), ("pretraining", pretraining):
         if value < 1:
@@ -88,7 +91,7 @@ def run(seeds: int = 3, steps: int = 200, pretraining: int = 1200, progress: Pro
     new = language.shifted(rng, old)
     unseen = language.sample(rng, new, 128, LENGTH + 1)
     methods = places()
-    search = max(1, 3 * steps // 4)  # steps with each rate: of fewer, one that will diverge can look best
+    search = max(1, steps // 2)  # steps with each rate: of fewer, one that will diverge can look best
     total = pretraining + len(methods) * (seeds * steps + len(RATES) * search)
     done = 0
 
@@ -101,10 +104,10 @@ def run(seeds: int = 3, steps: int = 200, pretraining: int = 1200, progress: Pro
         return one
 
     base = transformer.init(rng, CONFIG, np.float32)
-    base, _ = train(base, list(base), CONFIG, {}, old, rng, 3e-3, pretraining, tick("pretraining"))
+    base = train(base, list(base), CONFIG, {}, old, rng, 3e-3, pretraining, tick("pretraining"))
     rows = []
     for method in methods:
-        def tune(seed: int, rate: float, count: int, method: Method = method) -> tuple[Arrays, list[float]]:
+        def tune(seed: int, rate: float, count: int, method: Method = method) -> Arrays:
             rng = np.random.default_rng(seed)
             arrays, names = start(base, method, rng)
             return train(arrays, names, method.config, method.methods, new, rng, rate, count, tick(method.name))
@@ -112,13 +115,13 @@ def run(seeds: int = 3, steps: int = 200, pretraining: int = 1200, progress: Pro
         def lost(arrays: Arrays, method: Method = method) -> float:
             return loss(arrays, method.config, method.methods, unseen)
 
-        rate = min(RATES, key=lambda rate: lost(tune(1000, rate, search)[0]))
+        rate = min(RATES, key=lambda rate: lost(tune(1000, rate, search)))
         tuned = [tune(seed, rate, steps) for seed in range(seeds)]
-        rows.append(described(method, tuned[0][0], rate, [t for _, times in tuned for t in times], [lost(a) for a, _ in tuned]))
-    progress(1.0, "inference")
-    latencies = latency([Method("base", {}), *methods], base)
+        rows.append(described(method, tuned[0], rate, [lost(arrays) for arrays in tuned]))
+    progress(1.0, "time")
+    latencies, times = latency([Method("base", {}), *methods], base), step_times(methods, base)
     plain = Row("base, not tuned", 0, 0, 1.0, 0, 0, 0.0, (), latencies[0], (loss(base, CONFIG, {}, unseen),))
-    rows = [row._replace(latency=its) for row, its in zip(rows, latencies[1:], strict=True)]
+    rows = [row._replace(latency=its, step=step) for row, its, step in zip(rows, latencies[1:], times, strict=True)]
     size = sum(a.size for a in base.values())
     return Result((plain, *rows), language.entropy(new, unseen), size, time.perf_counter() - started)
 
@@ -143,21 +146,24 @@ def fused(arrays: Arrays) -> Arrays:
 def train(
     arrays: Arrays, names: list[str], config: Config, methods: Methods, source: language.Language, rng: np.random.Generator,
     rate: float, steps: int, tick: Callable[[], None],
-) -> tuple[Arrays, list[float]]:
-    """The arrays after so many steps of AdamW without decay, the rate rising over the first 20 and falling to 0 from there,
-    and the time of each step."""
-    state, times = optim.adamw_init({name: arrays[name] for name in names}), []
+) -> Arrays:
+    """The arrays after so many steps of AdamW without decay, the rate rising over the first 20 and falling to 0 from there."""
+    state = optim.adamw_init({name: arrays[name] for name in names})
     for i in range(steps):
         words = language.sample(rng, source, BATCH, LENGTH + 1)
-        started = time.perf_counter()
-        logits, cache = transformer.forward(words[:, :-1], arrays, config, methods)
-        _, kept = ops.loss(logits, words[:, 1:])
-        gradients = transformer.backward(ops.loss_backward(kept), cache, names)
         now = rate * min(1, (i + 1) / 20) * (1 - i / steps)
-        arrays, state = optim.adamw(arrays, gradients, state, now, decay=0.0)
-        times.append(time.perf_counter() - started)
+        arrays, state = step(arrays, names, config, methods, words, now, state)
         tick()
-    return arrays, times
+    return arrays
+
+
+def step(
+    arrays: Arrays, names: list[str], config: Config, methods: Methods, words: np.ndarray, rate: float, state: optim.State
+) -> tuple[Arrays, optim.State]:
+    logits, cache = transformer.forward(words[:, :-1], arrays, config, methods)
+    _, kept = ops.loss(logits, words[:, 1:])
+    gradients = transformer.backward(ops.loss_backward(kept), cache, names)
+    return optim.adamw(arrays, gradients, state, rate, decay=0.0)
 
 
 def loss(arrays: Arrays, config: Config, methods: Methods, words: np.ndarray) -> float:
@@ -166,13 +172,13 @@ def loss(arrays: Arrays, config: Config, methods: Methods, words: np.ndarray) ->
     return float(ops.loss(logits[:, 1:], words[:, 2:])[0])
 
 
-def described(method: Method, arrays: Arrays, rate: float, times: list[float], losses: list[float]) -> Row:
+def described(method: Method, arrays: Arrays, rate: float, losses: list[float]) -> Row:
     trained = sum(a.size for name, a in arrays.items() if method.full or name not in transformer.base_names(method.config))
     folded, left = transformer.merge(arrays, method.config, method.methods)
     stored = sum(a.size for a in folded.values()) - sum(arrays[name].size for name in transformer.base_names(method.config))
     more = operations(method.config, left) / operations(CONFIG, {})
     memory = 3 * trained * np.dtype(np.float32).itemsize
-    return Row(method.name, trained, stored, more, virtual(method.methods), memory, rate, tuple(times), {}, tuple(losses))
+    return Row(method.name, trained, stored, more, virtual(method.methods), memory, rate, (), {}, tuple(losses))
 
 
 def virtual(methods: Methods) -> int:
@@ -198,36 +204,67 @@ def operations(config: Config, methods: Methods, T: int = LENGTH) -> int:
     return total
 
 
-def latency(methods: list[Method], base: Arrays, rounds: int = 40) -> list[dict[int, tuple[float, ...]]]:
+def latency(methods: list[Method], base: Arrays) -> list[dict[int, tuple[float, ...]]]:
     """The time of a forward pass of each method at inference, merged or folded, for batches of 1 and 16, in each round."""
     rng = np.random.default_rng(1)
-    found: list[dict[int, list[float]]] = [{1: [], 16: []} for _ in methods]
     forms = []
     for method in methods:
         arrays, _ = start(base, method, rng)
         forms.append((*transformer.merge(arrays, method.config, method.methods), method.config))
-    for batch in found[0]:
+    found: list[dict[int, tuple[float, ...]]] = [{} for _ in methods]
+    for batch in 1, 16:
         words = rng.integers(0, CONFIG.vocabulary, (batch, LENGTH))
-        for turn in range(rounds + 2):
-            for i in rng.permutation(len(forms)):
-                arrays, left, config = forms[i]
+        calls = [partial(transformer.forward, words, config=config, methods=left) for _, left, config in forms]
+        for its, times in zip(found, in_turns(calls, [arrays for arrays, _, _ in forms], rng), strict=True):
+            its[batch] = times
+    return found
+
+
+def step_times(methods: list[Method], base: Arrays) -> list[tuple[float, ...]]:
+    """The time of a training step of each method in each round."""
+    rng = np.random.default_rng(2)
+    words, calls, every = rng.integers(0, CONFIG.vocabulary, (BATCH, LENGTH + 1)), [], []
+    for method in methods:
+        arrays, names = start(base, method, rng)
+        state = optim.adamw_init({name: arrays[name] for name in names})
+        calls.append(partial(
+            step, names=names, config=method.config, methods=method.methods, words=words, rate=RATES[0], state=state))
+        every.append(arrays)
+    return in_turns(calls, every, rng)
+
+
+def in_turns(calls: Sequence[Callable], arrays: list[Arrays], rng: np.random.Generator) -> list[tuple[float, ...]]:
+    """The time of each call, of its arrays, in each round. In a round every call has its turn, in an order that is drawn, with
+    copies of its arrays, since where an array begins in memory makes a few percent; and twice, of which the second time
+    counts, since the first brings them into the caches. Each answer is kept until the next, as in a loop, so that its memory
+    does not go back to the system."""
+    times: list[list[float]] = [[] for _ in calls]
+    answer = None
+    for turn in range(ROUNDS + 2):
+        for i in rng.permutation(len(calls)):
+            copies = {name: array.copy() for name, array in arrays[i].items()}
+            for _ in range(2):
                 started = time.perf_counter()
-                transformer.forward(words, arrays, config, left)
-                if turn >= 2:
-                    found[i][batch].append(time.perf_counter() - started)
-    return [{batch: tuple(times) for batch, times in its.items()} for its in found]
+                answer = calls[i](arrays=copies)
+            if turn >= 2:  # the code is warm, too
+                times[i].append(time.perf_counter() - started)
+    del answer
+    return [tuple(its) for its in times]
 
 
-def ratio(row: Row, base: Row, batch: int) -> tuple[float, float, float]:
-    """The median over the rounds of its time in that of the base, and the two quartiles."""
-    ratios = sorted(a / b for a, b in zip(row.latency[batch], base.latency[batch], strict=True))
+def ratio(times: tuple[float, ...], others: tuple[float, ...]) -> tuple[float, float, float]:
+    """The median over the rounds of one time in the other, and an interval that holds it with a probability of 99 %, by
+    order statistics: how many of n ratios lie below the median is binomial, with a standard deviation of √n / 2."""
+    ratios = sorted(a / b for a, b in zip(times, others, strict=True))
     n = len(ratios)
-    return median(ratios), ratios[n // 4], ratios[(3 * n) // 4]
+    low = max(0, int(n / 2 - 2.576 * n**0.5 / 2))
+    return median(ratios), ratios[low], ratios[n - 1 - low]
 
 
 def table(result: Result) -> str:
     """Within 80 columns, in two parts."""
     base, *rows = result.rows
+    full = rows[0]
     lines = [
         f"base: {result.base_parameters:,} parameters; sequences of {LENGTH} words, batches of {BATCH}, float32", "",
         f"{'method':<24}{'trained':>8}{'base is':>9}{'stored':>8}{'multiply-':>10}{'context':>8}{'gradients,':>12}",
@@ -238,15 +275,16 @@ def table(result: Result) -> str:
         lines.append(f"{row.name:<24}{row.trained:>8,}{share:>8.1f}×{row.stored:>8,}{row.operations - 1:>+10.1%}"
                      f"{row.positions:>8}{row.memory / 1024:>8,.0f} KiB")
     lines += [
-        "", f"{'method':<24}{'loss':>6}{'lowest':>8}{'highest':>8}{'rate':>6}{'step':>8}{'forward, of base’s':>20}",
-        f"{'':<24}{'':>6}{'':>8}{'':>8}{'':>6}{'':>8}{'batch 1':>10}{'batch 16':>10}",
+        "", f"{'method':<24}{'loss':>6}{'lowest':>8}{'highest':>8}{'rate':>6}{'step, of':>9}{'forward, of base’s':>19}",
+        f"{'':<24}{'':>6}{'':>8}{'':>8}{'':>6}{'full’s':>9}{'batch 1':>10}{'batch 16':>9}",
     ]
     for row in (base, *rows):
-        step = f"{1e3 * median(row.step):.1f} ms" if row.step else ""
-        rate, (one, sixteen) = f"{row.rate:g}" if row.rate else "", (ratio(row, base, batch)[0] for batch in (1, 16))
+        step = f"{ratio(row.step, full.step)[0]:.2f}" if row.step else ""
+        rate = f"{row.rate:g}" if row.rate else ""
+        one, sixteen = (ratio(row.latency[batch], base.latency[batch])[0] for batch in (1, 16))
         mean = sum(row.losses) / len(row.losses)
-        lines.append(f"{row.name:<24}{mean:>6.3f}{min(row.losses):>8.3f}{max(row.losses):>8.3f}{rate:>6}{step:>8}"
-                     f"{one:>10.2f}{sixteen:>10.2f}")
+        lines.append(f"{row.name:<24}{mean:>6.3f}{min(row.losses):>8.3f}{max(row.losses):>8.3f}{rate:>6}{step:>9}"
+                     f"{one:>10.2f}{sixteen:>9.2f}")
     lines += [f"{'the lowest there is':<24}{result.entropy:>6.3f}   (entropy of the language)"]
     return "\n".join(lines)
 
@@ -263,13 +301,14 @@ def claims(result: Result) -> Iterator[tuple[str, str, str]]:
     yield ("LoRA trains 250 times fewer parameters", "held" if exact and here >= 250 else "held in part",
            f"for the article's 1000 × 1000 matrix at rank 2, exactly: {1000 * 1000:,} / {count:,}. It is d / (2 r), so it "
            f"grows with the width: this model of width {CONFIG.width} has {here:.0f}× fewer on q and v")
-    merged = [ratio(qv, base, batch) for batch in (1, 16)]
+    merged = [ratio(qv.latency[batch], base.latency[batch]) for batch in (1, 16)]
     same = qv.stored == 0 and qv.operations == 1
     covered = all(low <= 1 <= high for _, low, high in merged)
     yield ("merged LoRA adds no inference latency", "held" if same and covered else "did not hold",
            f"no number is stored beside the base, no multiply-add is added, and the time is {merged[0][0]:.2f} and "
-           f"{merged[1][0]:.2f} of the base's (batch 1 and 16; quartiles {_span(merged[0])}, {_span(merged[1])})")
-    slow = {row.name: [ratio(row, base, batch) for batch in (1, 16)] for row in adapters}
+           f"{merged[1][0]:.2f} of the base's (batch 1 and 16; with a probability of 99 % {_span(merged[0])}, "
+           f"{_span(merged[1])})")
+    slow = {row.name: [ratio(row.latency[batch], base.latency[batch]) for batch in (1, 16)] for row in adapters}
     slower = [all(low > 1 for _, low, _ in both) for both in slow.values()]
     yield ("adapters slow inference down", "held" if all(slower) else "held in part" if any(slower) else "did not hold",
            "; ".join(f"{name.removeprefix('adapters, ')} {one[0]:.2f} and {many[0]:.2f}" for name, (one, many) in slow.items())

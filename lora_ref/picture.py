@@ -27,13 +27,14 @@ def draw(result: Result, path: str) -> None:
     left.legend(fontsize=7)
     names = [row.name for row in rows]
     for offset, batch, colour in (-0.2, 1, "0.35"), (0.2, 16, "0.7"):
-        found = [ratio(row, base, batch) for row in rows]
+        found = [ratio(row.latency[batch], base.latency[batch]) for row in rows]
         spans = [[m - low for m, low, _ in found], [high - m for m, _, high in found]]
         right.barh([i + offset for i in range(len(rows))], [m for m, _, _ in found], 0.38, xerr=spans, color=colour,
                    label=f"batch {batch}", error_kw={"linewidth": 0.8})
     right.axvline(1, color="black", linewidth=0.8)
     right.set_yticks(range(len(rows)), names, fontsize=7)
     right.invert_yaxis()
-    right.set(xlabel="time of the base's, median and quartiles", title="A forward pass, merged or folded", xlim=(0.8, None))
+    right.set(xlabel="time of the base's, median and its 99 % interval", title="A forward pass, merged or folded")
+    right.set_xlim(left=0.8)
     right.legend(fontsize=7, loc="upper right")
     figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None)

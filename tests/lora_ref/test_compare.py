@@ -41,7 +41,7 @@ def test_the_counts_are_those_of_the_arrays(result):
         assert row.trained == sum(arrays[name].size for name in names)
         assert row.memory == 12 * row.trained  # a gradient and two moments of float32
         assert row.name.startswith("LoRA") <= (row.stored == 0 and row.operations == 1)
-        assert len(row.losses) == 2 and len(row.step) == 12 and len(row.latency[1]) == len(row.latency[16])
+        assert len(row.losses) == 2 and len(row.step) == compare.ROUNDS == len(row.latency[1]) == len(row.latency[16])
     assert [row.positions for row in result.rows[1:]] == [0] * 7 + [8] * 4
 
 
@@ -142,3 +142,15 @@ def test_without_matplotlib_a_picture_is_refused_before_the_work(monkeypatch, ca
 def test_papers_are_printed(capsys):
     assert main(["papers"]) == 0
     assert "Table 4: GPT-3 175B" in capsys.readouterr().out
+
+
+def test_a_ratio_is_a_median_with_an_interval_that_holds_it():
+    """Of 999 draws of 100 log-normal ratios, the true median 1 lies outside of 1 % of the intervals, give or take."""
+    rng = np.random.default_rng(0)
+    outside = 0
+    for _ in range(999):
+        middle, low, high = compare.ratio(tuple(np.exp(rng.standard_normal(100))), (1.0,) * 100)
+        assert low <= middle <= high
+        outside += not low <= 1 <= high
+    assert outside <= 25  # more has a probability of 1e-5
+    assert compare.ratio((2.0, 4.0, 6.0), (1.0, 2.0, 3.0)) == (2.0, 2.0, 2.0)
