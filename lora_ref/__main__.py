@@ -7,7 +7,7 @@ import textwrap
 from importlib.util import find_spec
 from pathlib import Path
 
-from lora_ref import compare, papers
+from lora_ref import compare, papers, report
 
 EPILOG = """
 examples:
@@ -55,13 +55,13 @@ def compared(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     result = compare.run(options.seeds, options.steps, options.pretraining, progress)
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr, flush=True)
-    print(compare.table(result))
+    print(report.table(result))
     print("\nThe article's claims")
-    for claim, verdict, found in compare.claims(result):
+    for claim, verdict, found in report.claims(result):
         print(textwrap.fill(f"{claim}: {verdict.upper()}. {found}.", 80, initial_indent="* ", subsequent_indent="  "))
     print(f"\n{result.seconds:.0f} s")
     if options.json:
-        Path(options.json).write_text(json.dumps(compare.as_dict(result), indent=1), encoding="utf-8")
+        Path(options.json).write_text(json.dumps(report.as_dict(result), indent=1), encoding="utf-8")
     if options.picture:
         from lora_ref.picture import draw
 

@@ -1,6 +1,7 @@
 """The picture of a comparison, the one thing in this package that needs more than NumPy: matplotlib, imported when asked."""
 
-from lora_ref.compare import Result, ratio
+from lora_ref.compare import Result
+from lora_ref.report import ratio
 
 
 def draw(result: Result, path: str) -> None:
@@ -34,7 +35,7 @@ def draw(result: Result, path: str) -> None:
     right.axvline(1, color="black", linewidth=0.8)
     right.set_yticks(range(len(rows)), names, fontsize=7)
     right.invert_yaxis()
-    right.set(xlabel="time of the base's, median and its 99 % interval", title="A forward pass, merged or folded")
+    right.set(xlabel="time of the base's: median, 99 % interval", title="A forward pass, merged or folded")
     right.set_xlim(left=0.8)
     right.legend(fontsize=7, loc="upper right")
     figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None)

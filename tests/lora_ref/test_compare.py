@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from lora_ref import compare, language, ops, transformer
+from lora_ref import compare, language, ops, report, transformer
 from lora_ref.__main__ import main
 
 
@@ -83,7 +83,7 @@ def test_fusing_changes_nothing():
 
 
 def test_the_table_fits_80_columns_and_names_all(result):
-    table = compare.table(result)
+    table = report.table(result)
     assert max(map(len, table.splitlines())) <= 80
     assert all(table.count(row.name) >= 1 for row in result.rows)
 
@@ -91,7 +91,7 @@ def test_the_table_fits_80_columns_and_names_all(result):
 def test_claims_follow_what_was_found(result):
     """Each verdict turns with the figures that it rests on."""
     def verdicts(changed: compare.Result) -> list[str]:
-        return [verdict for _, verdict, _ in compare.claims(changed)]
+        return [verdict for _, verdict, _ in report.claims(changed)]
 
     def with_rows(change) -> compare.Result:
         return result._replace(rows=tuple(change(row) for row in result.rows))
@@ -149,8 +149,8 @@ def test_a_ratio_is_a_median_with_an_interval_that_holds_it():
     rng = np.random.default_rng(0)
     outside = 0
     for _ in range(999):
-        middle, low, high = compare.ratio(tuple(np.exp(rng.standard_normal(100))), (1.0,) * 100)
+        middle, low, high = report.ratio(tuple(np.exp(rng.standard_normal(100))), (1.0,) * 100)
         assert low <= middle <= high
         outside += not low <= 1 <= high
     assert outside <= 25  # more has a probability of 1e-5
-    assert compare.ratio((2.0, 4.0, 6.0), (1.0, 2.0, 3.0)) == (2.0, 2.0, 2.0)
+    assert report.ratio((2.0, 4.0, 6.0), (1.0, 2.0, 3.0)) == (2.0, 2.0, 2.0)
