@@ -9,7 +9,7 @@ disturbs all, and given as ratios: the median over the rounds, and an interval t
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
