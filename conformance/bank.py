@@ -33,13 +33,18 @@ def draw(requirement: Requirement, dtypes: tuple[str, ...], count: int, seed: in
     return drawn[-wanted:]  # the first that Hypothesis tries is the simplest one
 
 
+def fitted(case: Case | ModelCase, subject: Subject) -> Case | ModelCase:
+    """The case as it can be put to the subject: see Subject.scale."""
+    return case.at_scale(getattr(subject, "scale", None)) if isinstance(case, Case) else case
+
+
 def judge(requirement: Requirement, subject: Subject, cases: list) -> tuple[str, int]:
     """pass, fail, error or unsupported, as `examine` has it without the search for the smallest case; and how many cases
     were decided."""
     decided = 0
     for case in cases:
         try:
-            requirement.check(Traced(subject), case.copy())
+            requirement.check(Traced(subject), fitted(case, subject).copy())
             decided += 1
         except (Unsupported, UnsatisfiedAssumption):
             pass

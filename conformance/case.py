@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from conformance.compare import wide
-from conformance.subject import LayerConfig
+from conformance.subject import LayerConfig, Unsupported
 from lora_ref import bounds, lora
 
 DTYPES = {
@@ -82,6 +82,16 @@ class Case:
     @property
     def all_weights(self) -> dict[str, float]:
         return dict(zip(self.names, self.weights, strict=True))
+
+    def at_scale(self, scale: float | None) -> "Case":
+        """The case with the alpha that gives this scale, for an implementation that has no other; itself if that is None.
+        Raises Unsupported if it would not be exact any more."""
+        if scale is None or self.config.scaling != "standard":
+            return self
+        changed = self.but(alpha=scale * self.config.rank)
+        if exact_in_any_order(self) and not exact_in_any_order(changed):
+            raise Unsupported(f"a case that is exact at a scale of {scale:g}")
+        return changed
 
     @property
     def turned(self) -> "Case":

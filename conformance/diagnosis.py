@@ -5,6 +5,7 @@ only what fits all of them is said; and it is asked what else such a fault would
 """
 
 import json
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -61,7 +62,11 @@ class Heard(Traced):
 
 def diagnose(requirement: Requirement, subject: Subject, case: Case | ModelCase) -> str | None:
     """One sentence, or None. May ask the subject a few dozen times, in the dtype of the case."""
-    cases = [case, *bank.draw(requirement, (case.config.dtype,), round(CASES / requirement.examples))]
+    drawn = bank.draw(requirement, (case.config.dtype,), round(CASES / requirement.examples))
+    cases = [case]
+    for other in drawn:
+        with suppress(Unsupported):
+            cases.append(bank.fitted(other, subject))
     heard = [h for h in (Heard(requirement, subject, c) for c in cases) if h.failure is not None][: CASES + 1]
     if not heard:
         return None

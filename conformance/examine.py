@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis.errors import HypothesisException
 
 from conformance import canaries
-from conformance.bank import HEALTH
+from conformance.bank import HEALTH, fitted
 from conformance.case import DTYPES, Case, resolution
 from conformance.compare import Mismatch
 from conformance.diagnosis import diagnose
@@ -112,6 +112,7 @@ class _Search:
             case = case.but(device=self.device)
         traced = Traced(self.subject)
         try:
+            case = fitted(case, self.subject)
             self.worst = max(self.worst, self.requirement.check(traced, case.copy()) or 0.0)
             self.decided += 1
             if isinstance(case, Case) and "bound" in vars(case):  # a rounding case
@@ -186,8 +187,9 @@ def offered_dtypes(subject: Subject, dtypes: tuple[str, ...]) -> tuple[str, ...]
 def _built(subject: Subject, dtype: str, bias: bool) -> BaseException | None:
     """What came of building a small layer: None if it went well."""
     W = np.ones((2, 3), DTYPES[dtype])
+    alpha = 2.0 if getattr(subject, "scale", None) is None else subject.scale
     try:
-        subject.build(LayerConfig(3, 2, 1, 2.0, bias=bias, dtype=dtype), W, W[:, 0].copy() if bias else None)
+        subject.build(LayerConfig(3, 2, 1, alpha, bias=bias, dtype=dtype), W, W[:, 0].copy() if bias else None)
     except (Exception, SystemExit) as error:
         return error
     return None

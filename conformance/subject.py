@@ -108,6 +108,10 @@ class Layer:
         """Read it back into this layer, which was built with the same configuration and base weights."""
         raise Unsupported("load()")
 
+    def stored(self) -> Arrays:
+        """The two factors under the names, and in the layout, in which the implementation itself has them: A's, then B's."""
+        raise Unsupported("stored()")
+
     # Several adapters on one layer. The first is called "default"; the arrays of a further one are named "name.A" and
     # "name.B" by `adapter`, `backward` and `trainable`. At the start "default" alone is active, with weight 1.
 
@@ -151,6 +155,8 @@ class Subject:
 
     name: str = ""
     version: str = ""
+    # Of an implementation that has no alpha: cases then have the alpha that gives it, and `build` is asked for no other.
+    scale: float | None = None
 
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> Layer:
         """A fresh layer around the given frozen weight (out, in) and bias (out), in training mode.

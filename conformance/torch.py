@@ -96,6 +96,9 @@ class TorchLayer(Layer):
     def adapter(self) -> Arrays:
         return {name: to_array(self.tensor(name)) for name in ("A", "B")}
 
+    def stored(self) -> Arrays:
+        return {self.paths[name]: to_array(attrgetter(self.paths[name])(self.module)) for name in "AB"}
+
     def set_adapter(self, arrays: Arrays) -> None:
         for name, array in arrays.items():
             self.check(name, array)

@@ -48,6 +48,10 @@ class Traced(Subject):
         self.elements = 0  # of all arrays handed over, to know whether a script stays readable
 
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> "TracedLayer":
+        fixed = getattr(self._subject, "scale", None)
+        other = fixed is not None and (config.scaling, config.alpha) != ("standard", fixed * config.rank)
+        if other and config.rank in range(1, 2**31):  # a bad rank is for the implementation to refuse
+            raise Unsupported(f"alpha {config.alpha:g} with {config.scaling} scaling: the scale is always {fixed:g}")
         name = f"layer{len(self._layers) + 1 if self._layers else ''}"
         self._layers[name] = None
         layer = TracedLayer(self, name)

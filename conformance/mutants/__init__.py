@@ -27,6 +27,10 @@ class LayerSubject(Subject):
     version = __version__
 
     @property
+    def scale(self) -> float | None:  # type: ignore[override]
+        return getattr(self.layer, "fixed_scale", None)
+
+    @property
     def name(self) -> str:  # type: ignore[override]
         """ScaleIsAlpha → scale-is-alpha."""
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", self.layer.__name__).lower()

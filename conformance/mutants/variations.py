@@ -309,6 +309,15 @@ class NoMergeNoFiles(Honest):
     weight, bias, input_needs_grad = Layer.weight, Layer.bias, Layer.input_needs_grad
 
 
+class FixedScale(Honest):
+    """Has no alpha: the product of the factors is added as it is, as in flax and lora-pytorch."""
+
+    fixed_scale = 1.0
+
+    def scale_of(self, config: LayerConfig) -> float:
+        return 1.0
+
+
 class SingleOnly(Honest):
     """Offers float32 alone, with standard scaling, a bias and no dropout."""
 

@@ -101,7 +101,8 @@ def seeds_differ(subject, case):
 def spread_is_independent_of_rank(subject, case):
     """kaiming initialisers take the second dimension as the fan-in. Applied to A stored as (in, rank), they divide by
     the rank in place of in_features, and the size of an update depends on the rank twice."""
-    narrow, wider = (random_factor(fresh(subject, case.but(rank=r, alpha=2.0 * r))) for r in (4, 32))
+    per_rank = case.config.alpha / case.config.rank
+    narrow, wider = (random_factor(fresh(subject, case.but(rank=r, alpha=per_rank * r))) for r in (4, 32))
     return same_spread(narrow, wider, "log(std at rank 4 / std at rank 32)")
 
 

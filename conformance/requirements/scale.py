@@ -68,7 +68,8 @@ def root_rank_within_rounding(subject, case):
 @requirement(
     "SCALE-05",
     "The LoRA part MUST be linear in alpha.",
-    formula="y(4 alpha) − y(0) = 4 (y(alpha) − y(0))", sources=STANDARD, needs=NEEDS, faults="03 71", cases=exact(),
+    formula="y(4 alpha) − y(0) = 4 (y(alpha) − y(0))", sources=STANDARD, needs=NEEDS,
+    where_offered=True, faults="03 71", cases=exact(),
     examples=0.5,
 )
 def linear_in_alpha(subject, case):
@@ -82,7 +83,8 @@ def linear_in_alpha(subject, case):
 @requirement(
     "SCALE-06",
     "With alpha = 0 the layer MUST be the base layer, or be refused when it is built.",
-    formula="alpha = 0 ⇒ y = x Wᵀ + b, or an error", sources=STANDARD, needs=NEEDS, faults="11 14", cases=exact(), examples=0.5,
+    formula="alpha = 0 ⇒ y = x Wᵀ + b, or an error", sources=STANDARD, needs=NEEDS,
+    where_offered=True, faults="11 14", cases=exact(), examples=0.5,
 )
 def alpha_zero_is_the_base(subject, case):
     """Zero is a value, not a missing one: a default put in its place turns an adapter on that was turned off."""
@@ -114,7 +116,8 @@ def padding_the_rank(subject, case):
 @requirement(
     "SCALE-08",
     "The scale MUST belong to the layer: another layer with another alpha and rank changes nothing.",
-    formula="scale₁ = alpha₁ / rank₁ whatever alpha₂, rank₂", sources=STANDARD, needs=NEEDS, faults="06 09 17",
+    formula="scale₁ = alpha₁ / rank₁ whatever alpha₂, rank₂", sources=STANDARD, needs=NEEDS,
+    where_offered=True, faults="06 09 17",
     cases=exact(), examples=0.5,
 )
 def scale_is_per_layer(subject, case):
@@ -174,7 +177,8 @@ def negative_alpha(subject, case):
 @requirement(
     "SCALE-12",
     "A very large or a very small alpha MUST count in full.",
-    formula="y = x Wᵀ + b + scale · (x A) B, alpha / rank from 2⁻¹² to 2¹²", sources=STANDARD, needs=NEEDS, faults="03",
+    formula="y = x Wᵀ + b + scale · (x A) B, alpha / rank from 2⁻¹² to 2¹²", sources=STANDARD, needs=NEEDS,
+    where_offered=True, faults="03",
     cases=exact(only=("float32", "float64"), scales=(2.0**12, 2.0**-12, 2.0**8, 2.0**-8)), examples=0.5,
 )
 def extremes_of_alpha(subject, case):

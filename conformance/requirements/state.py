@@ -84,7 +84,7 @@ def other_shapes_are_refused(subject, case):
     with saved(prepared(subject, case, training=True)) as directory:
         fresh(subject, case).load(directory)
         for changed in (
-            case.but(rank=config.rank + 1, alpha=config.alpha + 1),
+            case.but(rank=config.rank + 1, alpha=config.alpha * (config.rank + 1) / config.rank),
             case.but(in_features=config.in_features + 1, W=case.W[:, :1].repeat(config.in_features + 1, 1)),
             case.but(
                 out_features=config.out_features + 1, W=case.W[:1].repeat(config.out_features + 1, 0),
