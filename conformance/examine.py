@@ -187,7 +187,7 @@ def offered_dtypes(subject: Subject, dtypes: tuple[str, ...]) -> tuple[str, ...]
 def _built(subject: Subject, dtype: str, bias: bool) -> BaseException | None:
     """What came of building a small layer: None if it went well."""
     W = np.ones((2, 3), DTYPES[dtype])
-    alpha = 2.0 if getattr(subject, "scale", None) is None else subject.scale
+    alpha = getattr(subject, "scale", None) or 2.0
     try:
         subject.build(LayerConfig(3, 2, 1, alpha, bias=bias, dtype=dtype), W, W[:, 0].copy() if bias else None)
     except (Exception, SystemExit) as error:

@@ -50,7 +50,7 @@ class Traced(Subject):
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> "TracedLayer":
         fixed = getattr(self._subject, "scale", None)
         other = fixed is not None and (config.scaling, config.alpha) != ("standard", fixed * config.rank)
-        if other and config.rank in range(1, 2**31):  # a bad rank is for the implementation to refuse
+        if other and isinstance(config.rank, int) and config.rank > 0:  # a bad rank is for the implementation to refuse
             raise Unsupported(f"alpha {config.alpha:g} with {config.scaling} scaling: the scale is always {fixed:g}")
         name = f"layer{len(self._layers) + 1 if self._layers else ''}"
         self._layers[name] = None

@@ -32,7 +32,7 @@ def alpha_over_rank(subject, case):
 @requirement(
     "SCALE-02",
     "For an alpha and a rank whose quotient is no short fraction the scale MUST be right to within rounding.",
-    formula="scale = alpha / rank", sources=(*STANDARD, HIGHAM), needs=NEEDS, faults="01 02 03",
+    formula="scale = alpha / rank", sources=(*STANDARD, HIGHAM), needs=NEEDS, where_offered=True, faults="01 02 03",
     cases=rounding(rank=st.sampled_from([3, 5, 6, 7])),
 )
 def scale_within_rounding(subject, case):
