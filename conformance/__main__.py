@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import sys
+import threading
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from conformance import __version__, runner
+from conformance import __version__, environments, runner
 from conformance.diagnosis import catalogue
-from conformance.loading import built_in
+from conformance.loading import built_in, environment, missing_here
 from conformance.report import json as json_report
 from conformance.report import junit, terminal
 from conformance.requirements import HIGHAM, all_requirements
@@ -25,11 +27,14 @@ examples:
   conformance run                            lora_torch, this project's layer
   conformance run peft loralib               installed libraries, side by side
   conformance run my_layer.py:MyLoRA         an nn.Module class, or a Subject
+  conformance run 'cmd:./my-lora'            a program that speaks the protocol
   conformance run peft --only MERGE GRAD-04  some groups or requirements alone
   conformance explain MERGE-01               what is asked, why, and who says so
   conformance selftest                       how good the suite itself is
   conformance bench                          speed and memory, side by side
   conformance init my_subject.py             a subject to start from
+  conformance init --language c my_lora.c    a program to start from
+  conformance subjects --install flax_nnx    a library in an environment of its own
 
 exit status:
   0 conformant   1 a MUST failed   2 usage   3 void or incomplete
@@ -49,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"conformance {arguments.name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"conformance {arguments.name}: interrupted; nothing was written", file=sys.stderr)
+        more = "; the same command with --resume goes on" if getattr(arguments, "resume", None) is not None else ""
+        print(f"conformance {arguments.name}: interrupted{more}", file=sys.stderr)
         return 130
 
 
@@ -70,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     default = runner.Options()
     run = command("run", _run, "check implementations against every requirement, and give a verdict on each")
     run.add_argument("subjects", nargs="*", default=["lora_torch"], metavar="SUBJECT",
-                     help="a built-in name, package.module:attribute, or path/to/file.py:attribute (default: lora_torch)")
+                     help="a built-in name, package.module:attribute, path/to/file.py:attribute, or 'cmd:PROGRAM ARGUMENTS'; "
+                          "all stands for every built-in one (default: lora_torch)")
     run.add_argument("--only", nargs="+", default=[], metavar="ID|GROUP", help="these requirements or groups alone")
     run.add_argument("--level", choices=("must", "should", "may"), default="may", help="leave out what is below this level")
     run.add_argument("--dtype", nargs="+", choices=runner.DTYPES, default=list(runner.DTYPES), metavar="D",
@@ -85,7 +92,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--timeout", type=_positive(float), default=default.timeout, metavar="S",
                      help=f"seconds that one requirement may take (default: {default.timeout:g}); a tenth after three in "
                           "a row that took longer, until one is answered")
-    run.add_argument("--json", metavar="F", help="write the report to F as JSON")
+    run.add_argument("--memory", type=_positive(float), default=default.memory, metavar="GIB",
+                     help=f"that a program of another process may take (default: {default.memory:g})")
+    run.add_argument("--json", metavar="F", help="write the report to F as JSON, anew with every subject that is done")
+    run.add_argument("--resume", action="store_true",
+                     help="leave out the subjects of which F, from --json, has the report of an equal run")
     run.add_argument("--junit", metavar="F", help="write the report to F as JUnit XML")
 
     listing = command("list", _list, "every requirement: id, level, group, sentence")
@@ -113,7 +124,10 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--no-sweep", action="store_true", help="leave out how the cost grows with rank, rows and width")
     bench.add_argument("--small", action="store_true", help="a rehearsal: every step, at sizes that take no time")
     bench.add_argument("--out", metavar="DIR", help="write bench.json, bench.md and bench.png to DIR")
-    command("subjects", _subjects, "the built-in subjects, and which of them can run here")
+    subjects = command("subjects", _subjects, "the built-in subjects, and which of them can run here")
+    subjects.add_argument("--install", nargs="+", default=[], metavar="NAME",
+                          help="make the environments that these need, or with all every environment that is needed, in "
+                               "~/.cache/conformance or $CONFORMANCE_CACHE")
     init = command("init", _init, "write a commented subject to start from, which passes as it stands")
     init.add_argument("file", metavar="FILE", help="the Python file to write; it must not exist")
     return parser
@@ -133,19 +147,31 @@ def _positive(kind):
 def _run(arguments) -> int:
     _check_folders(arguments.json, arguments.junit)
     _check_device(arguments.device)
-    repeated = [spec for spec in arguments.subjects if arguments.subjects.count(spec) > 1]
+    specs = list(built_in()) if arguments.subjects == ["all"] else arguments.subjects
+    repeated = [spec for spec in specs if specs.count(spec) > 1]
     if repeated:
         raise ValueError(f"{repeated[0]} is named twice")
+    if arguments.resume and not arguments.json:
+        raise ValueError("--resume needs --json F, the file with the reports that are there")
     options = runner.Options(
         tuple(arguments.only), arguments.level, tuple(arguments.dtype), arguments.device, arguments.examples,
-        arguments.seed, arguments.jobs, arguments.timeout,
+        arguments.seed, arguments.jobs, arguments.timeout, arguments.memory,
     )
+    planned = runner.plan(options)
+    done = json_report.read(arguments.json, options, planned) if arguments.resume else {}
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
-    with terminal.progress(console, arguments.subjects, len(runner.plan(options))) as told:
-        reports = runner.run(arguments.subjects, options, told)
+    with terminal.progress(console, specs, len(planned)) as told:
+        lock = threading.Lock()
+
+        def noted(report: runner.Report, outcome) -> None:
+            told(report, outcome)
+            if outcome is None and arguments.json:
+                with lock:
+                    done[report.spec] = report
+                    json_report.write(arguments.json, [done[spec] for spec in specs if spec in done], options)
+
+        reports = runner.run(specs, options, noted, dict(done))
     terminal.show(console, reports)
-    if arguments.json:
-        json_report.write(arguments.json, reports, arguments.device)
     if arguments.junit:
         junit.write(arguments.junit, reports)
     return max(report.exit_status for report in reports)
@@ -260,12 +286,39 @@ def _check_device(device: str) -> None:
 
 
 def _subjects(arguments) -> int:
-    from importlib import import_module
-
+    if arguments.install:
+        return _install(arguments.install)
     for name, missing in built_in().items():
         doc = (import_module(f"conformance.subjects.{name}").__doc__ or "").splitlines()[0]
-        state = f"not available: {missing} not installed (pip install '.[peers]')" if missing else "ready"
-        print(f"{name:12}{state}\n{'':12}{doc}")
+        state = "ready" if not missing_here(name) else f"ready, in the environment {environment(name)}"
+        print(f"{name:13}{f'not available: {missing}' if missing else state}\n{'':13}{doc}")
+    return 0
+
+
+def _install(names: list[str]) -> int:
+    """Makes the environments of the subjects of these names."""
+    known = built_in()
+    for name in names:
+        if name != "all" and name not in known:
+            raise ValueError(f"no built-in subject {name}; there are {', '.join(known)}")
+    wanted = [name for name in known if environment(name)] if "all" in names else names
+    needed = dict.fromkeys(environment(name) for name in wanted)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
+    for name in wanted:
+        if environment(name) is None:
+            console.print(f"{name} needs no environment of its own")
+    for name in filter(None, needed):
+        if environments.made(name):
+            console.print(f"{name}: is there, in {environments.folder(name)}", soft_wrap=True)
+            continue
+        console.print(f"{name}: about {environments.ENVIRONMENTS[name].size}")
+        try:
+            with terminal.steps(console) as told:
+                environments.make(name, told)
+        except environments.CannotInstall as error:
+            print(f"conformance subjects: {name}: {error}", file=sys.stderr)
+            return 4
+        console.print(f"{name}: made, in {environments.folder(name)}", soft_wrap=True)
     return 0
 
 

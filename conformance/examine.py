@@ -15,6 +15,7 @@ from conformance.case import DTYPES, Case, resolution
 from conformance.compare import Mismatch
 from conformance.diagnosis import diagnose
 from conformance.model_case import ModelCase
+from conformance.process import Hung
 from conformance.requirements import Requirement
 from conformance.subject import LayerConfig, Subject, Unsupported
 from conformance.trace import SubjectError, Traced
@@ -149,6 +150,8 @@ class _Search:
         outcome.failure = {"case": case.described if isinstance(case, ModelCase) else _described(case)}
         if isinstance(failure, SubjectError):
             outcome.status = "crash" if isinstance(failure.error, SystemExit) else "error"
+            if isinstance(failure.error, Hung):
+                outcome.status = "timeout"
             want = "an answer"
             outcome.failure |= {"what": failure.call, "got": f"{type(failure.error).__name__}: {failure.error}"}
         else:

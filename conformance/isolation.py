@@ -16,10 +16,8 @@ import threading
 from json import dumps, loads  # before a subject can have changed them
 
 from conformance.examine import Outcome
+from conformance.process import ONE_THREAD, ended
 
-# Of the libraries under NumPy and PyTorch, unless the user wants otherwise: cases are small, and one process per core is
-# busy already. Threads that wait for each other make both slower, by half.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 START_SECONDS = 120.0  # at least, for importing what a subject needs
 
 
@@ -112,8 +110,7 @@ class Worker:
             return f"took longer than {seconds:g} s"
         if line is not None:
             return loads(line)
-        code = self._process.wait()
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+        return ended(self._process.wait())
 
     def _last_words(self) -> str:
         """The last line of what it printed: of a crash, often the reason."""
@@ -143,10 +140,11 @@ def serve(spec: str, options: dict) -> None:
     from conformance import canaries
     from conformance.examine import CannotBuild, examine, offered_dtypes
     from conformance.loading import LoadError, load
+    from conformance.process import LIMIT
     from conformance.requirements import all_requirements
 
     try:
-        subject = load(spec)
+        subject = load(spec, min(LIMIT, options["timeout"] / 3), options["memory"])
         dtypes = offered_dtypes(subject, tuple(options["dtypes"]))
     except (LoadError, CannotBuild) as error:
         say({"unloadable": str(error)})

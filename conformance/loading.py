@@ -1,12 +1,15 @@
-"""From what a user types to a Subject: a built-in name, `package.module:attribute`, or `path/to/file.py:attribute`."""
+"""From what a user types to a Subject: a built-in name, `package.module:attribute`, `path/to/file.py:attribute`, or
+`cmd:PROGRAM ARGUMENTS`."""
 
 import importlib
 import importlib.util
 import pkgutil
+import shlex
 import sys
 from pathlib import Path
 
-from conformance import subjects
+from conformance import environments, subjects
+from conformance.process import LIMIT, MEMORY, ProcessModels, ProcessSubject
 from conformance.subject import Subject
 
 
@@ -15,13 +18,29 @@ class LoadError(Exception):
 
 
 def built_in() -> dict[str, str]:
-    """Name → what it needs that is not installed, or "" if it can run here. Imports none of them."""
+    """Name → why it cannot run here, and what would change that; "" if it can. Imports none of them."""
     found = {}
     for info in pkgutil.iter_modules(subjects.__path__):
-        module = importlib.import_module(f"conformance.subjects.{info.name}")
-        missing = [name for name in module.NEEDS if not _installed(name)]
-        found[info.name] = ", ".join(missing)
+        missing, name = missing_here(info.name), environment(info.name)
+        found[info.name] = ""
+        if missing and not (name and environments.made(name)):
+            install = f"conformance subjects --install {info.name}" if name else "pip install '.[peers]'"
+            found[info.name] = f"{', '.join(missing)} not installed ({install})"
     return found
+
+
+def missing_here(name: str) -> list[str]:
+    """What a built-in subject imports that this interpreter does not have."""
+    return [package for package in _module(name).NEEDS if not _installed(package)]
+
+
+def environment(name: str) -> str | None:
+    """The environment of a built-in subject, for where this interpreter does not have what it imports."""
+    return getattr(_module(name), "ENVIRONMENT", None)
+
+
+def _module(name: str):
+    return importlib.import_module(f"conformance.subjects.{name}")
 
 
 def _installed(name: str) -> bool:
@@ -31,12 +50,13 @@ def _installed(name: str) -> bool:
         return name in sys.modules
 
 
-def load(spec: str) -> Subject:
-    """The subject that `spec` names. Raises LoadError with the reason."""
+def load(spec: str, limit: float = LIMIT, memory: float = MEMORY) -> Subject:
+    """The subject that `spec` names. A program of another process may take `limit` seconds for an answer, and `memory` GiB.
+    Raises LoadError with the reason."""
     if spec.startswith("cmd:"):
-        raise LoadError(f"{spec}: programs of another process cannot be checked yet")
+        return _program(spec, shlex.split(spec.removeprefix("cmd:")), limit, memory)
     if ":" not in spec:
-        return _built_in(spec)
+        return _built_in(spec, limit, memory)
     place, _, attribute = spec.rpartition(":")
     if not place or not attribute:
         raise LoadError(f"{spec!r}: expected package.module:attribute or path/to/file.py:attribute")
@@ -68,22 +88,28 @@ def as_subject(value, spec: str) -> Subject:
     )
 
 
-def _built_in(name: str) -> Subject:
+def _built_in(name: str, limit: float, memory: float) -> Subject:
     known = built_in()
     if name.endswith(".py"):
         raise LoadError(f"{name}: say which class of it, as {name}:CLASS; it has: {_candidates(_from_file(Path(name)))}")
     if name not in known:
-        others = "others are package.module:attribute or path/to/file.py:attribute"
+        others = "others are package.module:attribute, path/to/file.py:attribute or cmd:PROGRAM"
         raise LoadError(f"no built-in subject {name!r}; there are {', '.join(known)}; {others}")
     if known[name]:
-        raise LoadError(f"{name} is not available: {known[name]} is not installed ({_how(name)})")
-    return importlib.import_module(f"conformance.subjects.{name}").subject()
+        raise LoadError(f"{name} is not available: {known[name]}")
+    if missing_here(name):
+        return _program(name, environments.command(environment(name) or "", name), limit, memory)
+    return _module(name).subject()
 
 
-def _how(name: str) -> str:
-    """How what a built-in subject needs is installed."""
-    module = importlib.import_module(f"conformance.subjects.{name}")
-    return getattr(module, "INSTALL", "pip install '.[peers]'")
+def _program(spec: str, command: list[str], limit: float, memory: float) -> Subject:
+    if not command:
+        raise LoadError(f"{spec!r} names no program, expected cmd:PROGRAM ARGUMENTS")
+    try:
+        subject = ProcessSubject(command, limit, memory)
+        return ProcessModels(subject) if subject.models else subject
+    except (Exception, SystemExit) as error:
+        raise LoadError(f"{spec}: {type(error).__name__}: {error}") from error
 
 
 def _candidates(module) -> str:

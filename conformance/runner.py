@@ -4,13 +4,15 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from conformance import canaries
 from conformance.examine import Outcome
 from conformance.isolation import Unloadable, Worker
+from conformance.process import MEMORY
 from conformance.requirements import LEVELS, PROFILES, Requirement, all_requirements
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -29,6 +31,7 @@ class Options:
     seed: int = 0
     jobs: int = os.cpu_count() or 1
     timeout: float = 30.0
+    memory: float = MEMORY
 
 
 @dataclass
@@ -115,14 +118,22 @@ def plan(options: Options) -> tuple[Requirement, ...]:
 Progress = Callable[[Report, Outcome | None], None]
 
 
-def run(specs: list[str], options: Options, progress: Progress = lambda report, outcome: None) -> list[Report]:
-    """One report per subject, in the order given. `progress` is told of each outcome as it comes, and of the end of a
-    subject, with None; it may be called from several threads."""
+def run(specs: list[str], options: Options, progress: Progress = lambda report, outcome: None,
+        done: Mapping[str, Report] = MappingProxyType({})) -> list[Report]:
+    """One report per subject, in the order given; those in `done` are taken from there. `progress` is told of each outcome as
+    it comes, and of the end of a subject, with None; it may be called from several threads."""
     planned = plan(options)
-    each = max(1, options.jobs // len(specs))
+    each = max(1, options.jobs // max(1, len(specs) - len(done)))
     workers: list[Worker] = []
+
+    def report_on(spec: str) -> Report:
+        if spec not in done:
+            return _run_subject(spec, planned, options, each, progress, workers)
+        progress(done[spec], None)
+        return done[spec]
+
     with ThreadPoolExecutor(max(1, options.jobs // each)) as pool:
-        reports = [pool.submit(_run_subject, spec, planned, options, each, progress, workers) for spec in specs]
+        reports = [pool.submit(report_on, spec) for spec in specs]
         try:
             return [report.result() for report in reports]
         except BaseException:  # Ctrl-C: leave no process behind, and start none
@@ -137,7 +148,8 @@ def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, 
     report = Report(spec, spec.rpartition(":")[2], planned=planned)
     waiting, lock, started = deque((*canaries.ALL, *planned)), threading.Lock(), time.perf_counter()
     unloadable: list[str] = []
-    sent = {"dtypes": options.dtypes, "examples": options.examples, "seed": options.seed, "device": options.device}
+    sent = {"dtypes": options.dtypes, "examples": options.examples, "seed": options.seed, "device": options.device,
+            "timeout": options.timeout, "memory": options.memory}
 
     def work() -> None:
         worker, hung = Worker(spec, sent, options.timeout), 0

@@ -5,11 +5,15 @@ import json
 import platform
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
-from conformance.runner import Report
+from conformance import __version__
+from conformance.examine import Outcome
+from conformance.requirements import Requirement
+from conformance.runner import Options, Report
 
 
 def environment(device: str) -> dict:
@@ -24,12 +28,44 @@ def environment(device: str) -> dict:
     }
 
 
-def as_dict(reports: list[Report], device: str) -> dict:
-    return {"schema": 1, "environment": environment(device), "reports": [_report(report) for report in reports]}
+def as_dict(reports: list[Report], options: Options) -> dict:
+    return {"schema": 1, "environment": environment(options.device), "options": _kept(options),
+            "reports": [_report(report) for report in reports]}
 
 
-def write(path: str, reports: list[Report], device: str) -> None:
-    Path(path).write_text(json.dumps(as_dict(reports, device), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def write(path: str, reports: list[Report], options: Options) -> None:
+    """Whole or not at all: a run that is interrupted leaves what was there."""
+    text = json.dumps(as_dict(reports, options), indent=1, ensure_ascii=False) + "\n"
+    part = Path(f"{path}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def read(path: str, options: Options, planned: tuple[Requirement, ...]) -> dict[str, Report]:
+    """By spec, the reports of the file that a run with these options and requirements need not make again: those of subjects
+    that could be loaded and were asked everything. Raises ValueError for a file of another run."""
+    if not Path(path).exists():
+        return {}
+    stored = json.loads(Path(path).read_text(encoding="utf-8"))
+    if stored.get("options") != json.loads(json.dumps(_kept(options))):
+        raise ValueError(f"--resume: {path} is of a run with other options or another version; name another file, or remove it")
+    found = {}
+    for entry in stored["reports"]:
+        rows = {row["id"]: row for row in entry["requirements"]}
+        if entry["message"] or set(rows) != {requirement.id for requirement in planned}:
+            continue
+        names = [field.name for field in fields(Outcome)]
+        outcomes = {id: Outcome(**{name: row[name] for name in names if row[name] is not None}) for id, row in rows.items()}
+        subject, canaries = entry["subject"], {id: Outcome(id, status) for id, status in entry["canaries"].items()}
+        found[subject["spec"]] = Report(subject["spec"], subject["name"], subject["version"], planned, outcomes, canaries,
+                                        entry["seconds"])
+    return found
+
+
+def _kept(options: Options) -> dict:
+    """What decides about the outcome of a run."""
+    decisive = ("only", "level", "dtypes", "device", "examples", "seed", "timeout", "memory")
+    return {"version": __version__} | {name: getattr(options, name) for name in decisive}
 
 
 def _report(report: Report) -> dict:

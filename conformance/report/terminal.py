@@ -36,6 +36,22 @@ def progress(console: Console, specs: list[str], planned: int):
         yield told
 
 
+@contextmanager
+def steps(console: Console):
+    """Yields the callback for `environments.make`: a bar on a terminal, elsewhere a line for each step."""
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task, last = bars.add_task("", total=None), [-1]
+
+        def told(step: int, total: int, words: str) -> None:
+            bars.update(task, completed=step, total=total, description=words[: max(20, console.width - 50)])
+            if not console.is_terminal and step != last[0]:
+                console.print(Text(f"  {step + 1}/{total} {words}"), soft_wrap=True)
+            last[0] = step
+
+        yield told
+
+
 def show(console: Console, reports: list[Report]) -> None:
     for report in reports:
         failed = [r for r in report.planned if report.status(r) in FAILING]
