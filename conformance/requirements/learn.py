@@ -22,7 +22,7 @@ RATE = 2.0**-3
     cases=exact(
         only=("float32", "float64"), in_features=st.integers(1, 4), out_features=st.integers(1, 4),
         rank=st.sampled_from((1, 2)),
-        leading=st.tuples(st.integers(1, 2)), scales=(4.0, 0.25),
+        leading=st.tuples(st.integers(1, 2)), scales=(4.0, 0.25), small=True,
     ),
 )
 def trajectory(subject, case):
