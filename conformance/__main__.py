@@ -41,6 +41,12 @@ exit status:
   4 a subject could not be loaded, or nothing could be said of it
 """
 
+SKELETONS = {  # by language, for `init`: the file, its ending, and what comes next
+    "c": ("skeletons/lora.c", ".c", "cc -O2 -o {program} {path} && conformance run cmd:{program}"),
+    "javascript": ("skeletons/lora.js", ".js", "conformance run 'cmd:node {path}'"),
+    "python": ("skeletons/lora.py", ".py", "conformance run 'cmd:python {path}'"),
+}
+
 
 def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
@@ -129,7 +135,10 @@ def _parser() -> argparse.ArgumentParser:
                           help="make the environments that these need, or with all every environment that is needed, in "
                                "~/.cache/conformance or $CONFORMANCE_CACHE")
     init = command("init", _init, "write a commented subject to start from, which passes as it stands")
-    init.add_argument("file", metavar="FILE", help="the Python file to write; it must not exist")
+    init.add_argument("file", metavar="FILE", help="the file to write; it must not exist")
+    init.add_argument("--language", choices=SKELETONS,
+                      help="a program that speaks the protocol, in this language, in place of a Python subject: for what "
+                           "cannot be imported here")
     return parser
 
 
@@ -326,10 +335,12 @@ def _init(arguments) -> int:
     path = Path(arguments.file)
     if path.exists():
         raise ValueError(f"{path} exists already; nothing was written")
-    if path.suffix != ".py":
-        raise ValueError(f"{path}: expected a name that ends in .py")
-    path.write_text((Path(__file__).parent / "skeleton.py").read_text(encoding="utf-8"), encoding="utf-8")
-    print(f"wrote {path}\nnow run: conformance run {path}:MySubject")
+    skeleton, ending, following = SKELETONS.get(arguments.language, ("skeleton.py", ".py", "conformance run {path}:MySubject"))
+    if path.suffix != ending:
+        raise ValueError(f"{path}: expected a name that ends in {ending}")
+    path.write_text((Path(__file__).parent / skeleton).read_text(encoding="utf-8"), encoding="utf-8")
+    program = f"./{path.with_suffix('')}" if not path.is_absolute() else str(path.with_suffix(""))
+    print(f"wrote {path}\nnow run: {following.format(path=path, program=program)}")
     return 0
 
 

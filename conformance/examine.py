@@ -107,7 +107,8 @@ class _Search:
     def attempt(self, case: Case | ModelCase) -> None:
         if self.best is not None:
             self.calls += 1
-            if not self.explain or time.perf_counter() > self.deadline or self.calls > SHRINK_CALLS:
+            hung = isinstance(getattr(self.best[2], "error", None), Hung)  # each try would take as long again
+            if not self.explain or hung or time.perf_counter() > self.deadline or self.calls > SHRINK_CALLS:
                 raise _Enough
         if self.device != "cpu":
             case = case.but(device=self.device)

@@ -62,9 +62,14 @@ class Program:
         """Starts it. Raises OSError if there is no such program."""
         self.limit = limit
         self._asked, self._got, self._stray = 0, bytearray(), ""
-        self._noise = tempfile.TemporaryFile()  # noqa: SIM115 it lives as long as the process
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._noise,
-                                         env=ONE_THREAD | os.environ, bufsize=0)
+        noise = tempfile.TemporaryFile()  # noqa: SIM115 it lives as long as the process
+        try:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise,
+                                             env=ONE_THREAD | os.environ, bufsize=0)
+        except BaseException:
+            noise.close()
+            raise
+        self._noise = noise
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         os.set_blocking(self._stdin.fileno(), False)
@@ -106,6 +111,10 @@ class Program:
         for file in (self._stdin, self._stdout, self._noise):
             with suppress(OSError):
                 file.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_process"):
+            self.stop()
 
     def _remember(self, name: str, value) -> None:
         for key, array in value.items() if isinstance(value, dict) else [("", value)]:
