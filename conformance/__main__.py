@@ -15,12 +15,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from conformance import __version__, environments, runner
+from conformance import __version__, conventions, environments, runner
+from conformance.compare import Mismatch
 from conformance.diagnosis import catalogue
-from conformance.loading import built_in, environment, missing_here
+from conformance.loading import LoadError, built_in, environment, load, missing_here
 from conformance.report import json as json_report
 from conformance.report import junit, terminal
 from conformance.requirements import HIGHAM, all_requirements
+from conformance.subject import Unsupported
+from conformance.trace import SubjectError
 
 EXAMPLES = """\
 examples:
@@ -134,6 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     subjects.add_argument("--install", nargs="+", default=[], metavar="NAME",
                           help="make the environments that these need, or with all every environment that is needed, in "
                                "~/.cache/conformance or $CONFORMANCE_CACHE")
+    free = command("conventions", _conventions, "what implementations are free to choose: layout, scale, initialisation, …; "
+                   "and, of two, how an adapter of one becomes that of the other")
+    free.add_argument("subjects", nargs="+", metavar="SUBJECT", help="as for run")
     init = command("init", _init, "write a commented subject to start from, which passes as it stands")
     init.add_argument("file", metavar="FILE", help="the file to write; it must not exist")
     init.add_argument("--language", choices=SKELETONS,
@@ -257,7 +263,6 @@ def _bench(arguments) -> int:
     import torch
 
     from conformance import bench
-    from conformance.loading import LoadError
     from conformance.report import bench as report
 
     _check_device(arguments.device)
@@ -329,6 +334,27 @@ def _install(names: list[str]) -> int:
             return 4
         console.print(f"{name}: made, in {environments.folder(name)}", soft_wrap=True)
     return 0
+
+
+def _conventions(arguments) -> int:
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 80)
+    try:
+        subjects = [load(spec) for spec in arguments.subjects]
+    except LoadError as error:
+        print(f"conformance conventions: {error}", file=sys.stderr)
+        return 4
+    terminal.show_conventions(console, [(subject.name, conventions.conventions(subject)) for subject in subjects])
+    if len(subjects) == 2:
+        for source, target in (subjects, subjects[::-1]):
+            terminal.show_conversion(console, source.name, target.name, _converted(source, target))
+    return 0
+
+
+def _converted(source, target) -> list[str]:
+    try:
+        return conventions.conversion(source, target)
+    except (Unsupported, SubjectError, Mismatch) as reason:
+        return [f"not known: {reason}"]
 
 
 def _init(arguments) -> int:

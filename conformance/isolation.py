@@ -80,6 +80,21 @@ class Worker:
         message = f"the subject's process {answer}{words}"
         return Outcome(id, status, message, seconds=seconds, reproduce=command, failure=failure)
 
+    def conventions(self) -> dict[str, str]:
+        """What conventions.py finds out; nothing of a process that does not live to tell."""
+        with contextlib.suppress(Unloadable):
+            if self._process is None:
+                self.start()
+            assert self._process is not None and self._process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.write("conventions\n")
+                self._process.stdin.flush()
+            answer = self._answer(max(self.timeout, START_SECONDS))
+            if isinstance(answer, dict) and "conventions" in answer:
+                return answer["conventions"]
+            self.stop()
+        return {}
+
     def cancel(self) -> None:
         """From another thread: end the process, and start no other."""
         self._cancelled = True
@@ -138,6 +153,7 @@ def serve(spec: str, options: dict) -> None:
         answers.flush()
 
     from conformance import canaries
+    from conformance.conventions import conventions
     from conformance.examine import CannotBuild, examine, offered_dtypes
     from conformance.loading import LoadError, load
     from conformance.process import LIMIT
@@ -153,6 +169,9 @@ def serve(spec: str, options: dict) -> None:
     say({"ready": {"name": name, "version": version, "dtypes": dtypes}})
     requirements = {r.id: r for r in (*all_requirements(), *canaries.ALL)}
     for line in questions:
+        if line.strip() == "conventions":
+            say({"conventions": conventions(subject)})
+            continue
         outcome = examine(
             requirements[line.strip()], subject, spec, dtypes=dtypes, examples=options["examples"],
             seed=options["seed"], device=options["device"],

@@ -257,7 +257,7 @@ class ProcessSubject(Subject):
             program.stop()
             raise
         self.name, self.version = str(about.get("name", "")), str(about.get("version", ""))
-        self.scale = about.get("scale")
+        self.scale, self.freezes = about.get("scale"), str(about.get("freezes", ""))
         self._speaks_python = program.strided = bool(about.get("strided"))
         self.models = bool(about.get("models"))
         return program

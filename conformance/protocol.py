@@ -156,7 +156,7 @@ class _Server:
         models = type(self.subject).build_model is not Subject.build_model
         return {
             "protocol": VERSION, "name": self.subject.name, "version": self.subject.version, "scale": self.subject.scale,
-            "strided": True, "models": models,
+            "freezes": self.subject.freezes, "strided": True, "models": models,
         }
 
     def call(self, told: dict) -> Call:

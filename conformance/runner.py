@@ -46,6 +46,7 @@ class Report:
     canaries: dict[str, Outcome] = field(default_factory=dict)
     seconds: float = 0.0
     unloadable: str = ""
+    conventions: dict[str, str] = field(default_factory=dict)  # see conventions.py; of a run of everything
 
     @property
     def verdict(self) -> str:
@@ -148,6 +149,7 @@ def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, 
     report = Report(spec, spec.rpartition(":")[2], planned=planned)
     waiting, lock, started = deque((*canaries.ALL, *planned)), threading.Lock(), time.perf_counter()
     unloadable: list[str] = []
+    asked: list[bool] = []  # for its conventions
     sent = {"dtypes": options.dtypes, "examples": options.examples, "seed": options.seed, "device": options.device,
             "timeout": options.timeout, "memory": options.memory}
 
@@ -162,13 +164,17 @@ def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, 
                 try:
                     requirement = waiting.popleft()
                 except IndexError:
-                    return
+                    break
                 outcome = worker.examine(requirement.id)
                 hung = hung + 1 if outcome.status == "timeout" else 0
                 worker.timeout = options.timeout / (HANGING if hung >= HUNG_IN_A_ROW else 1)
                 with lock:
                     (report.canaries if requirement in canaries.ALL else report.outcomes)[requirement.id] = outcome
                 progress(report, outcome)
+            with lock:
+                first, asked[:] = report.whole and not asked, [True]
+            if first:
+                report.conventions = worker.conventions()
         except Unloadable as error:  # another worker may go on
             unloadable.append(str(error))
         finally:

@@ -157,6 +157,7 @@ class Subject:
     version: str = ""
     # Of an implementation that has no alpha: cases then have the alpha that gives it, and `build` is asked for no other.
     scale: float | None = None
+    freezes: str = ""  # what makes W and b frozen, where that is not the layer itself: a function, a filter, a wrapper
 
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> Layer:
         """A fresh layer around the given frozen weight (out, in) and bias (out), in training mode.

@@ -43,12 +43,14 @@ class Traced(Subject):
 
     def __init__(self, subject: Subject):
         self._subject = subject
+        self.name, self.scale = getattr(subject, "name", ""), getattr(subject, "scale", None)
+        self.freezes = getattr(subject, "freezes", "")
         self._layers: dict[str, Layer | None] = {}
         self.calls: list[tuple[Call, tuple]] = []  # and the arguments themselves, to see whether they change
         self.elements = 0  # of all arrays handed over, to know whether a script stays readable
 
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> "TracedLayer":
-        fixed = getattr(self._subject, "scale", None)
+        fixed = self.scale
         other = fixed is not None and (config.scaling, config.alpha) != ("standard", fixed * config.rank)
         if other and isinstance(config.rank, int) and config.rank > 0:  # a bad rank is for the implementation to refuse
             raise Unsupported(f"alpha {config.alpha:g} with {config.scaling} scaling: the scale is always {fixed:g}")

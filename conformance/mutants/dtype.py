@@ -74,7 +74,7 @@ class Float16Overflows(Honest):
 class GradientsInFloat8(Halves):
     """In half precision the gradients of the factors are kept in float8_e5m2."""
 
-    def stored(self, gradient: np.ndarray) -> np.ndarray:
+    def kept_gradient(self, gradient: np.ndarray) -> np.ndarray:
         return self.rounded(gradient.astype(ml_dtypes.float8_e5m2) if self.half else gradient)
 
 
@@ -115,11 +115,11 @@ class HalvesForgetBias(Halves):
 class LossScaleLeft(Honest):
     """In float16 the gradients of the factors hold the factor that the loss was scaled by."""
 
-    def stored(self, gradient: np.ndarray) -> np.ndarray:
-        return super().stored(gradient) * (64 if self.dtype == np.float16 else 1)
+    def kept_gradient(self, gradient: np.ndarray) -> np.ndarray:
+        return super().kept_gradient(gradient) * (64 if self.dtype == np.float16 else 1)
 
     def accumulated(self, dA: np.ndarray, dB: np.ndarray) -> Arrays:
-        return {name: self.stored(array) for name, array in super().accumulated(dA, dB).items()}
+        return {name: self.kept_gradient(array) for name, array in super().accumulated(dA, dB).items()}
 
 
 @mutant(kills="DTYPE-08")

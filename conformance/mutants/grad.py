@@ -113,7 +113,7 @@ class BDetached(Honest):
 class GradientsInBfloat16(Honest):
     """The gradients of the factors are kept in bfloat16."""
 
-    def stored(self, gradient: np.ndarray) -> np.ndarray:
+    def kept_gradient(self, gradient: np.ndarray) -> np.ndarray:
         return self.rounded(gradient.astype(ml_dtypes.bfloat16))
 
 

@@ -165,10 +165,10 @@ class Honest(Layer):
         return self.scaled(self.product(h.T, dy))                                              # (rank, out)
 
     def accumulated(self, dA: np.ndarray, dB: np.ndarray) -> Arrays:
-        self.dA, self.dB = self.stored(self.plus(self.dA, dA)), self.stored(self.plus(self.dB, dB))
+        self.dA, self.dB = self.kept_gradient(self.plus(self.dA, dA)), self.kept_gradient(self.plus(self.dB, dB))
         return {"A": self.dA, "B": self.dB}
 
-    def stored(self, gradient: np.ndarray) -> np.ndarray:
+    def kept_gradient(self, gradient: np.ndarray) -> np.ndarray:
         return self.rounded(gradient)
 
     def zero_grad(self) -> None:
@@ -181,6 +181,9 @@ class Honest(Layer):
 
     def adapter(self) -> Arrays:
         return {"A": self.A, "B": self.B}
+
+    def stored(self) -> Arrays:
+        return self.adapter()
 
     def set_adapter(self, arrays: Arrays) -> None:
         arrays = self.checked(arrays)

@@ -232,7 +232,7 @@ class FactorsInFloat32(Honest):
     def set_factors(self, arrays: Arrays) -> None:
         self.A, self.B = self.up(arrays["A"]), self.up(arrays["B"])
 
-    def stored(self, gradient: np.ndarray) -> np.ndarray:
+    def kept_gradient(self, gradient: np.ndarray) -> np.ndarray:
         return self.up(gradient)
 
     def step(self, lr: float) -> None:

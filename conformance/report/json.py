@@ -58,7 +58,7 @@ def read(path: str, options: Options, planned: tuple[Requirement, ...]) -> dict[
         outcomes = {id: Outcome(**{name: row[name] for name in names if row[name] is not None}) for id, row in rows.items()}
         subject, canaries = entry["subject"], {id: Outcome(id, status) for id, status in entry["canaries"].items()}
         found[subject["spec"]] = Report(subject["spec"], subject["name"], subject["version"], planned, outcomes, canaries,
-                                        entry["seconds"])
+                                        entry["seconds"], conventions=entry["conventions"])
     return found
 
 
@@ -84,5 +84,6 @@ def _report(report: Report) -> dict:
         "subject": {"name": report.name, "version": report.version, "spec": report.spec},
         "verdict": report.verdict, "profiles": report.profiles, "planned": len(report.planned), "executed": len(rows),
         "seconds": round(report.seconds, 3), "message": report.unloadable, "requirements": rows,
+        "conventions": report.conventions,
         "canaries": {id: outcome.status for id, outcome in report.canaries.items()},
     }

@@ -15,7 +15,7 @@ from conformance.examine import Outcome
 from conformance.requirements import GROUPS, PROFILES, Requirement
 from conformance.runner import FAILING, Report
 
-SUBJECTS_PER_TABLE = 4
+SUBJECTS_PER_TABLE, CONVENTIONS_PER_TABLE = 4, 2
 COLOURS = {"conformant": "green", "partial": "yellow", "nonconformant": "red", "void": "yellow", "error": "red"}
 SHORT = {"conformant": "yes", "nonconformant": "NO", "partial": "partial", "not offered": "–"}
 
@@ -64,6 +64,24 @@ def show(console: Console, reports: list[Report]) -> None:
         console.print("passed / decided;  ! a MUST failed,  ~ a SHOULD failed,  – not offered, or not asked\n", style="dim")
     for report in reports:
         _verdict(console, report)
+
+
+def show_conventions(console: Console, found: list[tuple[str, dict[str, str]]]) -> None:
+    for start in range(0, len(found), CONVENTIONS_PER_TABLE):
+        shown = found[start : start + CONVENTIONS_PER_TABLE]
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for column in ("", *(name for name, _ in shown)):
+            table.add_column(column, overflow="fold")
+        for probe in shown[0][1]:
+            table.add_row(probe, *(Text(answers.get(probe, "")) for _, answers in shown))
+        console.print(table)
+        console.print()
+
+
+def show_conversion(console: Console, source: str, target: str, lines: list[str]) -> None:
+    console.print(Text(f"from {source} to {target}:", style="bold"))
+    for line in lines:
+        _indented(console, line)
 
 
 def _failure(console: Console, report: Report, requirement: Requirement, outcome: Outcome) -> None:

@@ -25,6 +25,9 @@ class RefLayer(Layer):
         lora.dropout_mask(self.rng, (), self.dropout)  # refuses what is no rate
         self.caches: dict[str, lora.Cache] = {}
 
+    def stored(self) -> Arrays:
+        return self.adapter()
+
     def adapter(self) -> Arrays:
         return _named(self.p)
 
