@@ -82,7 +82,8 @@ def subject():
             return layer
 
         def script(self, calls, spec):
-            imports = ["from collections import OrderedDict", "from torchtune import training", "from torchtune.modules import peft"]
+            imports = [
+                "from collections import OrderedDict", "import torchtune.modules.peft as peft", "import torchtune.training as training"]
             return script(calls, imports, self.construction)
 
         def construction(self, config: LayerConfig, name: str) -> list[str]:
