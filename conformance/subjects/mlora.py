@@ -5,6 +5,7 @@ it. It takes (batch, sequence, in), and alphas that are whole numbers.
 """
 
 import json
+import math
 from types import SimpleNamespace
 
 NEEDS = ("torch", "mlora")
@@ -16,7 +17,7 @@ def subject():
     import importlib.metadata
 
     import torch
-    from mlora.model import get_lora_layer_weight, init_lora_layer_weight
+    from mlora.model import OutputLayer, get_lora_layer_weight, init_lora_layer_weight
     from mlora.modules import LLMBatchConfig, LLMModelConfig, LLMModelInput, lora_config_factory
     from mlora.modules.lora_linear import Linear
     from torch import nn
@@ -24,18 +25,22 @@ def subject():
     from conformance.subject import LayerConfig, Subject, Unsupported
     from conformance.torch import TorchLayer, to_array, to_tensor
 
-    place, default = "q_proj", "default"
+    place, default, base = "q_proj", "default", "base"
     key = f"base_model.model.model.layers.0.self_attn.{place}.lora_"
 
+    class Plain(nn.Identity):
+        loss = None
+
     class Decoder(nn.Module):
-        """As much of mlora's decoder layer as its functions for adapters ask for."""
+        """As much of mlora's model as its functions for adapters ask for. Its output layer is what refuses unknown names."""
 
         layer_id_, inference = 0, False
 
         def __init__(self, linear: nn.Linear, device: str):
             super().__init__()
             self.linear, self.mlp_ = Linear(linear, device), SimpleNamespace(moes_={})
-            self.configs, self.active = {}, default
+            self.output, self.configs, self.active = OutputLayer(), {}, default
+            self.output.layers_[base] = Plain()
 
         def state_dict(self, *args, **kwargs):
             return {place: self.linear}, {}
@@ -45,7 +50,7 @@ def subject():
             return SimpleNamespace(**self.linear.loras_)
 
         def init_adapter(self, config, weights=None):
-            self.configs[config.adapter_name] = config
+            self.configs[config.adapter_name], self.output.layers_[config.adapter_name] = config, Plain()
             init_lora_layer_weight(self, LLMModelConfig(), config, weights)
 
         def weights(self, name: str) -> dict:
@@ -57,8 +62,9 @@ def subject():
             batch = x.unsqueeze(1) if names and x.ndim == 2 else x[(None,) * (3 - x.ndim)]
             if batch.ndim > 3:
                 raise Unsupported("inputs of more than three dimensions")
-            parts = [(name or "", i, i + 1) for i, name in enumerate(names)] or [(self.active, 0, len(batch))]
-            y = self.linear(batch, LLMModelInput([LLMBatchConfig(*part) for part in parts], inference_mode_=self.inference))
+            parts = [(name or base, i, i + 1) for i, name in enumerate(names)] or [(self.active, 0, len(batch))]
+            given = LLMModelInput([LLMBatchConfig(*part) for part in parts], inference_mode_=self.inference)
+            y = torch.cat([part.logits for part in self.output(self.linear(batch, given), given)])
             return y.reshape(*x.shape[:-1], y.shape[-1])
 
     class MloraLayer(TorchLayer):
@@ -74,7 +80,7 @@ def subject():
             return {name: p for name, p in found.items() if p.requires_grad}
 
         def backward(self, dy):
-            learned = {name: p for name, p in self.learned().items()}
+            learned = self.learned()
             found = super().backward(dy)
             return found | {name: to_array(p.grad.t()) for name, p in learned.items() if p.grad is not None}
 
@@ -111,25 +117,27 @@ def subject():
             self.transposed = (*self.transposed, f"{name}.A", f"{name}.B")
 
         def remove_adapter(self, name):
-            self.module.configs.pop(name)
-            self.module.linear.loras_.pop(name, None)  # as its unload_adapter does
+            for held in (self.module.configs, self.module.output.layers_, self.module.linear.loras_):
+                held.pop(name)  # as its unload_adapter does
 
         def adapter(self):
             return {name: to_array(self.tensor(name)) for name in self.paths if name[-1] in "AB"}
 
         def activate(self, weights):
             if len(weights) > 1 or any(weight != 1 for weight in weights.values()):
-                raise Unsupported("several adapters on one sample, and weights")
-            self.module.active = next(iter(weights), "")
+                raise Unsupported("several adapters on one sample, and weights of adapters")
+            name = next(iter(weights), base)
+            self.module.output(torch.empty(0), LLMModelInput([LLMBatchConfig(name, 0, 0)]))
+            self.module.active = name
 
         def forward_mixed(self, x, names):
             return to_array(self.module(to_tensor(x), names))
 
     def options(config: LayerConfig, name: str, rank: int, alpha: float):
-        if alpha % 1 and abs(alpha) != float("inf"):
+        if math.isfinite(alpha) and alpha % 1:
             raise Unsupported("an alpha that is not a whole number")
         return lora_config_factory({
-            "name": name, "r": rank, "lora_alpha": int(alpha) if alpha % 1 == 0 else alpha,
+            "name": name, "r": rank, "lora_alpha": int(alpha) if math.isfinite(alpha) else alpha,
             "lora_dropout": config.dropout or NONE, "target_modules": [place], "use_rslora": config.scaling == "rslora",
         })
 
