@@ -1,6 +1,8 @@
-"""The LoRA of AdapterHub's `adapters` on the down-projection of a tiny Llama, and its bottleneck adapters on Hugging Face's GPT-2.
+"""AdapterHub's `adapters`: its LoRA on the down-projection of a tiny Llama, its bottleneck adapters on Hugging Face's GPT-2.
 
-It merges with merge_adapter and reset_adapter; files are those of save_adapter. Its GPT-2 gives an adapter the sub-layer's output y and the residual h, and no norm, since GPT-2 has its norms first:
+The LoRA merges with merge_adapter and reset_adapter; files are those of save_adapter.
+
+Its GPT-2 gives an adapter the sub-layer's output y and the residual h, and no norm, since GPT-2 has its norms first:
 
     DoubleSeqBnConfig    y + Ad(y) + h, behind attention and behind the MLP                                       "houlsby"
     SeqBnConfig          y + Ad(y + h) + h (original_ln_before adds h first, residual_before_ln leaves y outside)  "pfeiffer"

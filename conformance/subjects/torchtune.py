@@ -1,4 +1,4 @@
-"""torchtune's LoRALinear. A merge is the checkpoint of a plain layer, as its recipes write it; files hold get_adapter_state_dict."""
+"""torchtune's LoRALinear. A merge is a plain layer's checkpoint, as its recipes write it; files hold get_adapter_state_dict."""
 
 from collections import OrderedDict
 
@@ -83,7 +83,9 @@ def subject():
 
         def script(self, calls, spec):
             imports = [
-                "from collections import OrderedDict", "import torchtune.modules.peft as peft", "import torchtune.training as training"]
+                "from collections import OrderedDict", "import torchtune.modules.peft as peft",
+                "import torchtune.training as training",
+            ]
             return script(calls, imports, self.construction)
 
         def construction(self, config: LayerConfig, name: str) -> list[str]:
