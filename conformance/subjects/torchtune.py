@@ -11,8 +11,8 @@ def subject():
 
     import torch
     from torch import nn
-    from torchtune import training
     from torchtune.modules import peft
+    from torchtune.training import set_default_dtype
 
     from conformance.subject import LayerConfig, Subject, Unsupported
     from conformance.torch import TorchLayer
@@ -41,7 +41,7 @@ def subject():
         def merge(self):
             state = {key: value.cpu() for key, value in self.module.state_dict().items()}  # recipes/lora_finetune_single_device
             merged = peft.get_merged_lora_ckpt(state, rank=self.config.rank, alpha=self.config.alpha)
-            with training.set_default_dtype(getattr(torch, self.config.dtype)), torch.device(self.config.device):
+            with set_default_dtype(getattr(torch, self.config.dtype)), torch.device(self.config.device):
                 plain = nn.Linear(self.config.in_features, self.config.out_features, bias=self.config.bias)
             self.plain = nn.Sequential(OrderedDict({place: plain})).requires_grad_(False)
             self.plain.load_state_dict(merged)
@@ -69,7 +69,7 @@ def subject():
             if config.scaling != "standard":
                 raise Unsupported(f"{config.scaling} scaling")
             torch.manual_seed(config.seed)
-            with training.set_default_dtype(getattr(torch, config.dtype)), torch.device(config.device):
+            with set_default_dtype(getattr(torch, config.dtype)), torch.device(config.device):
                 linear = peft.LoRALinear(config.in_features, config.out_features, **options(config))
             module = nn.Sequential(OrderedDict({place: linear}))
             peft.set_trainable_params(module, peft.get_adapter_params(module))
@@ -84,14 +84,14 @@ def subject():
         def script(self, calls, spec):
             imports = [
                 "from collections import OrderedDict", "import torchtune.modules.peft as peft",
-                "import torchtune.training as training",
+                "from torchtune.training import set_default_dtype",
             ]
             return script(calls, imports, self.construction)
 
         def construction(self, config: LayerConfig, name: str) -> list[str]:
             made = written("peft.LoRALinear", peft.LoRALinear, config.in_features, config.out_features, **options(config))
             return [
-                f"with training.set_default_dtype(torch.{config.dtype}), torch.device({config.device!r}):",
+                f"with set_default_dtype(torch.{config.dtype}), torch.device({config.device!r}):",
                 f'    {name} = torch.nn.Sequential(OrderedDict({{"{place}": {made}}}))',
                 f"peft.set_trainable_params({name}, peft.get_adapter_params({name}))",
             ]

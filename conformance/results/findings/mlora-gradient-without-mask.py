@@ -4,7 +4,7 @@ requirements: DROP-04 DROP-13
 kind: fault
 why: LoraFunction.backward (modules/lora_linear.py), of the default operator, does not keep the mask: it multiplies by the input
 that was not dropped, and by scaling / (1 - dropout). It is not the gradient of what was computed, and not the mean of that over
-all masks either, which is 1 - p times as large. The other operator, which MLORA_EVALUATE_MODE chooses, has autograd's gradients.
+all masks either, which is 1 - p times as large. The other operator, which MLORA_EVALUATE_MODE asks for, has none of this.
 upstream: none found
 """
 import torch

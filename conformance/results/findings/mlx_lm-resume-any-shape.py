@@ -2,8 +2,8 @@
 
 requirements: STATE-03 STATE-08
 kind: fault
-why: train_model (lora.py) loads --resume-adapter-file with load_weights(strict=False), which does not check shapes, and puts the
-arrays of the file in the place of the layer's. Another size fails in the next forward pass. With another rank training goes
+why: train_model (lora.py) loads --resume-adapter-file with load_weights(strict=False), which does not check shapes, and puts
+the arrays of the file in the layer's place. Another size fails in the next forward pass. With another rank training goes
 on, under an adapter_config.json that names the rank of the new run; load_adapters, which does check shapes, then refuses
 what was trained.
 upstream: none found
