@@ -1,4 +1,6 @@
-"""The bottleneck adapters of AdapterHub's `adapters`, on Hugging Face's GPT-2. It has no single layers to offer here.
+"""AdapterHub's `adapters`: its LoRA on the down-projection of a tiny Llama, its bottleneck adapters on Hugging Face's GPT-2.
+
+The LoRA merges with merge_adapter and reset_adapter; files are those of save_adapter.
 
 Its GPT-2 gives an adapter the sub-layer's output y and the residual h, and no norm, since GPT-2 has its norms first:
 
@@ -10,6 +12,7 @@ Its GPT-2 gives an adapter the sub-layer's output y and the residual h, and no n
 from typing import Any
 
 NEEDS = ("torch", "transformers", "adapters")
+ENVIRONMENT = "torch-old"
 INSTALL = "in an environment of its own: pip install 'transformers>=4.57,<4.58', then pip install --no-deps adapters"
 ADAPTER = "adapter"  # its name
 PLACES = {  # where the library has them in a layer
@@ -27,16 +30,93 @@ def subject():
     import logging
 
     import torch
+    from torch import nn
+    from transformers import LlamaConfig, LlamaModel
 
     from conformance import gpt2
     from conformance.gpt2 import GPT2, Place
     from conformance.model import ModelConfig, places
-    from conformance.subject import Subject, Unsupported
+    from conformance.subject import LayerConfig, Subject, Unsupported
+    from conformance.torch import TorchLayer, to_array, to_tensor
 
     spec = importlib.util.find_spec("adapters")
     adapters: Any = importlib.import_module("adapters")  # a type checker takes the name for this file
     adapters.__spec__ = spec  # which it leaves at None, and then find_spec raises
     logging.getLogger("adapters").setLevel(logging.ERROR)
+    composition: Any = importlib.import_module("adapters.composition")
+    ForwardContext: Any = importlib.import_module("adapters.context").ForwardContext
+    lora, default = "model.layers.0.mlp.down_proj", "default"
+
+    class Alone(nn.Module):
+        """The down-projection alone, which sees (batch, sequence, width) in a model."""
+
+        def __init__(self, model: Any):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            batch = x[(None,) * (3 - x.ndim)]
+            with ForwardContext(self.model, batch):
+                y = self.model.layers[0].mlp.down_proj(batch)
+            return y.reshape(*x.shape[:-1], y.shape[-1])
+
+    class AdaptersLayer(TorchLayer):
+        module: Alone
+        config: LayerConfig
+        active: dict[str, float] = {default: 1.0}
+
+        @property
+        def measured(self):
+            return self.module.model.layers[0].mlp.down_proj
+
+        def merge(self):
+            if list(self.active.values()) != [1]:
+                raise Unsupported("merging several adapters, and weights of adapters")
+            self.module.model.merge_adapter(*self.active)
+
+        def unmerge(self):
+            self.module.model.reset_adapter()
+
+        def save(self, directory):
+            self.module.model.save_adapter(str(directory), default)
+
+        def load(self, directory):
+            self.module.model.load_adapter(str(directory))
+
+        def adapter(self):
+            return {name: to_array(self.tensor(name)) for name in self.paths if name[-1] in "AB"}
+
+        def add_adapter(self, name, arrays, alpha):
+            self.module.model.add_adapter(name, config=layer_options(self.config, arrays["A"].shape[1], alpha))
+            self.paths |= {f"{name}.{part}": f"{lora}.loras.{name}.lora_{part}" for part in "AB"}
+            self.transposed = (*self.transposed, f"{name}.A", f"{name}.B")
+            self.set_adapter({f"{name}.{part}": array for part, array in arrays.items()})
+
+        def remove_adapter(self, name):
+            self.module.model.delete_adapter(name)
+            for part in "AB":
+                del self.paths[f"{name}.{part}"]
+
+        def activate(self, weights):
+            setup = list(weights) or None
+            if len(weights) > 1 or any(weight != 1 for weight in weights.values()):
+                setup = composition.Average(*weights, weights=list(weights.values()), normalize_weights=False)
+            self.module.model.set_active_adapters(setup)
+            self.active = dict(weights)
+
+        def forward_mixed(self, x, names):
+            if None in names:
+                raise Unsupported("samples of a mixed batch that have no adapter")
+            before = self.module.model.active_adapters
+            self.module.model.set_active_adapters(composition.BatchSplit(*names, batch_sizes=[1] * len(names)))
+            tensor = to_tensor(x)
+            y = to_array(self.module(tensor.unsqueeze(1) if x.ndim == 2 else tensor))
+            self.module.model.set_active_adapters(before)
+            return y.reshape(*x.shape[:-1], -1)
+
+    def layer_options(config: LayerConfig, rank: int, alpha: float) -> Any:
+        return adapters.LoRAConfig(
+            selfattn_lora=False, intermediate_lora=True, r=rank, alpha=alpha, dropout=config.dropout, dtype=config.dtype)
 
     class AdaptersModel(GPT2):
         def switch(self, on):
@@ -71,8 +151,24 @@ def subject():
     class Adapters(Subject):
         name, version = "adapters", importlib.metadata.version("adapters")
 
-        def build(self, config, weight, bias):
-            raise Unsupported("single layers")
+        def build(self, config: LayerConfig, weight, bias):
+            if config.scaling != "standard":
+                raise Unsupported(f"{config.scaling} scaling")
+            torch.manual_seed(config.seed)
+            model: Any = LlamaModel(LlamaConfig(
+                vocab_size=2, hidden_size=config.out_features, intermediate_size=config.in_features, num_hidden_layers=1,
+                num_attention_heads=1, head_dim=2, mlp_bias=config.bias))
+            model.to(device=config.device, dtype=getattr(torch, config.dtype))
+            adapters.init(model)
+            model.add_adapter(default, config=layer_options(config, config.rank, config.alpha))
+            model.train_adapter(default)
+            layer = AdaptersLayer(
+                Alone(model), W=f"{lora}.weight", b=f"{lora}.bias" if config.bias else None,
+                A=f"{lora}.loras.{default}.lora_A", B=f"{lora}.loras.{default}.lora_B", transposed="AB",
+            )
+            layer.config = config
+            layer.set_base(weight, bias)
+            return layer
 
         def build_model(self, config: ModelConfig, arrays):
             if config.method in ("none", "full"):
