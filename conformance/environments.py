@@ -46,7 +46,7 @@ ENVIRONMENTS = {
         "--no-deps adapters==1.3.0 torchao==0.10.0 torchtune==0.6.1 mlora==0.5.2",
         "tokenizers tiktoken sentencepiece blobfile omegaconf psutil pillow kagglehub scikit-learn accelerate",
         "--no-deps torchdata==0.11.0 evaluate datasets==3.6.0 setuptools<81 multiprocess dill<0.3.9 xxhash fsspec<2025.4 "
-        "pyarrow pandas",
+        "pyarrow pandas python-dateutil six pytz tzdata",
         "--no-deps huggingface_hub<1",
     ), ("torch==2.13.0", "numpy<2.3", "transformers<4.58,>=4.57")),
     "mlx": Environment("0.5 GB", (
