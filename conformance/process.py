@@ -70,6 +70,7 @@ class Program:
             noise.close()
             raise
         self._noise = noise
+        self._finalizer = weakref.finalize(self, _stopped, self._process, noise)
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         os.set_blocking(self._stdin.fileno(), False)
@@ -105,16 +106,8 @@ class Program:
             raise ProtocolError(f"the result of {method} cannot be read: {type(error).__name__}: {error}") from error
 
     def stop(self) -> None:
-        with suppress(ProcessLookupError):
-            self._process.kill()
-        self._process.wait()
-        for file in (self._stdin, self._stdout, self._noise):
-            with suppress(OSError):
-                file.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_process"):
-            self.stop()
+        """Also when nobody has it any more."""
+        self._finalizer()
 
     def _remember(self, name: str, value) -> None:
         for key, array in value.items() if isinstance(value, dict) else [("", value)]:
@@ -166,6 +159,15 @@ class Program:
         words = f"; it last printed: {said.splitlines()[-1][:200]}" if said else ""
         self.stop()
         raise kind(f"the program {how or ended(code)}{words}")
+
+
+def _stopped(process: subprocess.Popen, noise) -> None:
+    with suppress(ProcessLookupError):
+        process.kill()
+    process.wait()
+    for file in filter(None, (process.stdin, process.stdout, noise)):
+        with suppress(OSError):
+            file.close()
 
 
 def _limit_memory(pid: int, gib: float) -> None:
