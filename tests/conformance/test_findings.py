@@ -53,7 +53,8 @@ def test_the_scripts_print_what_they_say(subject):
 
 def test_a_script_that_is_not_as_it_should_be_is_refused(tmp_path):
     file = tmp_path / "some-thing.py"
-    file.write_text('"""peft 1: wrong.\n\nrequirements: FWD-01\nkind: opinion\nwhy: so\nupstream: none\n"""\nprint(1)\n# prints:\n# 1\n')
+    head = '"""peft 1: wrong.\n\nrequirements: FWD-01\nkind: opinion\nwhy: so\nupstream: none\n"""\n'
+    file.write_text(head + "print(1)\n# prints:\n# 1\n")
     with pytest.raises(ValueError, match="some-thing.py: expected requirements, kind, why, upstream"):
         findings.read(file)
 
