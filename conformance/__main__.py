@@ -37,7 +37,7 @@ examples:
   conformance bench                          speed and memory, side by side
   conformance init my_subject.py             a subject to start from
   conformance init --language c my_lora.c    a program to start from
-  conformance subjects --install flax_nnx    a library in an environment of its own
+  conformance subjects --install flax_nnx    a library, in an environment
 
 exit status:
   0 conformant   1 a MUST failed   2 usage   3 void or incomplete

@@ -137,8 +137,9 @@ def test_what_is_not_installed_is_said(tmp_path, monkeypatch):
     """A built-in subject whose library is missing is an error with the reason, never a silent skip."""
     from conformance import loading
 
-    monkeypatch.setattr(loading, "built_in", lambda: {"peft": "peft"})
-    with pytest.raises(loading.LoadError, match=r"peft is not available: peft is not installed \(pip install '.\[peers\]'\)"):
+    monkeypatch.setattr(loading, "_installed", lambda package: package != "peft")
+    monkeypatch.setenv("CONFORMANCE_CACHE", str(tmp_path))
+    with pytest.raises(loading.LoadError, match="peft is not available: peft not installed .conformance subjects --install peft."):
         loading.load("peft")
 
 

@@ -21,6 +21,11 @@ def test_the_page_is_fresh():
     assert (findings.RESULTS / "FINDINGS.md").read_text(encoding="utf-8") == page, "python -m conformance.findings"
 
 
+def test_the_readme_says_so():
+    readme = " ".join((findings.RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    assert findings.summary(FOUND, findings.reports()) in readme
+
+
 def test_the_run_is_a_full_one():
     """At least fifteen implementations from five environments, each of which was asked everything."""
     reports = findings.reports()
