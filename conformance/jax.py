@@ -3,13 +3,16 @@
     class Mine(Subject):
         name, version = "mine", "1.0"
         def build(self, config, weight, bias):
-            trained, frozen = my_lora.init(...)  # pytrees
-            layer = JaxLayer(apply, None, trained, frozen, W="kernel", b="bias", A="lora.a", B="lora.b", transposed="W")
+            draw = partial(my_lora.init, jax.random.key(config.seed), ...)  # of a pytree of all that trains
+            layer = JaxLayer(apply, None, draw, jax.eval_shape(draw), {"kernel": weight.T, "bias": bias},
+                             W="kernel", b="bias", A="lora.a", B="lora.b", transposed="W")
             layer.set_base(weight, bias)
             return layer
 
-`apply(static, trained, frozen, x, key)` gives y. It is compiled, as its users compile it, once for all layers whose `static`
-is equal and whose arrays have the same shapes: so it must be one function for all layers, and read nothing else.
+`apply(static, trained, frozen, x, key)` gives y. Compiling takes longer than all else by far. So it is compiled, as its users
+compile it, once for all layers whose `static` is equal and whose arrays have the same shapes (it must be one function for all
+layers, and read nothing else); and what a layer starts from, a pure function of its seed, is drawn when it is looked at, which
+it is not if the factors are set first.
 """
 
 from collections.abc import Callable
@@ -17,7 +20,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from conformance.subject import Arrays, Layer, Unsupported
@@ -39,6 +41,11 @@ def _backward(function, static, trained, frozen, x, key, dy):
 @partial(jax.jit, static_argnums=(0, 1))
 def _backward_of_trained(function, static, trained, frozen, x, key, dy):
     return jax.vjp(lambda trained: function(static, trained, frozen, x, key), trained)[1](dy)
+
+
+def to_jax(array: np.ndarray, dtype=None) -> jax.Array:
+    """A copy, of another dtype if one is given."""
+    return jax.device_put(np.array(array, dtype))  # which compiles nothing, as jnp.array does
 
 
 def to_array(array: jax.Array) -> np.ndarray:
@@ -65,32 +72,47 @@ def replaced(tree, arrays: dict[str, Any]):
 class JaxLayer(Layer):
     """A Layer around `function`. W, b, A and B are the dotted names of their arrays in the pytrees `trained`, which holds all
     that the library says trains, and `frozen`; those named in `transposed` are stored the other way round: W (in, out).
+    Both may hold shapes (jax.ShapeDtypeStruct) at first; `draw()` gives what `trained` starts from.
 
     JAX has no state: gradients are added up here, and a step is p − lr · dp of all that is in `trained`."""
 
-    def __init__(self, function: Callable, static, trained, frozen, *, W: str, b: str | None, A: str, B: str,
+    def __init__(self, function: Callable, static, draw: Callable, trained, frozen, *, W: str, b: str | None, A: str, B: str,
                  transposed: str = ""):
-        self.function, self.static, self.trained, self.frozen = function, static, trained, frozen
+        self.function, self.static, self.draw, self.frozen = function, static, draw, frozen
+        self._trained = trained
         self.paths = {"W": W, "A": A, "B": B} | ({} if b is None else {"b": b})
         self.transposed = transposed
         self._x_needs_grad = True
         self._last: tuple | None = None  # the arguments of the last forward pass
         self._gradients: dict[str, jax.Array] = {}
 
-    def array(self, name: str) -> jax.Array:
+    @property
+    def trained(self):
+        drawn = None
+        for path, leaf in leaves(self._trained).items():
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                drawn = drawn or leaves(self.draw())
+                self._trained = replaced(self._trained, {path: drawn[path]})
+        return self._trained
+
+    @trained.setter
+    def trained(self, tree) -> None:
+        self._trained = tree
+
+    def array(self, name: str) -> np.ndarray:
         """W, b, A or B as it is now, in the layout of the contract."""
-        found = (leaves(self.frozen) | leaves(self.trained))[self.paths[name]]
+        found = to_array(leaves(self.frozen if name in "Wb" else self.trained)[self.paths[name]])
         return found.T if name in self.transposed else found
 
     def set(self, arrays: Arrays) -> None:
         """Nothing is set if a shape is not the one that is there."""
-        changed = {}
+        changed, now = {}, leaves(self.frozen) | leaves(self._trained)
         for name, array in arrays.items():
-            have = self.array(name)
+            have, array = now[self.paths[name]], array.T if name in self.transposed else array
             if array.shape != have.shape:
-                raise ValueError(f"{name} is {array.shape}, expected {have.shape}, the shape that it has")
-            changed[self.paths[name]] = jnp.array(array.T if name in self.transposed else array, have.dtype)
-        self.trained, self.frozen = replaced(self.trained, changed), replaced(self.frozen, changed)
+                raise ValueError(f"{name} is {array.shape} in its place, expected {have.shape}, the shape that it has")
+            changed[self.paths[name]] = to_jax(array, have.dtype)
+        self._trained, self.frozen = replaced(self._trained, changed), replaced(self.frozen, changed)
 
     def set_base(self, weight: np.ndarray, bias: np.ndarray | None) -> None:
         self.set({"W": weight} | ({} if bias is None else {"b": bias}))
@@ -100,7 +122,7 @@ class JaxLayer(Layer):
         return None
 
     def adapter(self) -> Arrays:
-        return {name: to_array(self.array(name)) for name in ("A", "B")}
+        return {name: self.array(name) for name in ("A", "B")}
 
     def stored(self) -> Arrays:
         found = leaves(self.trained)
@@ -110,23 +132,23 @@ class JaxLayer(Layer):
         self.set(arrays)
 
     def weight(self) -> np.ndarray:
-        return to_array(self.array("W"))
+        return self.array("W")
 
     def bias(self) -> np.ndarray | None:
-        return to_array(self.array("b")) if "b" in self.paths else None
+        return self.array("b") if "b" in self.paths else None
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        self._last = self.function, self.static, self.trained, self.frozen, jnp.array(x), self.key()
+        self._last = self.function, self.static, self.trained, self.frozen, to_jax(x), self.key()
         return to_array(_forward(*self._last))
 
     def backward(self, dy: np.ndarray) -> Arrays:
         if self._last is None:
             raise RuntimeError("backward before forward")
         if self._x_needs_grad:
-            gradients, dx = _backward(*self._last, jnp.array(dy))
+            gradients, dx = _backward(*self._last, to_jax(dy))
             found = {"x": to_array(dx)}
         else:
-            (gradients,), found = _backward_of_trained(*self._last, jnp.array(dy)), {}
+            (gradients,), found = _backward_of_trained(*self._last, to_jax(dy)), {}
         for path, gradient in leaves(gradients).items():
             self._gradients[path] = self._gradients[path] + gradient if path in self._gradients else gradient
         for path, gradient in self._gradients.items():
@@ -141,7 +163,7 @@ class JaxLayer(Layer):
         self._x_needs_grad = needed
 
     def trainable(self) -> dict[str, tuple[int, ...]]:
-        return {self._name(path): leaf.shape for path, leaf in leaves(self.trained).items()}
+        return {self._name(path): leaf.shape for path, leaf in leaves(self._trained).items()}
 
     def train(self, mode: bool = True) -> None:
         raise Unsupported("modes: the function is the same in training and in inference")
@@ -161,7 +183,7 @@ class JaxLayer(Layer):
         import orbax.checkpoint
 
         with orbax.checkpoint.StandardCheckpointer() as checkpointer:
-            self.trained = checkpointer.restore(f"{directory}/lora", self.trained)
+            self.trained = checkpointer.restore(f"{directory}/lora", self._trained)
 
     def _name(self, path: str) -> str:
         return next((name for name, known in self.paths.items() if known == path), path)

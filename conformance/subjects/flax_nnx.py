@@ -17,9 +17,9 @@ def subject():
 
     class FlaxLayer(JaxLayer):
         def train(self, mode=True):
-            module = nnx.merge(self.static, self.trained, self.frozen)
+            module = nnx.merge(self.static, self._trained, self.frozen)
             module.train() if mode else module.eval()
-            self.static, self.trained, self.frozen = nnx.split(module, nnx.LoRAParam, ...)
+            self.static, self._trained, self.frozen = nnx.split(module, nnx.LoRAParam, ...)
 
     class FlaxNNX(Subject):
         name, version = "flax", importlib.metadata.version("flax")
@@ -28,15 +28,16 @@ def subject():
         def build(self, config: LayerConfig, weight, bias):
             if config.dropout or config.scaling != "standard":
                 raise Unsupported("dropout" if config.dropout else f"{config.scaling} scaling")
-            module = nnx.LoRALinear(
-                config.in_features, config.out_features, lora_rank=config.rank, use_bias=config.bias,
-                param_dtype=config.dtype, lora_param_dtype=config.dtype, rngs=nnx.Rngs(config.seed),
-                kernel_init=nnx.initializers.zeros,  # it is overwritten, and compiling a draw for each shape takes long
-            )
-            graph, trained, frozen = nnx.split(module, nnx.LoRAParam, ...)
+            def module():
+                return nnx.LoRALinear(
+                    config.in_features, config.out_features, lora_rank=config.rank, use_bias=config.bias,
+                    param_dtype=config.dtype, lora_param_dtype=config.dtype, rngs=nnx.Rngs(config.seed),
+                )
+
+            graph, trained, frozen = nnx.split(nnx.eval_shape(module), nnx.LoRAParam, ...)
             layer = FlaxLayer(
-                apply, graph, trained, frozen, W="kernel", b="bias" if config.bias else None, A="lora.lora_a",
-                B="lora.lora_b", transposed="W",
+                apply, graph, lambda: nnx.state(module(), nnx.LoRAParam), trained, frozen,
+                W="kernel", b="bias" if config.bias else None, A="lora.lora_a", B="lora.lora_b", transposed="W",
             )
             layer.set_base(weight, bias)
             return layer
