@@ -84,7 +84,7 @@ class JaxLayer(Layer):
         self.transposed = transposed
         self._x_needs_grad = True
         self._last: tuple | None = None  # the arguments of the last forward pass
-        self._gradients: dict[str, jax.Array] = {}
+        self.gradients: dict[str, jax.Array] = {}  # of what is in `trained`, added up, by its dotted names
 
     @property
     def trained(self):
@@ -101,7 +101,8 @@ class JaxLayer(Layer):
 
     def array(self, name: str) -> np.ndarray:
         """W, b, A or B as it is now, in the layout of the contract."""
-        found = to_array(leaves(self.frozen if name in "Wb" else self.trained)[self.paths[name]])
+        trained = self._trained if name in "Wb" else self.trained
+        found = to_array((leaves(trained) | leaves(self.frozen))[self.paths[name]])
         return found.T if name in self.transposed else found
 
     def set(self, arrays: Arrays) -> None:
@@ -150,14 +151,14 @@ class JaxLayer(Layer):
         else:
             (gradients,), found = _backward_of_trained(*self._last, to_jax(dy)), {}
         for path, gradient in leaves(gradients).items():
-            self._gradients[path] = self._gradients[path] + gradient if path in self._gradients else gradient
-        for path, gradient in self._gradients.items():
+            self.gradients[path] = self.gradients[path] + gradient if path in self.gradients else gradient
+        for path, gradient in self.gradients.items():
             name = self._name(path)
             found[name] = to_array(gradient.T if name in self.transposed else gradient)
         return found
 
     def zero_grad(self) -> None:
-        self._gradients = {}
+        self.gradients = {}
 
     def input_needs_grad(self, needed: bool = True) -> None:
         self._x_needs_grad = needed
@@ -170,7 +171,7 @@ class JaxLayer(Layer):
 
     def step(self, lr: float) -> None:
         now = leaves(self.trained)
-        self.trained = replaced(self.trained, {path: now[path] - lr * dp for path, dp in self._gradients.items()})
+        self.trained = replaced(self.trained, {path: now[path] - lr * dp for path, dp in self.gradients.items()})
 
     def save(self, directory) -> None:
         """`trained` alone, with Orbax, as Flax's guide to saving and loading does."""
