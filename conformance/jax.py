@@ -15,6 +15,7 @@ layers, and read nothing else); and what a layer starts from, a pure function of
 it is not if the factors are set first.
 """
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,6 +25,8 @@ import numpy as np
 
 from conformance.subject import Arrays, Layer, Unsupported
 
+# Of the machine code alone, which runs once or twice for each shape: compiling takes two thirds of the time without it.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_enable_x64", True)  # without it float64 is float32
 

@@ -1,5 +1,5 @@
-"""MLoRAx on one linen Dense. `apply_fn` merges in every forward pass; `merge_fn` gives merged parameters for the base model, and
-there is no way back from them. Files hold the trainable parameters, saved with Orbax."""
+"""MLoRAx on one linen Dense. `apply_fn` merges in every forward pass; `merge_fn` gives merged parameters for the base model,
+and there is no way back from them. Files hold the trainable parameters, saved with Orbax."""
 
 from typing import Any
 
@@ -70,8 +70,8 @@ def subject():
 
             A, B = (f"kernel.$lora$.{name}" for name in "ab")
             layer = MLoRAxLayer(
-                apply, replace(config, seed=0), trained, jax.eval_shape(trained), frozen, W="kernel", b="bias" if config.bias else None,
-                A=A, B=B, transposed="W",
+                apply, replace(config, seed=0), trained, jax.eval_shape(trained), frozen,
+                W="kernel", b="bias" if config.bias else None, A=A, B=B, transposed="W",
             )
             layer.config, layer.base = config, frozen
             return layer
