@@ -2,8 +2,9 @@
 
 requirements: DTYPE-07
 kind: convention
-why: _lora_merge in mlorax/utils.py computes jnp.matmul(a, b) * alpha / rank + weight in the dtype of the weights, and every step
-     rounds. The merged weight, which is what is shipped, loses up to as much again as by the one rounding that cannot be helped.
+why: _lora_merge in mlorax/utils.py computes jnp.matmul(a, b) * alpha / rank + weight in the dtype of the weights, and every
+     step rounds. The merged weight, which is what is shipped, loses up to as much again as by the one rounding that cannot be
+     helped.
 upstream: none found
 """
 import jax

@@ -2,8 +2,8 @@
 
 requirements: INPUT-03
 kind: fault
-why: _lora_merge in mlorax/utils.py divides by the rank without a look at it: jnp.matmul(a, b) * alpha / rank is 0 / 0, which JAX
-     computes without complaint. The whole model gives NaN from the first step, and nothing says why.
+why: _lora_merge in mlorax/utils.py divides by the rank without a look at it: jnp.matmul(a, b) * alpha / rank is 0 / 0, which
+     JAX computes without complaint. The whole model gives NaN from the first step, and nothing says why.
 upstream: none found
 """
 import jax.numpy as jnp
