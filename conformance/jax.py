@@ -14,6 +14,8 @@ compile it, once for all layers whose `static` is equal and whose arrays have th
 layers, and read nothing else); and what a layer starts from, a pure function of its seed, is drawn when it is looked at, which
 it is not if the factors are set first.
 """
+# Where JAX is not installed, a stub that knows little of it stands in.
+# pyright: reportAttributeAccessIssue=false
 
 import os
 from collections.abc import Callable
@@ -86,7 +88,7 @@ class JaxLayer(Layer):
         self.paths = {"W": W, "A": A, "B": B} | ({} if b is None else {"b": b})
         self.transposed = transposed
         self._x_needs_grad = True
-        self._last: tuple | None = None  # the arguments of the last forward pass
+        self._last: Any = None  # the arguments of the last forward pass
         self.gradients: dict[str, jax.Array] = {}  # of what is in `trained`, added up, by its dotted names
 
     @property

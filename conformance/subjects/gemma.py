@@ -1,5 +1,9 @@
 """Gemma's peft.LoRADense around a linen Dense. It has no alpha and no dropout, and its fuse_params is not written yet; files
 hold the second half of split_params, saved with Orbax."""
+# Where JAX is not installed, a stub that knows little of it stands in.
+# pyright: reportAttributeAccessIssue=false
+
+from typing import Any
 
 NEEDS = ("jax", "flax", "gemma", "orbax")
 ENVIRONMENT = "jax"
@@ -32,12 +36,13 @@ def subject():
         def build(self, config: LayerConfig, weight, bias):
             if config.dropout or config.scaling != "standard":
                 raise Unsupported("dropout" if config.dropout else f"{config.scaling} scaling")
-            dense = nn.Dense(config.out_features, use_bias=config.bias, param_dtype=config.dtype)
-            module = peft.LoRADense(rank=config.rank, wrapped=dense, dtype=config.dtype)
+            dtype = jax.numpy.dtype(config.dtype)
+            dense = nn.Dense(config.out_features, use_bias=config.bias, param_dtype=dtype)
+            module = peft.LoRADense(rank=config.rank, wrapped=dense, dtype=dtype)
 
             def parts():
-                x = jax.numpy.zeros((1, config.in_features), config.dtype)
-                return peft.split_params(module.init(jax.random.key(config.seed), x)["params"])
+                params: Any = module.init(jax.random.key(config.seed), jax.numpy.zeros((1, config.in_features), dtype))
+                return peft.split_params(params["params"])
 
             frozen, trained = jax.eval_shape(parts)
             layer = GemmaLayer(

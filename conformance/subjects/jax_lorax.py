@@ -1,5 +1,7 @@
 """Lorax, LoRA as a transform of a JAX function: init_lora, lora and merge_params, from which there is no way back. As in its
 README the gradient is that of all parameters, and wrap_optimizer leaves the frozen ones alone. It has no files."""
+# Where JAX is not installed, a stub that knows little of it stands in.
+# pyright: reportAttributeAccessIssue=false
 
 NEEDS = ("jax", "lorax", "optax")
 ENVIRONMENT = "jax-old"

@@ -1,5 +1,7 @@
 """MLoRAx on one linen Dense. `apply_fn` merges in every forward pass; `merge_fn` gives merged parameters for the base model,
 and there is no way back from them. Files hold the trainable parameters, saved with Orbax."""
+# Where JAX is not installed, a stub that knows little of it stands in.
+# pyright: reportAttributeAccessIssue=false
 
 from typing import Any
 

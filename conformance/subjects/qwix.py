@@ -1,5 +1,7 @@
 """Qwix's LoraProvider on Flax's nnx.Linear. It has no merge; files hold the state of nnx.LoRAParam, saved with Orbax. Its
 dropout needs `qwix_rngs`, which are set for each forward pass."""
+# Where JAX is not installed, a stub that knows little of it stands in.
+# pyright: reportAttributeAccessIssue=false
 
 from typing import Any
 
