@@ -151,10 +151,10 @@ class JaxLayer(Layer):
         if self._last is None:
             raise RuntimeError("backward before forward")
         if self._x_needs_grad:
-            gradients, dx = _backward(*self._last, to_jax(dy))
+            gradients, dx = _backward(*self._last, dy=to_jax(dy))
             found = {"x": to_array(dx)}
         else:
-            (gradients,), found = _backward_of_trained(*self._last, to_jax(dy)), {}
+            (gradients,), found = _backward_of_trained(*self._last, dy=to_jax(dy)), {}
         for path, gradient in leaves(gradients).items():
             self.gradients[path] = self.gradients[path] + gradient if path in self.gradients else gradient
         for path, gradient in self.gradients.items():
