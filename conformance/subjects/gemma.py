@@ -1,0 +1,55 @@
+"""Gemma's peft.LoRADense around a linen Dense. It has no alpha and no dropout, and its fuse_params is not written yet; files
+hold the second half of split_params, saved with Orbax."""
+# Where JAX is not installed, a stub that knows little of it stands in.
+# pyright: reportAttributeAccessIssue=false
+
+from typing import Any
+
+NEEDS = ("jax", "flax", "gemma", "orbax")
+ENVIRONMENT = "jax"
+
+
+def subject():
+    import importlib.metadata
+
+    import jax
+    from flax import linen as nn
+    from gemma import peft
+
+    from conformance.jax import JaxLayer
+    from conformance.subject import LayerConfig, Subject, Unsupported
+
+    def apply(module, trained, frozen, x, key):
+        return module.apply({"params": peft.merge_params(frozen, trained)}, x)
+
+    class GemmaLayer(JaxLayer):
+        def merge(self):
+            try:
+                peft.fuse_params()
+            except NotImplementedError:
+                raise Unsupported("merging: fuse_params is not implemented") from None
+
+    class Gemma(Subject):
+        name, version = "gemma", importlib.metadata.version("gemma")
+        scale = 1.0
+
+        def build(self, config: LayerConfig, weight, bias):
+            if config.dropout or config.scaling != "standard":
+                raise Unsupported("dropout" if config.dropout else f"{config.scaling} scaling")
+            dtype = jax.numpy.dtype(config.dtype)
+            dense = nn.Dense(config.out_features, use_bias=config.bias, param_dtype=dtype)
+            module = peft.LoRADense(rank=config.rank, wrapped=dense, dtype=dtype)
+
+            def parts():
+                params: Any = module.init(jax.random.key(config.seed), jax.numpy.zeros((1, config.in_features), dtype))
+                return peft.split_params(params["params"])
+
+            frozen, trained = jax.eval_shape(parts)
+            layer = GemmaLayer(
+                apply, module, lambda: parts().lora, trained, frozen, W="kernel", b="bias" if config.bias else None,
+                A="lora.a", B="lora.b", transposed="W",
+            )
+            layer.set_base(weight, bias)
+            return layer
+
+    return Gemma()
