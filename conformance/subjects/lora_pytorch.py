@@ -27,7 +27,20 @@ def subject():
 
         def merge(self):
             self.module = self.module.merge_lora()
-            self.paths |= {"W": "weight"} | ({"b": "bias"} if "b" in self.paths else {})
+            self.paths = {name: path.removeprefix("module.") for name, path in self.paths.items() if name in "Wb"}
+
+        def tensor(self, name):
+            if name not in self.paths:
+                raise Unsupported("factors of a merged layer: merge_lora gives a plain nn.Linear")
+            return super().tensor(name)
+
+        def save(self, directory):
+            self.tensor("A")
+            super().save(directory)
+
+        def load(self, directory):
+            self.tensor("A")
+            super().load(directory)
 
     def linear_options(config: LayerConfig) -> dict:
         return {"bias": config.bias, "device": config.device, "dtype": getattr(torch, config.dtype)}
@@ -50,7 +63,7 @@ def subject():
             return layer
 
         def script(self, calls, spec):
-            return script(calls, ["import torch", "from lora_pytorch import LoRA"], self.construction)
+            return script(calls, ["from lora_pytorch import LoRA"], self.construction)
 
         def construction(self, config: LayerConfig, name: str) -> list[str]:
             made = written("torch.nn.Linear", nn.Linear, config.in_features, config.out_features, **linear_options(config))
