@@ -1,8 +1,10 @@
 """LitGPT's LoRAQKVLinear: the layer under test is the value of a fused query, key and value, with two heads in one query group.
 
-Query and value have an adapter, the key has none. What query and key compute is not looked at, but their weights and factors are
-not zero, so that what leaks from them shows.
+Query and value have an adapter, the key has none. What query and key compute is not looked at, but their weights and factors
+are not zero, so that what leaks from them shows. The library takes x as (batch, context, in) alone: it gets that.
 """
+
+from typing import Any
 
 NEEDS = ("torch", "litgpt")
 ENVIRONMENT = "torch"
@@ -11,17 +13,20 @@ ROWS = HEADS + 2 * GROUPS  # times the size of a head
 
 
 def subject():
+    import importlib
     import importlib.metadata
 
     import torch
-    from litgpt import lora
 
     from conformance.subject import LayerConfig, Subject, Unsupported
     from conformance.torch import TorchLayer, to_array, to_tensor
 
+    lora: Any = importlib.import_module("litgpt.lora")
+
     class ValueLayer(TorchLayer):
         """The tensors' last rows are those of the value."""
 
+        module: Any
         rows: dict[str, int]
 
         def part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
@@ -37,13 +42,15 @@ def subject():
 
         def forward(self, x):
             self._x = to_tensor(x, self.module.linear.weight.device).requires_grad_(self._x_needs_grad)
-            self._y = self.module(self._x)[..., -self.rows["W"]:]
-            return to_array(self._y)
+            shape = self._x.shape
+            batch = self._x.flatten(0, -3) if len(shape) > 3 else self._x[(None,) * (3 - len(shape))]
+            self._y = y = self.module(batch)[..., -self.rows["W"]:].reshape(*shape[:-1], self.rows["W"])
+            return to_array(y)
 
         def backward(self, dy):
             found = super().backward(dy)
             for name in {"A", "B"} & set(found):
-                whole = torch.from_numpy(found[name]) if found[name].dtype.kind == "f" else to_tensor(found[name])
+                whole = to_tensor(found[name])
                 found[name] = to_array(self.part(name, whole.t()).t())
                 others = whole.t()[:-self.rows[name]]
                 if others.any():

@@ -1,14 +1,16 @@
 """lora-adapters' LoraLinear, through apply_adapter. It merges on eval() and unmerges on train(); files hold lora_state_dict, as
 its README shows."""
 
+from typing import Any
+
 NEEDS = ("torch", "lora_adapters")
 ENVIRONMENT = "torch"
 
 
 def subject():
+    import importlib
     import importlib.metadata
 
-    import lora_adapters
     import torch
     from torch import nn
 
@@ -16,7 +18,11 @@ def subject():
     from conformance.torch import TorchLayer
     from conformance.torch_script import script, written
 
+    lora_adapters: Any = importlib.import_module("lora_adapters")  # a type checker takes the name for this file
+
     class LoraAdaptersLayer(TorchLayer):
+        module: Any
+
         @property
         def measured(self):
             return self.module[0]

@@ -8,15 +8,17 @@ ENVIRONMENT = "torch"
 
 
 def subject():
+    import importlib
     import importlib.metadata
 
     import torch
-    from lora_pytorch import LoRA
     from torch import nn
 
     from conformance.subject import LayerConfig, Subject, Unsupported
     from conformance.torch import TorchLayer
     from conformance.torch_script import script, written
+
+    LoRA: Any = importlib.import_module("lora_pytorch").LoRA  # a type checker takes the name for this file
 
     class LoraPytorchLayer(TorchLayer):
         module: Any  # a LoRA, or what merge_lora makes of it

@@ -10,10 +10,10 @@ ENVIRONMENT = "torch"
 
 
 def subject():
+    import importlib
     import importlib.metadata
     import logging
 
-    import lycoris
     import torch
     from torch import nn
 
@@ -21,6 +21,7 @@ def subject():
     from conformance.torch import TorchLayer
     from conformance.torch_script import script, written
 
+    lycoris: Any = importlib.import_module("lycoris")  # a type checker takes the name for this file
     logging.getLogger("LyCORIS").setLevel(logging.ERROR)
 
     class LycorisLayer(TorchLayer):
@@ -63,7 +64,7 @@ def subject():
             if config.scaling != "standard":
                 raise Unsupported(f"{config.scaling} scaling: create_lycoris has no option for it")
             torch.manual_seed(config.seed)
-            linear = nn.Linear(config.in_features, config.out_features, **linear_options(config))
+            linear: Any = nn.Linear(config.in_features, config.out_features, **linear_options(config))
             linear.network = lycoris.create_lycoris(linear, 1.0, **options(config))
             linear.network.apply_to()
             linear.network.to(linear.weight)

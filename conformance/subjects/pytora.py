@@ -1,14 +1,16 @@
 """pytora's apply_lora: a parametrization of nn.Linear's weight. remove_lora merges and leaves a plain layer; the library has no
 files and no freezing of its own."""
 
+from typing import Any
+
 NEEDS = ("torch", "pytora")
 ENVIRONMENT = "torch"
 
 
 def subject():
+    import importlib
     import importlib.metadata
 
-    import pytora
     import torch
     from torch import nn
 
@@ -16,10 +18,13 @@ def subject():
     from conformance.torch import TorchLayer
     from conformance.torch_script import script, written
 
+    pytora: Any = importlib.import_module("pytora")  # a type checker takes the name for this file
     base, factor = "0.parametrizations.weight.original", "0.parametrizations.weight.0.lora_"
     merged = "the factors of a merged layer: remove_lora has taken them out"
 
     class PytoraLayer(TorchLayer):
+        module: Any
+
         @property
         def measured(self):
             return self.module[0]

@@ -1,16 +1,18 @@
 """TinyPEFT's inject_lora on one nn.Linear, with its merge_lora_weights and unmerge_lora_weights; files hold what its
 get_lora_state_dict gives, as its README shows."""
 
+from typing import Any
+
 NEEDS = ("torch", "tinypeft")
 ENVIRONMENT = "torch"
 
 
 def subject():
     import contextlib
+    import importlib
     import importlib.metadata
     import io
 
-    import tinypeft
     import torch
     from torch import nn
 
@@ -18,7 +20,11 @@ def subject():
     from conformance.torch import TorchLayer
     from conformance.torch_script import script, written
 
+    tinypeft: Any = importlib.import_module("tinypeft")  # a type checker takes the name for this file
+
     class TinyPeftLayer(TorchLayer):
+        module: Any
+
         @property
         def measured(self):
             return self.module[0]
