@@ -38,9 +38,6 @@ def subject():
             pytora.remove_lora(self.module, merge=True)
             self.paths = {"W": "0.weight"} | ({"b": "0.bias"} if "b" in self.paths else {})
 
-        def merge_source(self, name):
-            return [f"pytora.remove_lora({name}, merge=True)"]
-
         def save(self, directory):
             self.tensor("A")
             super().save(directory)
