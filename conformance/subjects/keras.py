@@ -93,13 +93,16 @@ def subject():
             self.layer = plain(self.config)
             self.layer.load_own_variables(store)
 
+        def model(self) -> Any:
+            return keras.Sequential([keras.Input((self.config.in_features,)), self.layer])
+
         def save(self, directory):
             self.variable("A")
-            keras.Sequential([self.layer]).save_weights(f"{directory}/model.weights.h5")
+            self.model().save_weights(f"{directory}/model.weights.h5")
 
         def load(self, directory):
             self.variable("A")
-            keras.Sequential([self.layer]).load_weights(f"{directory}/model.weights.h5")
+            self.model().load_weights(f"{directory}/model.weights.h5")
 
     def plain(config: LayerConfig) -> Any:
         with keras.device(config.device):
