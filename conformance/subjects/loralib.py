@@ -1,6 +1,7 @@
 """loralib.Linear. It merges on eval() and unmerges on train(); files hold lora_state_dict, as its README shows."""
 
 NEEDS = ("torch", "loralib")
+ENVIRONMENT = "torch"
 
 
 def subject():

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 NEEDS = ("torch", "peft")
+ENVIRONMENT = "torch"
 LSTM = {"W": "weight_ih", "U": "weight_hh", "b": "bias_ih"}  # of one layer and one way
 
 

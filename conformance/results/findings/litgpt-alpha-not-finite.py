@@ -1,0 +1,24 @@
+"""litgpt 0.5.13: an alpha that is not finite is accepted, and the outputs are not finite.
+
+requirements: INPUT-05
+kind: convention
+why: LoRALayer (lora.py) divides alpha by the rank without a look at it. The fault shows only where the outputs are used,
+    far from the configuration that has it.
+upstream: none found
+"""
+import torch
+from litgpt.lora import LoRALinear
+
+
+def made(alpha):
+    return LoRALinear(3, 2, r=1, lora_alpha=alpha, lora_dropout=0.0)
+
+
+try:
+    print("got ", "a layer with outputs", made(float("nan"))(torch.ones(1, 3)).flatten()[-2:].tolist())
+except ValueError as error:
+    print("got ", error)
+print("want an error when the layer is built")
+# prints:
+# got  a layer with outputs [nan, nan]
+# want an error when the layer is built

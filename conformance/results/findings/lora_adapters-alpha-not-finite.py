@@ -1,0 +1,25 @@
+"""lora-adapters 0.1.4: an alpha that is not finite is accepted, and the outputs are not finite.
+
+requirements: INPUT-05
+kind: convention
+why: LoRALayer and LoraLinear (layers.py) divides alpha by the rank without a look at it. The fault shows only where the
+    outputs are used, far from the configuration that has it.
+upstream: none found
+"""
+import torch
+from lora_adapters import LoraLinear
+from torch import nn
+
+
+def made(alpha):
+    return LoraLinear(nn.Linear(3, 2), rank=1, lora_alpha=alpha, lora_dropout=0.0)
+
+
+try:
+    print("got ", "a layer with outputs", made(float("nan"))(torch.ones(1, 3)).flatten()[-2:].tolist())
+except ValueError as error:
+    print("got ", error)
+print("want an error when the layer is built")
+# prints:
+# got  a layer with outputs [nan, nan]
+# want an error when the layer is built
