@@ -6,7 +6,7 @@ why: Dense.save_own_variables (layers/core/dense.py) stores kernel + scale · A 
     _get_kernel_with_merged_lora says, "for deploying the model or for continuing training after permanently applying the
     LoRA update". The outputs come back; A, B and the pretrained kernel do not, the file is of full size, and it fits a
     layer of any rank.
-upstream: none found
+upstream: https://github.com/keras-team/keras/issues/23244
 """
 import os
 
