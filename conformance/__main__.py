@@ -305,7 +305,7 @@ def _subjects(arguments) -> int:
     for name, missing in built_in().items():
         doc = (import_module(f"conformance.subjects.{name}").__doc__ or "").splitlines()[0]
         state = "ready" if not missing_here(name) else f"ready, in the environment {environment(name)}"
-        print(f"{name:13}{f'not available: {missing}' if missing else state}\n{'':13}{doc}")
+        print(f"{name:15}{f'not available: {missing}' if missing else state}\n{'':15}{doc}")
     return 0
 
 

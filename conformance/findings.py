@@ -25,7 +25,7 @@ from conformance.requirements import Requirement, all_requirements
 from conformance.runner import FAILING
 
 RESULTS = Path(__file__).parent / "results"
-KINDS = {"fault": "Faults", "convention": "Choices that a SHOULD advises against"}
+KINDS = {"fault": "Faults", "convention": "Choices of its own"}
 ENTRIES = ("requirements", "kind", "why", "upstream")
 
 
@@ -104,7 +104,7 @@ def summary(found: list[Finding], ran: list[dict]) -> str:
     faults = [finding for finding in found if finding.kind == "fault"]
     kinds, faulty = {environment(report["subject"]["spec"]) for report in ran}, {finding.subject for finding in faults}
     return (f"{len(ran)} implementations that nobody here wrote, in {len(kinds)} environments that exclude each other: "
-            f"{len(faults)} faults in {len(faulty)} of them, {len(found) - len(faults)} choices that a SHOULD advises against")
+            f"{len(faults)} faults in {len(faulty)} of them, {len(found) - len(faults)} choices that a requirement is against")
 
 
 def page(found: list[Finding], ran: list[dict], run: dict) -> str:
