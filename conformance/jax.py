@@ -79,8 +79,8 @@ class JaxLayer(Layer):
     that the library says trains, and `frozen`; those named in `transposed` are stored the other way round: W (in, out).
     Both may hold shapes (jax.ShapeDtypeStruct) at first; `draw()` gives what `trained` starts from.
 
-    JAX has no state: gradients are added up here, and a step is p − lr · dp of all that is in `trained`; in NumPy, which compiles
-    nothing."""
+    JAX has no state: gradients are added up here, and a step is p − lr · dp of all that is in `trained`, in NumPy, which
+    compiles nothing."""
 
     def __init__(self, function: Callable, static, draw: Callable, trained, frozen, *, W: str, b: str | None, A: str, B: str,
                  transposed: str = ""):
