@@ -79,7 +79,8 @@ class JaxLayer(Layer):
     that the library says trains, and `frozen`; those named in `transposed` are stored the other way round: W (in, out).
     Both may hold shapes (jax.ShapeDtypeStruct) at first; `draw()` gives what `trained` starts from.
 
-    JAX has no state: gradients are added up here, and a step is p − lr · dp of all that is in `trained`."""
+    JAX has no state: gradients are added up here, and a step is p − lr · dp of all that is in `trained`, in NumPy, which
+    compiles nothing."""
 
     def __init__(self, function: Callable, static, draw: Callable, trained, frozen, *, W: str, b: str | None, A: str, B: str,
                  transposed: str = ""):
@@ -89,7 +90,7 @@ class JaxLayer(Layer):
         self.transposed = transposed
         self._x_needs_grad = True
         self._last: Any = None  # the arguments of the last forward pass
-        self.gradients: dict[str, jax.Array] = {}  # of what is in `trained`, added up, by its dotted names
+        self.gradients: dict[str, np.ndarray] = {}  # of what is in `trained`, added up, by its dotted names
 
     @property
     def trained(self):
@@ -155,11 +156,11 @@ class JaxLayer(Layer):
             found = {"x": to_array(dx)}
         else:
             (gradients,), found = _backward_of_trained(*self._last, dy=to_jax(dy)), {}
-        for path, gradient in leaves(gradients).items():
-            self.gradients[path] = self.gradients[path] + gradient if path in self.gradients else gradient
+        for path, leaf in leaves(gradients).items():
+            self.gradients[path] = self.gradients.get(path, 0) + to_array(leaf)
         for path, gradient in self.gradients.items():
             name = self._name(path)
-            found[name] = to_array(gradient.T if name in self.transposed else gradient)
+            found[name] = np.array(gradient.T if name in self.transposed else gradient)
         return found
 
     def zero_grad(self) -> None:
@@ -176,7 +177,8 @@ class JaxLayer(Layer):
 
     def step(self, lr: float) -> None:
         now = leaves(self.trained)
-        self.trained = replaced(self.trained, {path: now[path] - lr * dp for path, dp in self.gradients.items()})
+        stepped = {path: to_array(now[path]) - dp.dtype.type(lr) * dp for path, dp in self.gradients.items()}
+        self.trained = replaced(self.trained, {path: to_jax(array) for path, array in stepped.items()})
 
     def save(self, directory) -> None:
         """`trained` alone, with Orbax, as Flax's guide to saving and loading does."""
