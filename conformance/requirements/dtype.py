@@ -24,10 +24,12 @@ HALVES = ("float16", "bfloat16")
 )
 def output_dtype(subject, case):
     """Adapters in float32 over a half-precision base are legitimate; an output in float32 turns all that follows into
-    float32 as well, and costs twice the memory."""
-    layer = prepared(subject, case)
-    y = layer.forward(case.x)
+    float32 as well, and costs twice the memory. A bias of the right dtype hides that the rest has another."""
+    y = prepared(subject, case).forward(case.x)
     holds(y.dtype == case.dtype, f"dtype of y of a {case.dtype} layer", y.dtype, case.dtype)
+    with suppress(Unsupported):
+        y = prepared(subject, case.but(bias=False, b=None)).forward(case.x)
+        holds(y.dtype == case.dtype, f"dtype of y of a {case.dtype} layer without a bias", y.dtype, case.dtype)
 
 
 @requirement(
