@@ -150,6 +150,7 @@ def subject():
 
     class Adapters(Subject):
         name, version = "adapters", importlib.metadata.version("adapters")
+        freezes = "train_adapter"
 
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard":

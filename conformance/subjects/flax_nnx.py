@@ -23,6 +23,7 @@ def subject():
 
     class FlaxNNX(Subject):
         name, version = "flax", importlib.metadata.version("flax")
+        freezes = "the filter nnx.LoRAParam"
         scale = 1.0
 
         def build(self, config: LayerConfig, weight, bias):

@@ -31,6 +31,7 @@ def subject():
 
     class Gemma(Subject):
         name, version = "gemma", importlib.metadata.version("gemma")
+        freezes = "split_params"
         scale = 1.0
 
         def build(self, config: LayerConfig, weight, bias):

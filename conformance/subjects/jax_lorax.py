@@ -59,6 +59,7 @@ def subject():
 
     class Lorax(Subject):
         name, version = "jax-lorax", importlib.metadata.version("jax-lorax")
+        freezes = "wrap_optimizer"
 
         def build(self, config: LayerConfig, weight, bias):
             if config.dropout or config.scaling != "standard":

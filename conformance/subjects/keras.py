@@ -112,6 +112,7 @@ def subject():
 
     class Keras(Subject):
         name, version = "keras", importlib.metadata.version("keras")
+        freezes = "enable_lora"
 
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard" or config.dropout:

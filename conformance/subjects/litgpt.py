@@ -33,6 +33,7 @@ def subject():
 
     class LitGpt(Subject):
         name, version = "litgpt", importlib.metadata.version("litgpt")
+        freezes = "mark_only_lora_as_trainable"
 
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard":

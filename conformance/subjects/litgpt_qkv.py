@@ -71,6 +71,7 @@ def subject():
 
     class LitGptQkv(Subject):
         name, version = "litgpt_qkv", importlib.metadata.version("litgpt")
+        freezes = "mark_only_lora_as_trainable"
 
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard":

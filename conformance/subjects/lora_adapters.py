@@ -48,6 +48,7 @@ def subject():
 
     class LoraAdapters(Subject):
         name, version = "lora_adapters", importlib.metadata.version("lora-adapters")
+        freezes = "mark_only_lora_as_trainable"
 
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard":

@@ -35,6 +35,7 @@ def subject():
 
     class Loralib(Subject):
         name, version = "loralib", importlib.metadata.version("loralib")
+        freezes = "mark_only_lora_as_trainable"
 
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard":

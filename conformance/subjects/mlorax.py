@@ -61,6 +61,7 @@ def subject():
 
     class MLoRAx(Subject):
         name, version = "mlorax", importlib.metadata.version("mlorax")
+        freezes = "lora_init"
 
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard":

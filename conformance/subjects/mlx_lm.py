@@ -151,6 +151,7 @@ def subject():
 
     class MlxLm(Subject):
         name, version = "mlx_lm", importlib.metadata.version("mlx-lm")
+        freezes = "model.freeze()"
 
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard":

@@ -199,6 +199,7 @@ def subject():
 
     class Peft(Subject):
         name, version = "peft", peft.__version__
+        freezes = "get_peft_model"
 
         def build(self, config: LayerConfig, weight, bias):
             torch.manual_seed(config.seed)

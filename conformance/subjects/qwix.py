@@ -58,6 +58,7 @@ def subject():
 
     class Qwix(Subject):
         name, version = "qwix", importlib.metadata.version("qwix")
+        freezes = "the filter nnx.LoRAParam"
 
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard":

@@ -64,6 +64,7 @@ def subject():
 
     class Torchtune(Subject):
         name, version = "torchtune", importlib.metadata.version("torchtune")
+        freezes = "set_trainable_params"
 
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard":
