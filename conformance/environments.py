@@ -56,7 +56,7 @@ ENVIRONMENTS = {
         "jax flax==0.12.8 qwix==0.1.8 einops chex ml-dtypes", "--no-deps gemma==3.3.0 mlorax==0.9.5",
     )),
     "jax-old": Environment("0.4 GB", (
-        "jax==0.4.23 jaxlib==0.4.23 numpy<2 scipy<1.13 jax-lorax==0.3.1 qax optax<0.2 chex plum-dispatch<2.5 ml-dtypes",
+        "jax==0.4.23 jaxlib==0.4.23 numpy<2 scipy<1.13 jax-lorax==0.3.0 qax optax<0.2 chex plum-dispatch<2.5 ml-dtypes",
     )),
 }
 
