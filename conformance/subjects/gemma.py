@@ -38,7 +38,9 @@ def subject():
             if config.dropout or config.scaling != "standard":
                 raise Unsupported("dropout" if config.dropout else f"{config.scaling} scaling")
             dtype = jax.numpy.dtype(config.dtype)
-            dense = nn.Dense(config.out_features, use_bias=config.bias, param_dtype=dtype)
+            # The given kernel takes the place of its own, and a draw takes long to compile.
+            zeros = nn.initializers.zeros
+            dense = nn.Dense(config.out_features, use_bias=config.bias, param_dtype=dtype, kernel_init=zeros)
             module = peft.LoRADense(rank=config.rank, wrapped=dense, dtype=dtype)
 
             def parts():

@@ -25,7 +25,8 @@ def subject():
 
     def adapted(config: LayerConfig):
         linear = nnx.Linear(
-            config.in_features, config.out_features, use_bias=config.bias, param_dtype=config.dtype, rngs=nnx.Rngs(config.seed)
+            config.in_features, config.out_features, use_bias=config.bias, param_dtype=config.dtype, rngs=nnx.Rngs(config.seed),
+            kernel_init=nnx.initializers.zeros,  # the given one takes its place, and a draw takes long to compile
         )
         rule = qwix.LoraRule(module_path=".*", rank=config.rank, alpha=config.alpha, dropout=config.dropout)
         x = jax.numpy.zeros((1, config.in_features), config.dtype)
