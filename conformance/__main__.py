@@ -183,7 +183,8 @@ def _run(arguments) -> int:
             if outcome is None and arguments.json:
                 with lock:
                     done[report.spec] = report
-                    json_report.write(arguments.json, [done[spec] for spec in specs if spec in done], options)
+                    json_report.write(arguments.json, [done[spec] for spec in dict.fromkeys((*specs, *done)) if spec in done],
+                                      options)
 
         reports = runner.run(specs, options, noted, dict(done))
     terminal.show(console, reports)

@@ -123,7 +123,7 @@ def random_factor_law(subject: Subject) -> str:
 
 
 def dropout_site(subject: Subject) -> str:
-    """Of A with powers of two in two columns, and B of ones: which sums come out tells what was dropped."""
+    """Of A with powers of two in two columns, and B of 1 and 64: which of their sums come out tells what was dropped."""
     layer = _built(subject, _config(subject, 8, 6, 2, dropout=0.5))
     A, B = np.zeros((8, 2), np.float32), np.ones((2, 6), np.float32)
     A[:4, 0] = A[4:, 1] = 1, 2, 4, 8
@@ -132,7 +132,7 @@ def dropout_site(subject: Subject) -> str:
     set_mode(layer, True)
     y = np.stack([wide(layer.forward(np.ones((8, 8), np.float32))) for _ in range(8)]).reshape(-1, 6) / 2
     if (y != y[:, :1]).any():
-        return "on the output of B"
+        return "on the output of B" if set(y.ravel()) <= {0, 975} else "on the delta, scale · A B"
     if not (y != y[0]).any():
         return "nothing is dropped"
     return "on h, between A and B" if set(y[:, 0] % 64) <= {0, 15} else "on x, before A"
@@ -187,11 +187,12 @@ def number_formats(subject: Subject) -> str:
 
 
 def rank_zero(subject: Subject) -> str:
-    config = _config(subject, rank=1, alpha=getattr(subject, "scale", None) or 4.0)
-    W = np.ones((5, 7), np.float32)
-    if refuses(subject.build, LayerConfig(**vars(config) | {"rank": 0, "bias": True}), W, W[:, 0].copy()):
+    config, W = replace(_config(subject), rank=0, bias=True), np.ones((5, 7), np.float32)
+    try:
+        y = subject.build(config, W, np.ones(5, np.float32)).forward(np.ones((1, 7), np.float32))
+    except SubjectError:
         return "refused"
-    return "taken for no adapter"
+    return "taken for no adapter" if np.array_equal(y, np.full((1, 5), 8)) else "accepted, and y is not that of the base"
 
 
 PROBES: dict[str, Callable[[Subject], str]] = {
@@ -241,10 +242,12 @@ class Stored(NamedTuple):
 def conversion(source: Subject, target: Subject) -> list[str]:
     """What makes an adapter of `source` one of `target`, in words; tried, and both compute the same bits."""
     source, target = Traced(source), Traced(target)
-    configs = _config(source), _config(target)
+    has, wants = (getattr(subject, "scale", None) for subject in (source, target))
+    scale = 2.0 if has is None else has  # of the source: twice what alpha = rank would give, where there is an alpha
+    configs = _config(source, alpha=3 * scale), _config(target, alpha=3 * (scale if wants is None else wants))
     layers = [_built(subject, config) for subject, config in zip((source, target), configs, strict=True)]
     theirs, ours = map(Stored.of, layers)
-    factor = _scale(source) / _scale(target)
+    factor = 1.0 if wants is None else scale / wants
     A, B = (np.arange(n * m, dtype=np.float32).reshape(n, m) - 7 for n, m in ((7, 3), (3, 5)))
     layers[0].set_adapter({"A": A, "B": B})
     layers[1].set_adapter({"A": A, "B": np.float32(factor) * B})
@@ -256,7 +259,6 @@ def conversion(source: Subject, target: Subject) -> list[str]:
     for name, before, after in (("A", theirs.axes_of_A, ours.axes_of_A), ("B", theirs.axes_of_B, ours.axes_of_B)):
         turned = "as it is" if before == after else "transposed"
         lines.append(f"{getattr(ours, name)} ({', '.join(after)}) = {getattr(theirs, name)} ({', '.join(before)}), {turned}")
-    has, wants = (getattr(subject, "scale", None) for subject in (source, target))
     if has is None and wants is None:
         lines.append("alpha: the same, and the same rule of the scale")
     elif wants is None:

@@ -74,7 +74,8 @@ def folder(name: str) -> Path:
 def made(name: str) -> bool:
     """Whether it is there, whole, and by the recipe that stands here."""
     try:
-        return json.loads(_mark(name).read_text(encoding="utf-8")) == _recipe(name)
+        whole = json.loads(_mark(name).read_text(encoding="utf-8")) == _recipe(name)
+        return whole and (folder(name) / "bin" / "python").exists()
     except (OSError, ValueError):
         return False
 
@@ -107,7 +108,8 @@ def _mark(name: str) -> Path:
 
 
 def _recipe(name: str) -> dict:
-    return {"steps": list(ENVIRONMENTS[name].steps), "pins": list(ENVIRONMENTS[name].pins)}
+    known = ENVIRONMENTS[name]
+    return {"steps": list(known.steps), "pins": list(known.pins), "python": list(sys.version_info[:2])}
 
 
 def _run(command: list[str], heard: Callable[[str], None]) -> None:

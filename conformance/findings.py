@@ -60,7 +60,7 @@ def read(path: Path) -> Finding:
     body, found, prints = text.partition("# prints:\n")
     if tuple(entries) != ENTRIES or entries["kind"] not in KINDS or not found:
         raise ValueError(f"{path.name}: expected {', '.join(ENTRIES)}, a kind of {', '.join(KINDS)}, # prints:")
-    code = body.split('"""', 2)[2].strip()
+    code = body.split('"""', 2)[2].strip().removeprefix("# noqa: E501").strip()
     return Finding(path.stem, path.stem.partition("-")[0], " ".join(head.split()), tuple(entries["requirements"].split()),
                    entries["kind"], entries["why"], entries["upstream"], code,
                    "\n".join(line.removeprefix("# ").removeprefix("#") for line in prints.rstrip().splitlines()))
@@ -95,7 +95,10 @@ def printed(finding: Finding) -> str | None:
         return None
     command = [python, "-I", "-c", finding.code]
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(command, cwd=folder, env=ONE_THREAD | os.environ, capture_output=True, text=True, timeout=300)
+        try:
+            done = subprocess.run(command, cwd=folder, env=ONE_THREAD | os.environ, capture_output=True, text=True, timeout=300)
+        except subprocess.TimeoutExpired:
+            return "nothing in 300 s"
     return done.stdout.rstrip() + (f"\n{done.stderr.strip()}" if done.returncode else "")
 
 
@@ -103,7 +106,7 @@ def summary(found: list[Finding], ran: list[dict]) -> str:
     """The sentence that the README has, too."""
     faults = [finding for finding in found if finding.kind == "fault"]
     kinds, faulty = {environment(report["subject"]["spec"]) for report in ran}, {finding.subject for finding in faults}
-    return (f"{len(ran)} implementations that nobody here wrote, in {len(kinds)} environments that exclude each other: "
+    return (f"{len(ran)} implementations that nobody here wrote, in {len(kinds)} environments of their own: "
             f"{len(faults)} faults in {len(faulty)} of them, {len(found) - len(faults)} choices that a requirement is against")
 
 

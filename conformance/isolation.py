@@ -16,8 +16,9 @@ import threading
 from json import dumps, loads  # before a subject can have changed them
 
 from conformance.examine import Outcome
-from conformance.process import ONE_THREAD, ended
+from conformance.process import ONE_THREAD, USERS_PATH, ended
 
+OURS, INTERRUPTED = "the subject's process", "the run was interrupted"
 START_SECONDS = 120.0  # at least, for importing what a subject needs
 
 
@@ -32,18 +33,20 @@ class Worker:
         self.spec, self.options, self.timeout = spec, options, timeout
         self.about: dict = {}  # name, version, dtypes of the subject, once it has been loaded
         self._process: subprocess.Popen[str] | None = None
-        self._cancelled = False
+        self.cancelled = False
         self._lines: queue.Queue[str | None] = queue.Queue()
 
     def start(self) -> None:
         """Raises Unloadable."""
-        if self._cancelled:
-            raise Unloadable("the run was interrupted")
+        if self.cancelled:
+            raise Unloadable(INTERRUPTED)
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115 it lives as long as the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "conformance.isolation", self.spec, dumps(self.options)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._noise, text=True, encoding="utf-8",
-            env=ONE_THREAD | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, start_new_session=True,
+            env=ONE_THREAD | os.environ | {
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), USERS_PATH: os.environ.get("PYTHONPATH", "")},
+            start_new_session=True,
         )
         self._lines = queue.Queue()
         self._reader = threading.Thread(target=_read, args=(self._process, self._lines), daemon=True)
@@ -67,6 +70,8 @@ class Worker:
             self._process.stdin.write(id + "\n")
             self._process.stdin.flush()
         answer = self._answer(self.timeout)
+        if self.cancelled:
+            raise Unloadable(INTERRUPTED)
         if isinstance(answer, dict) and "outcome" in answer:
             return Outcome(**answer["outcome"])
         if isinstance(answer, dict):
@@ -75,7 +80,7 @@ class Worker:
         words = self._last_words()
         self.stop()
         command = f"conformance run {self.spec} --only {id} --seed {self.options['seed']}"
-        failure = {"what": "the subject's process", "got": answer, "want": "an answer"}
+        failure = {"what": OURS, "got": answer, "want": "an answer"}
         seconds = self.timeout if status == "timeout" else 0.0
         message = f"the subject's process {answer}{words}"
         return Outcome(id, status, message, seconds=seconds, reproduce=command, failure=failure)
@@ -97,7 +102,7 @@ class Worker:
 
     def cancel(self) -> None:
         """From another thread: end the process, and start no other."""
-        self._cancelled = True
+        self.cancelled = True
         self._kill()
 
     def _kill(self) -> None:
@@ -156,7 +161,7 @@ def serve(spec: str, options: dict) -> None:
     from conformance.conventions import conventions
     from conformance.examine import CannotBuild, examine, offered_dtypes
     from conformance.loading import LoadError, load
-    from conformance.process import LIMIT
+    from conformance.process import LIMIT, ProcessSubject
     from conformance.requirements import all_requirements
 
     try:
@@ -176,6 +181,8 @@ def serve(spec: str, options: dict) -> None:
             requirements[line.strip()], subject, spec, dtypes=dtypes, examples=options["examples"],
             seed=options["seed"], device=options["device"],
         )
+        if isinstance(subject, ProcessSubject):
+            subject.revive()  # at the cost of what ended it, and not of the next
         say({"outcome": outcome.as_dict()})
 
 

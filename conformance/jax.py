@@ -18,7 +18,9 @@ it is not if the factors are set first.
 # pyright: reportAttributeAccessIssue=false
 
 import os
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -30,6 +32,11 @@ from conformance.subject import Arrays, Layer, Unsupported
 # Of the machine code alone, which runs once or twice for each shape: compiling takes two thirds of the time without it.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 jax.config.update("jax_platforms", "cpu")
+if os.path.exists(os.path.join(sys.prefix, "made.json")):  # an environment of ours: what was compiled is kept for the next run
+    jax.config.update("jax_compilation_cache_dir", os.path.join(sys.prefix, "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    with suppress(AttributeError):  # an old JAX does not have it
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_enable_x64", True)  # without it float64 is float32
 
 

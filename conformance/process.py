@@ -24,9 +24,11 @@ from conformance.subject import Call, Layer, Subject, Unsupported
 
 LIMIT = 10.0  # seconds for one answer
 START = 120.0  # for the first one: programs import
+LINE = 1 << 28  # bytes of one line
 MEMORY = 8.0  # GiB of a program's own data
 # Of the libraries under NumPy and PyTorch, unless the user wants otherwise: cases are small, and one process per core is
 # busy already. Threads that wait for each other make both slower, by half.
+USERS_PATH = "CONFORMANCE_USERS_PYTHONPATH"  # what PYTHONPATH was before it was that of a worker: programs get this one
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -65,7 +67,7 @@ class Program:
         noise = tempfile.TemporaryFile()  # noqa: SIM115 it lives as long as the process
         try:
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise,
-                                             env=ONE_THREAD | os.environ, bufsize=0)
+                                             env=_environment(), bufsize=0)
         except BaseException:
             noise.close()
             raise
@@ -137,6 +139,8 @@ class Program:
                 if lines:
                     lines[0], self._got = bytes(self._got) + lines[0], bytearray()
                 self._got += rest
+                if len(self._got) > LINE:
+                    self._end(Died, f"was stopped: it printed a line of more than {LINE >> 20} MiB")
                 for found in lines:
                     with suppress(ValueError):
                         answer = json.loads(found)
@@ -159,6 +163,13 @@ class Program:
         words = f"; it last printed: {said.splitlines()[-1][:200]}" if said else ""
         self.stop()
         raise kind(f"the program {how or ended(code)}{words}")
+
+
+def _environment() -> dict[str, str]:
+    found = ONE_THREAD | os.environ
+    path = found.pop(USERS_PATH, found.get("PYTHONPATH", ""))
+    found.pop("PYTHONPATH", None)
+    return found | ({"PYTHONPATH": path} if path else {})
 
 
 def _stopped(process: subprocess.Popen, noise) -> None:
@@ -225,6 +236,8 @@ class ProcessSubject(Subject):
             return None
         told = []
         for call in calls:
+            if call.target is None:  # it could not be built
+                return None
             request = {"method": call.method, "layer": call.target._number}
             request |= parameters(Subject if call.method == "build" else Layer, call.method, call.args)
             answer = None if call.method == "build" else call.answer
@@ -232,9 +245,13 @@ class ProcessSubject(Subject):
                          "shown": call.shown, "changed": call.changed})
         return self._program.ask("script", calls=told, spec=spec)
 
-    def _new(self, kind, method: str, args: tuple):
+    def revive(self) -> None:
+        """Starts the program again if it has ended."""
         if not self._program.running:
             self._program = self._started()
+
+    def _new(self, kind, method: str, args: tuple):
+        self.revive()
         while self._forgotten:
             with suppress(Unsupported, ProgramError):
                 self._program.ask("forget", layer=self._forgotten.pop())

@@ -91,7 +91,11 @@ def parameters(kind: type, method: str, args: tuple) -> dict[str, Any]:
 
 def numbers(config: dict) -> dict:
     """The fields of a configuration, those that are no finite numbers among them."""
-    return {key: float(value) if value in ("NaN", "Infinity", "-Infinity") else value for key, value in config.items()}
+    return {key: _number(value) for key, value in config.items()}
+
+
+def _number(value: Any) -> Any:
+    return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
 
 
 def serve(subject: Subject) -> None:
@@ -137,7 +141,9 @@ class _Server:
             return None
         if method == "script":
             return self.subject.script([self.call(call) for call in given["calls"]], given["spec"])
-        arguments = decode(given)
+        arguments = {name: _number(value) if name in ("alpha", "lr") else value for name, value in decode(given).items()}
+        if "weights" in arguments:
+            arguments["weights"] = numbers(arguments["weights"])
         for name, value in arguments.items():
             found = value.items() if isinstance(value, dict) else [("", value)]
             self.handed += [[request["id"], name, key, array, array.tobytes()] for key, array in found

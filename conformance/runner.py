@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from conformance import canaries
 from conformance.examine import Outcome
-from conformance.isolation import Unloadable, Worker
+from conformance.isolation import OURS, Unloadable, Worker
 from conformance.process import MEMORY
 from conformance.requirements import LEVELS, PROFILES, Requirement, all_requirements
 
@@ -124,7 +124,7 @@ def run(specs: list[str], options: Options, progress: Progress = lambda report, 
     """One report per subject, in the order given; those in `done` are taken from there. `progress` is told of each outcome as
     it comes, and of the end of a subject, with None; it may be called from several threads."""
     planned = plan(options)
-    each = max(1, options.jobs // max(1, len(specs) - len(done)))
+    each = max(1, options.jobs // max(1, sum(spec not in done for spec in specs)))
     workers: list[Worker] = []
 
     def report_on(spec: str) -> Report:
@@ -166,7 +166,8 @@ def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, 
                 except IndexError:
                     break
                 outcome = worker.examine(requirement.id)
-                hung = hung + 1 if outcome.status == "timeout" else 0
+                stopped = outcome.failure.get("what") == OURS  # and not a program, of which each answer has a limit of its own
+                hung = hung + 1 if outcome.status == "timeout" and stopped else 0
                 worker.timeout = options.timeout / (HANGING if hung >= HUNG_IN_A_ROW else 1)
                 with lock:
                     (report.canaries if requirement in canaries.ALL else report.outcomes)[requirement.id] = outcome
@@ -185,7 +186,7 @@ def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, 
         thread.start()
     for thread in threads:
         thread.join()
-    if len(report.outcomes) < len(planned):
+    if len(report.outcomes) < len(planned) or any(worker.cancelled for worker in workers):
         report.unloadable = unloadable[0] if unloadable else ""
     report.seconds = time.perf_counter() - started
     progress(report, None)

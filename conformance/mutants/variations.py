@@ -2,6 +2,7 @@
 Where a convention fails a SHOULD, its docstring says so."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -307,6 +308,18 @@ class NoMergeNoFiles(Honest):
 
     merge, unmerge, save, load = Layer.merge, Layer.unmerge, Layer.save, Layer.load
     weight, bias, input_needs_grad = Layer.weight, Layer.bias, Layer.input_needs_grad
+
+
+class SavesAFolder(Honest):
+    """Writes a folder of files into the directory, as Orbax does, and none twice."""
+
+    def save(self, directory) -> None:
+        folder = Path(directory) / "lora"
+        folder.mkdir(exist_ok=True)
+        super().save(folder)
+
+    def read(self, directory) -> Arrays:
+        return super().read(Path(directory) / "lora")
 
 
 class FixedScale(Honest):

@@ -1,5 +1,6 @@
 """The JSON report of the contract, §4.3."""
 
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -48,7 +49,8 @@ def read(path: str, options: Options, planned: tuple[Requirement, ...]) -> dict[
         return {}
     stored = json.loads(Path(path).read_text(encoding="utf-8"))
     if stored.get("options") != json.loads(json.dumps(_kept(options))):
-        raise ValueError(f"--resume: {path} is of a run with other options or another version; name another file, or remove it")
+        raise ValueError(f"--resume: {path} is of a run with other options or of another version; name another file, or "
+                         "remove it")
     found = {}
     for entry in stored["reports"]:
         rows = {row["id"]: row for row in entry["requirements"]}
@@ -65,7 +67,16 @@ def read(path: str, options: Options, planned: tuple[Requirement, ...]) -> dict[
 def _kept(options: Options) -> dict:
     """What decides about the outcome of a run."""
     decisive = ("only", "level", "dtypes", "device", "examples", "seed", "timeout", "memory")
-    return {"version": __version__} | {name: getattr(options, name) for name in decisive}
+    return {"version": __version__, "code": _code()} | {name: getattr(options, name) for name in decisive}
+
+
+def _code() -> str:
+    """What tells this state of the package from another."""
+    package, found = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        if package / "results" not in path.parents:
+            found.update(path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def _report(report: Report) -> dict:

@@ -5,6 +5,7 @@ layer. It knows what the contract leaves open, and does not ask there: the funct
 the gradients of A and B while merged, the state of a layer that merges when it goes to inference mode.
 """
 
+import shutil
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -204,8 +205,8 @@ def perform(subject: Subject, layer: Layer, model: Model, operation: str, direct
                 model.case, model.unknown = new, model.unknown or not model.plain
                 model.drift |= none_of(case, "A", "B")
         case "save":
-            for file in directory.iterdir():
-                file.unlink()
+            for kept in directory.iterdir():
+                shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
             if not refuses(layer.save, directory):
                 model.saved = replace(model, drift=dict(model.drift))
             else:

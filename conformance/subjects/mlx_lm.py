@@ -165,7 +165,8 @@ def subject():
                 linear.bias = to_mlx(bias)
             model = Model(linear)
             model.freeze()
-            options = {"rank": config.rank, "scale": config.alpha / config.rank, "dropout": config.dropout, "keys": ["proj"]}
+            scale = config.alpha / (config.rank or 1)  # a rank of 0 is for mlx-lm to refuse
+            options = {"rank": config.rank, "scale": scale, "dropout": config.dropout, "keys": ["proj"]}
             linear_to_lora_layers(model, 1, options)
             model.train()
             return MlxLayer(model)

@@ -25,7 +25,7 @@ def test_every_subject_can_be_had():
 
 
 def test_versions_are_pinned():
-    """What is judged is named in the report of a run, and is the same next year."""
+    """The libraries that are judged; what they stand on is what they ask for."""
     for name, it in ENVIRONMENTS.items():
         judged = " ".join(step for step in it.steps)
         assert re.search(r"==\d", judged), name

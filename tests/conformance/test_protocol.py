@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 import conformance
 from conformance import runner
+from conformance.isolation import Worker
 from conformance.loading import LoadError, load
-from conformance.process import ProcessSubject, Program
+from conformance.process import USERS_PATH, ProcessSubject, Program, _environment
 from conformance.protocol import decode, encode
 from conformance.subject import LayerConfig, Unsupported
 
@@ -190,12 +191,45 @@ def test_a_process_changes_no_verdict(name, only, tmp_path):
         id: o.message for id, o in there.outcomes.items() if o.status == "fail"}
 
 
+DOUBLED = """
+from conformance.protocol import serve
+from conformance.subjects import lora_torch
+subject = lora_torch.subject()
+plain = subject.build
+def build(*args):
+    layer = plain(*args)
+    layer.module.scale *= 2
+    return layer
+subject.build = build
+serve(subject)
+"""
+
+
 def test_a_program_of_ours_has_words_of_its_own(tmp_path):
-    """The script of a failure does not need the process in which the failure was found."""
+    """The script of a failure needs neither the process in which the failure was found, nor this package."""
     file = tmp_path / "program.py"
-    file.write_text(server("article")[-1])
-    text = run(f"cmd:{sys.executable} {file}", "INPUT-05").outcomes["INPUT-05"].reproduce
-    assert text and "load('cmd:" in text  # article is a class inside a function: it can be had through this package alone
+    file.write_text(DOUBLED)
+    found = run(f"cmd:{sys.executable} {file}", "SCALE-01").outcomes["SCALE-01"]
+    assert found.status == "fail" and found.reproduce
+    assert "import lora_torch" in found.reproduce and "conformance import" not in found.reproduce
+
+
+def test_a_program_has_the_packages_of_its_own(tmp_path):
+    """A worker's PYTHONPATH is not handed on."""
+    file = tmp_path / "program.py"
+    file.write_text(f"import os\nprint(os.environ.get('PYTHONPATH', 'none'))\n{server('article')[-1]}")
+    worker = Worker(f"cmd:{sys.executable} {file}", {"dtypes": ["float32"], "timeout": 30.0, "memory": 8.0}, 30.0)
+    try:
+        worker.start()
+        assert worker.about["name"] == "article"
+    finally:
+        worker.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", "ours")
+        patch.setenv(USERS_PATH, "theirs")
+        assert _environment()["PYTHONPATH"] == "theirs"
+        patch.setenv(USERS_PATH, "")
+        assert "PYTHONPATH" not in _environment() and USERS_PATH not in _environment()
 
 
 def test_what_is_not_offered_stays_so():

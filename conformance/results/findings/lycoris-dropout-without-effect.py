@@ -4,7 +4,7 @@ requirements: DROP-03 DROP-05 DROP-07 DROP-11 DROP-12 DROP-13 DROP-14
 kind: fault
 why: LoConModule.forward (modules/locon.py) uses self.dropout in bypass_forward_diff alone; the usual way, which rebuilds
     the weight, never does, as a comment in modules/base.py says. create_lycoris takes dropout=0.5, logs "Use Dropout
-    value: 0.5", and training runs without regularisation.
+    value: 0.5", and training runs without regularisation. With bypass_mode=True it works.
 upstream: none found
 """
 import logging

@@ -2,7 +2,8 @@
 
 requirements: STATE-03
 kind: fault
-why: load_adapter of a name that it has already calls Lora.reset_parameters (modules/lora_linear.py), whose copy_ broadcasts:
+why: Loading anew into an adapter that is there (init_lora_weight of its name, as load_adapter does) calls
+Lora.reset_parameters (modules/lora_linear.py), whose copy_ broadcasts:
 each of the r rows of A and columns of B becomes that of the file, and the delta r times as large, at the scale of before.
 upstream: none found
 """

@@ -1,10 +1,11 @@
 """peft 0.21.2: a list of adapters may name one that does not exist; it is passed over.
 
 requirements: MULTI-10
-kind: fault
+kind: convention
 why: BaseTunerLayer.set_adapter (tuners/tuners_utils.py) takes any names, and LoraLayer.set_scale (tuners/lora/layer.py)
     ignores those it does not have; PeftModel.set_adapter checks, but takes one name alone. A misspelt name in
-    model.base_model.set_adapter([...]), the way to have several, leaves its adapter out of the output.
+    model.base_model.set_adapter([...]) leaves its adapter out of the output. PeftMixedModel.set_adapter (mixed_model.py), the
+    public way to have several, does refuse it.
 upstream: none found
 """
 import peft
