@@ -22,6 +22,7 @@ from conformance.trace import SubjectError, Traced
 
 SHRINK_SECONDS = 10.0  # after the first failure, for slow subjects; most searches end with the calls
 SHRINK_CALLS = 400  # cases tried to make it smaller; the smallest found by then is reported
+WITHOUT_METHOD = 4  # cases, none decided, in which a method of a layer that could be built is not offered: it never is
 UNSUPPORTED_IN_A_ROW = 24  # cases, none decided: the subject does not offer what the requirement needs
 
 
@@ -86,6 +87,7 @@ class _Search:
         self.requirement, self.subject, self.spec, self.device, self.explain = requirement, subject, spec, device, explain
         self.decided, self.worst, self.resolution = 0, 0.0, np.inf
         self.unsupported: list[str] = []
+        self.without_method = 0
         self.best: tuple[float, Case | ModelCase, Exception, Traced] | None = None
         self.deadline, self.calls = float("inf"), 0
 
@@ -121,7 +123,9 @@ class _Search:
                 self.resolution = min(self.resolution, resolution(case))
         except Unsupported as reason:
             self.unsupported.append(str(reason))
-            if not self.decided and self.best is None and len(self.unsupported) >= UNSUPPORTED_IN_A_ROW:
+            self.without_method += reason.method not in ("", "build", "build_model")
+            enough = self.without_method >= WITHOUT_METHOD or len(self.unsupported) >= UNSUPPORTED_IN_A_ROW
+            if not self.decided and self.best is None and enough:
                 raise _Enough from None
             hypothesis.reject()
         except (Mismatch, SubjectError) as failure:

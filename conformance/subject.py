@@ -26,6 +26,8 @@ Arrays = dict[str, np.ndarray]
 class Unsupported(Exception):
     """Raised by a subject for what it does not offer: the requirements that need it are neither passed nor failed."""
 
+    method: str = ""  # in which it was raised, as the harness notes
+
 
 @dataclass(frozen=True)
 class LayerConfig:

@@ -80,8 +80,9 @@ class Traced(Subject):
         try:
             result = action(*args)
             raised = False
-        except Unsupported:
+        except Unsupported as reason:
             call = None  # as if it had not been asked
+            reason.method = method
             raise
         except (Exception, SystemExit) as error:
             raise SubjectError(f"{method}()", error) from error
