@@ -18,8 +18,8 @@ nn.init.ones_(layer.lora_A["default"].weight)
 nn.init.ones_(layer.lora_B["default"].weight)
 model.base_model.add_weighted_adapter(["default"], [0.7], "combined", "cat")
 delta = layer.lora_B["combined"].weight * layer.lora_A["combined"].weight
-print("delta got ", delta.item(), "off by more than 1e-12:", abs(delta.item() - 0.7) > 1e-12)
+print("delta got ", delta.item())
 print("delta want", 0.7)
 # prints:
-# delta got  0.7000000016229393 off by more than 1e-12: True
+# delta got  0.7000000016229393
 # delta want 0.7
