@@ -1,5 +1,6 @@
 """Tries one requirement on one subject, in this process: many cases, and of a failure the smallest one found."""
 
+import shlex
 import time
 import warnings
 from collections import Counter
@@ -149,7 +150,7 @@ class _Search:
     def _failed(self, seed: int) -> Outcome:
         assert self.best is not None
         _, case, failure, traced = self.best
-        command = f"conformance run {self.spec} --only {self.requirement.id} --seed {seed}"
+        command = f"conformance run {shlex.quote(self.spec)} --only {self.requirement.id} --seed {seed}"
         script = traced.script(self.spec)
         outcome = Outcome(self.requirement.id, "fail", str(failure), self.decided + 1)
         outcome.failure = {"case": case.described if isinstance(case, ModelCase) else _described(case)}

@@ -8,6 +8,7 @@ disturb the talk. A worker that dies, or that does not answer in time, costs one
 import contextlib
 import os
 import queue
+import shlex
 import signal
 import subprocess
 import sys
@@ -79,7 +80,7 @@ class Worker:
         status = "timeout" if answer.startswith("took") else "crash"
         words = self._last_words()
         self.stop()
-        command = f"conformance run {self.spec} --only {id} --seed {self.options['seed']}"
+        command = f"conformance run {shlex.quote(self.spec)} --only {id} --seed {self.options['seed']}"
         failure = {"what": OURS, "got": answer, "want": "an answer"}
         seconds = self.timeout if status == "timeout" else 0.0
         message = f"the subject's process {answer}{words}"
