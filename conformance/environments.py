@@ -35,7 +35,7 @@ class Environment:
 
 
 ENVIRONMENTS = {
-    "torch": Environment("1.7 GB", (
+    "torch": Environment("1.3 GB", (
         "torch ml-dtypes numpy transformers accelerate safetensors einops toml h5py namex optree absl-py rich lightning "
         "jsonargparse",
         "--no-deps peft==0.21.2 loralib==0.1.2 lora-pytorch==0.2.0 lycoris-lora==4.1.3 litgpt==0.5.13 keras==3.15.1 "
@@ -49,13 +49,13 @@ ENVIRONMENTS = {
         "pyarrow pandas python-dateutil six pytz tzdata",
         "--no-deps huggingface_hub<1",
     ), ("torch==2.13.0", "numpy<2.3", "transformers<4.58,>=4.57")),
-    "mlx": Environment("0.5 GB", (
+    "mlx": Environment("0.4 GB", (
         "mlx-cpu==0.32.4 mlx==0.32.4 numpy ml-dtypes transformers", "--no-deps mlx-lm==0.32.2",
     )),
     "jax": Environment("0.8 GB", (
         "jax flax==0.12.8 qwix==0.1.8 einops chex ml-dtypes", "--no-deps gemma==3.3.0 mlorax==0.9.5",
     )),
-    "jax-old": Environment("0.4 GB", (
+    "jax-old": Environment("0.6 GB", (
         "jax==0.4.23 jaxlib==0.4.23 numpy<2 scipy<1.13 jax-lorax==0.3.0 qax optax<0.2 chex plum-dispatch<2.5 ml-dtypes",
     )),
 }

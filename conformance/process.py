@@ -26,9 +26,9 @@ LIMIT = 10.0  # seconds for one answer
 START = 120.0  # for the first one: programs import
 LINE = 1 << 28  # bytes of one line
 MEMORY = 8.0  # GiB of a program's own data
+USERS_PATH = "CONFORMANCE_USERS_PYTHONPATH"  # what PYTHONPATH was before it was that of a worker: programs get this one
 # Of the libraries under NumPy and PyTorch, unless the user wants otherwise: cases are small, and one process per core is
 # busy already. Threads that wait for each other make both slower, by half.
-USERS_PATH = "CONFORMANCE_USERS_PYTHONPATH"  # what PYTHONPATH was before it was that of a worker: programs get this one
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 

@@ -14,7 +14,6 @@ import collections
 import inspect
 import json
 import os
-import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -192,7 +191,3 @@ def program(name: str) -> None:
     import importlib
 
     serve(importlib.import_module(f"conformance.subjects.{name}").subject())
-
-
-if __name__ == "__main__":
-    program(sys.argv[1])

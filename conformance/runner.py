@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from conformance import canaries
 from conformance.examine import Outcome
-from conformance.isolation import OURS, Unloadable, Worker
+from conformance.isolation import INTERRUPTED, OURS, Unloadable, Worker
 from conformance.process import MEMORY
 from conformance.requirements import LEVELS, PROFILES, Requirement, all_requirements
 
@@ -186,7 +186,9 @@ def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, 
         thread.start()
     for thread in threads:
         thread.join()
-    if len(report.outcomes) < len(planned) or any(worker.cancelled for worker in workers):
+    if any(worker.cancelled for worker in workers):
+        report.unloadable = INTERRUPTED  # whatever was recorded: it is not to be taken for whole
+    elif len(report.outcomes) < len(planned):
         report.unloadable = unloadable[0] if unloadable else ""
     report.seconds = time.perf_counter() - started
     progress(report, None)

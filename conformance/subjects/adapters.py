@@ -13,7 +13,6 @@ from typing import Any
 
 NEEDS = ("torch", "transformers", "adapters")
 ENVIRONMENT = "torch-old"
-INSTALL = "in an environment of its own: pip install 'transformers>=4.57,<4.58', then pip install --no-deps adapters"
 ADAPTER = "adapter"  # its name
 PLACES = {  # where the library has them in a layer
     "attention.output": "attention_adapters", "mlp.output": "output_adapters", "output": "output_adapters",

@@ -1,6 +1,7 @@
 """The protocol: its page, its schema, the skeletons in three languages, and what a program that breaks costs."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -217,7 +218,9 @@ def test_a_program_of_ours_has_words_of_its_own(tmp_path):
 def test_a_program_has_the_packages_of_its_own(tmp_path):
     """A worker's PYTHONPATH is not handed on."""
     file = tmp_path / "program.py"
-    file.write_text(f"import os\nprint(os.environ.get('PYTHONPATH', 'none'))\n{server('article')[-1]}")
+    users = os.environ.get("PYTHONPATH", "")
+    check = f"import os, sys\nif os.environ.get('PYTHONPATH', '') != {users!r}: sys.exit('it has the path of the worker')\n"
+    file.write_text(check + server("article")[-1])
     worker = Worker(f"cmd:{sys.executable} {file}", {"dtypes": ["float32"], "timeout": 30.0, "memory": 8.0}, 30.0)
     try:
         worker.start()

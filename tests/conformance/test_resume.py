@@ -1,8 +1,10 @@
 """A run that was cut off goes on where it was."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,16 @@ def test_another_run_is_not_gone_on_with(tmp_path, more):
 def test_resume_needs_a_file():
     done = subprocess.run([*RUN, "--resume"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "--resume needs --json" in done.stderr
+
+
+def test_what_was_interrupted_is_not_taken_for_whole(tmp_path):
+    file = tmp_path / "report.json"
+    command = [sys.executable, "-m", "conformance", "run", "lora_ref", "--json", str(file), "--jobs", "1"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        time.sleep(8)  # it is among the requirements, of which there are more than eight seconds of work
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 130 and "--resume goes on" in said, said
+    stored = json.loads(file.read_text())["reports"]
+    assert [report["message"] for report in stored] == ["the run was interrupted"]
+    assert stored[0]["verdict"] == "error" and stored[0]["executed"] < stored[0]["planned"]
