@@ -55,7 +55,7 @@ def _config(subject: Subject, n_in: int = 7, n_out: int = 5, rank: int = 3, **mo
 
 def _scale(subject: Subject) -> float:
     """The only one, or 1."""
-    return getattr(subject, "scale", None) or 1.0
+    return subject.scale or 1.0
 
 
 def _built(subject: Subject, config: LayerConfig, W: np.ndarray | None = None) -> Layer:
@@ -78,7 +78,7 @@ def layout(subject: Subject) -> str:
 
 def scale_rule(subject: Subject, scaling: str = "standard") -> str:
     """From the output of a layer whose factors hold a single 1 each."""
-    fixed, found, seen = getattr(subject, "scale", None), list(SCALES), []
+    fixed, found, seen = subject.scale, list(SCALES), []
     for alpha, rank in ((1.0, 1), (8.0, 2), (3.0, 4), (5.0, 7)):
         alpha = alpha if fixed is None else fixed * rank
         layer = _built(subject, _config(subject, 9, 8, rank, alpha=alpha, scaling=scaling))
@@ -242,7 +242,7 @@ class Stored(NamedTuple):
 def conversion(source: Subject, target: Subject) -> list[str]:
     """What makes an adapter of `source` one of `target`, in words; tried, and both compute the same bits."""
     source, target = Traced(source), Traced(target)
-    has, wants = (getattr(subject, "scale", None) for subject in (source, target))
+    has, wants = source.scale, target.scale
     scale = 2.0 if has is None else has  # of the source: twice what alpha = rank would give, where there is an alpha
     configs = _config(source, alpha=3 * scale), _config(target, alpha=3 * (scale if wants is None else wants))
     layers = [_built(subject, config) for subject, config in zip((source, target), configs, strict=True)]
