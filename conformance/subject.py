@@ -178,6 +178,6 @@ class Subject:
         """The calls as a Python script that needs the implementation and not this package, to go into a bug report.
         None if that cannot be said: the script then goes through this package. `spec` is what the user named.
 
-        A subject of TorchLayers has `conformance.torch_script.script` do it, and adds how its module is built.
+        A subject of TorchLayers has `conformance.record.torch_script.script` do it, and adds how its module is built.
         """
         return None

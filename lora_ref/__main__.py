@@ -7,7 +7,7 @@ import textwrap
 from importlib.util import find_spec
 from pathlib import Path
 
-from lora_ref import compare, papers, report
+from lora_ref.study import comparison, papers, report
 
 EPILOG = """
 examples:
@@ -52,7 +52,7 @@ def compared(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     for path in filter(None, (options.picture, options.json)):
         if not Path(path).resolve().parent.is_dir():
             parser.error(f"{path}: there is no folder {Path(path).resolve().parent}")
-    result = compare.run(options.seeds, options.steps, options.pretraining, progress)
+    result = comparison.run(options.seeds, options.steps, options.pretraining, progress)
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr, flush=True)
     print(report.table(result))
@@ -63,7 +63,7 @@ def compared(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     if options.json:
         Path(options.json).write_text(json.dumps(report.as_dict(result), indent=1), encoding="utf-8")
     if options.picture:
-        from lora_ref.picture import draw
+        from lora_ref.study.picture import draw
 
         draw(result, options.picture)
     return 0

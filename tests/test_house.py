@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ALLOWED = {"lora_ref": {"numpy", "lora_ref"}, "lora_torch": {"torch", "triton", "lora_torch"}}  # triton: kernels.py alone
-DRAWS = Path("lora_ref/picture.py")  # with matplotlib, imported when a picture is asked for
+DRAWS = Path("lora_ref/study/picture.py")  # with matplotlib, imported when a picture is asked for
 
 
 def imports(path: Path) -> set[str]:

@@ -21,7 +21,7 @@ from conformance.bench import measure
 from conformance.bench.forms import FORMS
 from conformance.bench.measure import Passes, Trial
 from conformance.bench.workloads import WORKLOADS, Workload, sweep
-from conformance.loading import LoadError, as_subject, built_in, load
+from conformance.run.loading import LoadError, as_subject, built_in, load
 from conformance.subject import LayerConfig, Subject
 from conformance.torch import TorchLayer, to_tensor
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from conformance.model_case import reference
 from conformance.mutants import mutant
 from conformance.mutants.honest_model import HonestModel
 from conformance.subject import Arrays
+from conformance.truth.model_case import reference
 from lora_ref import ptuning, transformer
 
 _forward, _backward, _insert, _lstm = ptuning.forward, ptuning.backward, ptuning.insert, ptuning._lstm

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from conformance import __version__
-from conformance.examine import Outcome
 from conformance.requirements import Requirement
-from conformance.runner import Options, Report
+from conformance.run.examine import Outcome
+from conformance.run.runner import Options, Report
 
 
 def environment(device: str) -> dict:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from conformance.requirements import GROUPS
-from conformance.selftest import SelfTest, Trial
+from conformance.run.selftest import SelfTest, Trial
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from conformance.examine import Outcome
 from conformance.requirements import GROUPS, PROFILES, Requirement
-from conformance.runner import FAILING, Report
+from conformance.run.examine import Outcome
+from conformance.run.runner import FAILING, Report
 
 SUBJECTS_PER_TABLE, CONVENTIONS_PER_TABLE = 4, 2
 COLOURS = {"conformant": "green", "partial": "yellow", "nonconformant": "red", "void": "yellow", "error": "red"}

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from hypothesis.strategies import SearchStrategy
 
-from conformance.case import Case
-from conformance.compare import holds
 from conformance.subject import Layer, Subject, Unsupported
+from conformance.truth.case import Case
+from conformance.truth.compare import holds
 
 Check = Callable[[Subject, Any], float | None]  # the case is of the kind that `cases` draws
 LEVELS = ("MUST", "SHOULD", "MAY")

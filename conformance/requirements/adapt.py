@@ -7,9 +7,7 @@
 
 import numpy as np
 
-from conformance.compare import holds, same
 from conformance.model import places
-from conformance.model_case import models
 from conformance.requirements import requirement
 from conformance.requirements.model import (
     NEEDS,
@@ -24,6 +22,8 @@ from conformance.requirements.model import (
     right_logits,
     switched_off,
 )
+from conformance.truth.compare import holds, same
+from conformance.truth.model_case import models
 
 HOULSBY = "Houlsby et al., Parameter-Efficient Transfer Learning for NLP, 2019, §2.1"
 HE = "He et al., Towards a Unified View of Parameter-Efficient Transfer Learning, 2022, eq. 4, §4.1"

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from conformance.case import DTYPES, Case
-from conformance.compare import few_in_common, fraction_is, holds, same, wide
 from conformance.requirements import LORALIB, PEFT, fresh, gradients, prepared, requirement
-from conformance.strategies import among, exact, sized
 from conformance.subject import Layer
+from conformance.truth.case import DTYPES, Case
+from conformance.truth.compare import few_in_common, fraction_is, holds, same, wide
+from conformance.truth.strategies import among, exact, sized
 
 SOURCES = (
     "Srivastava et al. 2014, Dropout, JMLR 15",

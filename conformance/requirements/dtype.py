@@ -5,11 +5,11 @@ from contextlib import suppress
 import numpy as np
 from hypothesis import strategies as st
 
-from conformance.compare import holds, same, wide, within
 from conformance.requirements import HIGHAM, PEFT, gradients, prepared, requirement
 from conformance.requirements.grad import judged, within_bound
-from conformance.strategies import exact, rounding
 from conformance.subject import Unsupported
+from conformance.truth.compare import holds, same, wide, within
+from conformance.truth.strategies import exact, rounding
 
 SOURCES = (HIGHAM, "IEEE 754-2019; bfloat16: 8 bits of significand, the exponent of binary32")
 NEEDS = "set_adapter forward"

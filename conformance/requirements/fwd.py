@@ -6,12 +6,12 @@ import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from conformance.case import exact_in_any_order
-from conformance.compare import holds, same, wide, within
+from conformance.record.trace import refuses
 from conformance.requirements import HIGHAM, LORALIB, PAPER, PEFT, fresh, prepared, requirement
-from conformance.strategies import exact, rounding
 from conformance.subject import Unsupported
-from conformance.trace import refuses
+from conformance.truth.case import exact_in_any_order
+from conformance.truth.compare import holds, same, wide, within
+from conformance.truth.strategies import exact, rounding
 
 FORMULA = "y = x Wᵀ + b + scale · (x A) B"
 SOURCES = (f"{PAPER}, §4.1 eq. 3", f"{PEFT}, Linear.forward", f"{LORALIB}, Linear.forward")
@@ -36,7 +36,7 @@ def formula(subject, case):
 )
 def formula_within_rounding(subject, case):
     """Exact cases hold small numbers only. Here a lower precision on the way, a flushed or clipped value, or an
-    approximation shows. The bound is derived in lora_ref/bounds.py and covers every order of summation."""
+    approximation shows. The bound is derived in lora_ref/error/bounds.py and covers every order of summation."""
     return within(prepared(subject, case).forward(case.x), case.truth.y, case.bound.y, "y")
 
 

@@ -4,13 +4,13 @@ import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from conformance.case import Case, exact_in_any_order
-from conformance.compare import Mismatch, holds, same, wide, within
+from conformance.record.trace import SubjectError
 from conformance.requirements import HIGHAM, PAPER, gradients, prepared, requirement, set_mode
 from conformance.requirements.fwd import LARGE, layouts, regauged
-from conformance.strategies import exact, rounding
 from conformance.subject import Unsupported
-from conformance.trace import SubjectError
+from conformance.truth.case import Case, exact_in_any_order
+from conformance.truth.compare import Mismatch, holds, same, wide, within
+from conformance.truth.strategies import exact, rounding
 
 SOURCES = (f"{PAPER}, §4.1 eq. 3, differentiated in lora_ref/derivations/lora.md",)
 NEEDS = "set_adapter forward backward"

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from conformance.compare import holds, mean_is_zero, same, same_spread, wide, within
 from conformance.requirements import LORALIB, PAPER, PEFT, fresh, requirement, set_mode
-from conformance.strategies import exact, rounding, sized
+from conformance.truth.compare import holds, mean_is_zero, same, same_spread, wide, within
+from conformance.truth.strategies import exact, rounding, sized
 
 SOURCES = (f"{PAPER}, §4.1", f"{PEFT}, reset_lora_parameters", f"{LORALIB}, Linear.reset_parameters")
 
@@ -59,7 +59,7 @@ def exactly_one_factor_is_zero(subject, case):
 )
 def random_factor_is_centred(subject, case):
     """A common offset of all entries is one direction that every rank shares. The test is one of statistics, with the
-    false-alarm probability that conformance/compare.py states."""
+    false-alarm probability that conformance/truth/compare.py states."""
     factor = random_factor(fresh(subject, case))
     holds(factor.std() > 0, "spread of the random factor", 0, "more")
     return mean_is_zero(factor, "mean of the random factor")

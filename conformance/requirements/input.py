@@ -5,11 +5,11 @@ from contextlib import suppress
 
 from hypothesis import strategies as st
 
-from conformance.compare import holds, same
+from conformance.record.trace import SubjectError, refuses
 from conformance.requirements import PEFT, fresh, gradients, prepared, requirement
-from conformance.strategies import exact
 from conformance.subject import Unsupported
-from conformance.trace import SubjectError, refuses
+from conformance.truth.compare import holds, same
+from conformance.truth.strategies import exact
 
 SOURCES = (f"{PEFT}, update_layer: r must be positive", "torch.nn.Linear and torch.nn.Dropout refuse the like")
 

@@ -4,10 +4,10 @@ import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from conformance.case import BITS, Case, exact_in_any_order, last_bit
-from conformance.compare import holds, same, wide
 from conformance.requirements import PAPER, fresh, prepared, requirement, set_mode
-from conformance.strategies import exact, sized
+from conformance.truth.case import BITS, Case, exact_in_any_order, last_bit
+from conformance.truth.compare import holds, same, wide
+from conformance.truth.strategies import exact, sized
 from lora_ref import lora
 
 SOURCES = (f"{PAPER}, §4.1", "gradient descent on ½ ‖y − target‖²")

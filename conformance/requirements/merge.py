@@ -3,13 +3,13 @@
 import numpy as np
 from hypothesis import assume
 
-from conformance.case import exact_in_any_order
-from conformance.compare import holds, same, wide, within
+from conformance.record.trace import SubjectError, refuses
 from conformance.requirements import HIGHAM, LORALIB, PAPER, PEFT, gradients, prepared, requirement, set_mode
 from conformance.requirements.fwd import SQUARE
 from conformance.requirements.state import saved
-from conformance.strategies import exact, rounding
-from conformance.trace import SubjectError, refuses
+from conformance.truth.case import exact_in_any_order
+from conformance.truth.compare import holds, same, wide, within
+from conformance.truth.strategies import exact, rounding
 
 SOURCES = (f"{PAPER}, §4.1: W = W₀ + B A can be computed and stored explicitly", f"{PEFT}, Linear.merge", f"{LORALIB}, train")
 NEEDS = "set_adapter forward merge"

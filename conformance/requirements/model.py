@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from conformance.compare import holds, same, within_spread
 from conformance.model import Model, places
-from conformance.model_case import GPT2, ModelCase, models, reference
 from conformance.requirements import PAPER, PEFT, requirement
 from conformance.subject import Subject
+from conformance.truth.compare import holds, same, within_spread
+from conformance.truth.model_case import GPT2, ModelCase, models, reference
 
 FORWARD = "lora_ref/transformer.py, every gradient of which is held against the complex step"
 SOURCES = (FORWARD, PAPER, PEFT)

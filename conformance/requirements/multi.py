@@ -6,12 +6,12 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from conformance.case import Case, Together
-from conformance.compare import holds, same, within
+from conformance.record.trace import refuses
 from conformance.requirements import LORALIB, PEFT, prepared, requirement, set_mode
-from conformance.strategies import several
 from conformance.subject import Layer, Subject
-from conformance.trace import refuses
+from conformance.truth.case import Case, Together
+from conformance.truth.compare import holds, same, within
+from conformance.truth.strategies import several
 
 SOURCES = ("linearity of y in scale · (A B)ᵀ: lora_ref/derivations/lora.md", PEFT)
 NEEDS = "set_adapter forward add_adapter"

@@ -5,10 +5,10 @@ import math
 import numpy as np
 from hypothesis import strategies as st
 
-from conformance.case import exact_in_any_order
-from conformance.compare import holds, same
 from conformance.requirements import PAPER, fresh, gradients, prepared, requirement
-from conformance.strategies import exact, rounding
+from conformance.truth.case import exact_in_any_order
+from conformance.truth.compare import holds, same
+from conformance.truth.strategies import exact, rounding
 
 SOURCES = (f"{PAPER}, §4.2: |Θ| = 2 · L · d_model · r for square matrices",)
 # For a matrix out × in: the general form of the paper's count, see methods: r (in + out) is 2 d r when in = out = d.

@@ -5,8 +5,6 @@
 
 import numpy as np
 
-from conformance.compare import within_spread
-from conformance.model_case import ModelCase, keys_of, models, reference
 from conformance.requirements import PEFT, requirement
 from conformance.requirements.model import (
     NEEDS,
@@ -20,6 +18,8 @@ from conformance.requirements.model import (
     right_logits,
     right_where_seen,
 )
+from conformance.truth.compare import within_spread
+from conformance.truth.model_case import ModelCase, keys_of, models, reference
 from lora_ref import prefix
 
 LI = "Li and Liang, Prefix-Tuning, 2021, §4"

@@ -6,8 +6,6 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from conformance.compare import holds, within_spread
-from conformance.model_case import models
 from conformance.requirements import PEFT, requirement
 from conformance.requirements.model import (
     NEEDS,
@@ -21,6 +19,8 @@ from conformance.requirements.model import (
     right_where_seen,
 )
 from conformance.requirements.prefix import folded
+from conformance.truth.compare import holds, within_spread
+from conformance.truth.model_case import models
 
 LIU = "Liu et al., GPT Understands, Too, 2021, §3"
 SOURCES = (LIU, PEFT.replace("lora/layer", "p_tuning/model"))

@@ -4,13 +4,13 @@ import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from conformance.case import exact_in_any_order
-from conformance.compare import same, wide, within
+from conformance.record.trace import SubjectError, refuses
 from conformance.requirements import HIGHAM, PAPER, PEFT, fresh, gradients, prepared, requirement
 from conformance.requirements.grad import exactly, judged
-from conformance.strategies import exact, rounding
 from conformance.subject import Unsupported
-from conformance.trace import SubjectError, refuses
+from conformance.truth.case import exact_in_any_order
+from conformance.truth.compare import same, wide, within
+from conformance.truth.strategies import exact, rounding
 
 STANDARD = (f"{PAPER}, §4.1: ΔW x is scaled by α / r", f"{PEFT}, update_layer")
 RSLORA = ("Kalajdzievski 2023, rsLoRA, arXiv:2312.03732: α / √r", f"{PEFT}, update_layer, use_rslora")

@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from conformance.case import DTYPES, Case, exact_in_any_order, in_range
-from conformance.compare import holds, wide, within
+from conformance.record.trace import refuses
 from conformance.requirements import HIGHAM, fresh, prepared, requirement, set_mode
 from conformance.requirements.learn import RATE, SOURCES, moved
-from conformance.strategies import exact, rounding
 from conformance.subject import Layer, Subject, Unsupported
-from conformance.trace import refuses
-from lora_ref import bounds, lora
+from conformance.truth.case import DTYPES, Case, exact_in_any_order, in_range
+from conformance.truth.compare import holds, wide, within
+from conformance.truth.strategies import exact, rounding
+from lora_ref import lora
+from lora_ref.error import bounds
 
 OPERATIONS = (
     "forward", "backward", "step", "zero_grad", "merge", "unmerge", "set_adapter", "train", "eval",

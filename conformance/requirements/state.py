@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from hypothesis import assume
 
-from conformance.case import exact_in_any_order
-from conformance.compare import Mismatch, holds, same, wide
+from conformance.record.trace import refuses
 from conformance.requirements import PEFT, fresh, gradients, prepared, requirement, set_mode
 from conformance.requirements.learn import RATE, moved
-from conformance.strategies import exact, rounding
 from conformance.subject import Unsupported
-from conformance.trace import refuses
+from conformance.truth.case import exact_in_any_order
+from conformance.truth.compare import Mismatch, holds, same, wide
+from conformance.truth.strategies import exact, rounding
 
 SOURCES = ("torch.nn.Module.state_dict and load_state_dict", f"{PEFT.split(',')[0]}, utils/save_and_load.py")
 NEEDS = "set_adapter adapter forward save load"

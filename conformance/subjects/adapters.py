@@ -32,8 +32,8 @@ def subject():
     from torch import nn
     from transformers import LlamaConfig, LlamaModel
 
-    from conformance import gpt2
-    from conformance.gpt2 import GPT2, Place
+    from conformance.drivers import gpt2
+    from conformance.drivers.gpt2 import GPT2, Place
     from conformance.model import ModelConfig, places
     from conformance.subject import LayerConfig, Subject, Unsupported
     from conformance.torch import TorchLayer, to_array, to_tensor

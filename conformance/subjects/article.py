@@ -7,7 +7,7 @@ def subject():
     import torch
     from torch import nn
 
-    from conformance.torch_module import ModuleSubject
+    from conformance.drivers.torch_module import ModuleSubject
 
     class ArticleLoRA(nn.Module):
         def __init__(self, in_features: int, out_features: int, rank: int, alpha: float):

@@ -9,7 +9,7 @@ def subject():
 
     from flax import nnx
 
-    from conformance.jax import JaxLayer
+    from conformance.drivers.jax import JaxLayer
     from conformance.subject import LayerConfig, Subject, Unsupported
 
     def apply(graph, trained, frozen, x, key):

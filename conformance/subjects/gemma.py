@@ -16,7 +16,7 @@ def subject():
     from flax import linen as nn
     from gemma import peft
 
-    from conformance.jax import JaxLayer
+    from conformance.drivers.jax import JaxLayer
     from conformance.subject import LayerConfig, Subject, Unsupported
 
     def apply(module, trained, frozen, x, key):

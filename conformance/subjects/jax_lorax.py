@@ -14,7 +14,7 @@ def subject():
     import lorax
     import optax
 
-    from conformance.jax import JaxLayer, leaves, replaced, to_jax
+    from conformance.drivers.jax import JaxLayer, leaves, replaced, to_jax
     from conformance.subject import LayerConfig, Subject, Unsupported
 
     def model(params, x):

@@ -13,9 +13,9 @@ def subject():
 
     import torch
 
+    from conformance.record.torch_script import script, written
     from conformance.subject import LayerConfig, Subject, Unsupported
     from conformance.torch import TorchLayer
-    from conformance.torch_script import script, written
 
     lora: Any = importlib.import_module("litgpt.lora")  # a type checker takes the name for this file
 

@@ -14,9 +14,9 @@ def subject():
     import torch
     from torch import nn
 
+    from conformance.record.torch_script import script, written
     from conformance.subject import LayerConfig, Subject, Unsupported
     from conformance.torch import TorchLayer
-    from conformance.torch_script import script, written
 
     lora_adapters: Any = importlib.import_module("lora_adapters")  # a type checker takes the name for this file
 

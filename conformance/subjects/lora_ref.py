@@ -6,8 +6,8 @@ import numpy as np
 
 from conformance import __version__
 from conformance.model import Model, ModelConfig
-from conformance.model_case import reference
 from conformance.subject import Arrays, Layer, LayerConfig, Subject, Unsupported
+from conformance.truth.model_case import reference
 from lora_ref import lora, optim, transformer
 
 NEEDS = ()

@@ -9,9 +9,9 @@ def subject():
     import lora_torch
     from conformance import __version__
     from conformance.model import Model, ModelConfig, places
+    from conformance.record.torch_script import script, written
     from conformance.subject import LayerConfig, Subject
     from conformance.torch import TorchLayer, to_array, to_tensor
-    from conformance.torch_script import script, written
 
     def arguments(config: LayerConfig) -> dict:
         return {

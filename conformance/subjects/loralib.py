@@ -10,9 +10,9 @@ def subject():
     import loralib
     import torch
 
+    from conformance.record.torch_script import script, written
     from conformance.subject import LayerConfig, Subject, Unsupported
     from conformance.torch import TorchLayer
-    from conformance.torch_script import script, written
 
     class LoralibLayer(TorchLayer):
         def merge(self):

@@ -17,9 +17,9 @@ def subject():
     import torch
     from torch import nn
 
+    from conformance.record.torch_script import script, written
     from conformance.subject import LayerConfig, Subject, Unsupported
     from conformance.torch import TorchLayer
-    from conformance.torch_script import script, written
 
     lycoris: Any = importlib.import_module("lycoris")  # a type checker takes the name for this file
     logging.getLogger("LyCORIS").setLevel(logging.ERROR)

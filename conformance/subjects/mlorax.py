@@ -17,7 +17,7 @@ def subject():
     import jax
     from flax import linen as nn
 
-    from conformance.jax import JaxLayer, to_jax
+    from conformance.drivers.jax import JaxLayer, to_jax
     from conformance.subject import LayerConfig, Subject, Unsupported
 
     mlorax: Any = importlib.import_module("mlorax")  # a type checker takes the name for this file

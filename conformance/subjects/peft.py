@@ -15,12 +15,12 @@ def subject():
     import torch
     from torch import nn
 
-    from conformance import gpt2
-    from conformance.gpt2 import GPT2, Place
+    from conformance.drivers import gpt2
+    from conformance.drivers.gpt2 import GPT2, Place
     from conformance.model import ModelConfig, places
+    from conformance.record.torch_script import dtype_of, script, tensor, written
     from conformance.subject import LayerConfig, Subject, Unsupported
     from conformance.torch import TorchLayer, to_array, to_tensor
-    from conformance.torch_script import dtype_of, script, tensor, written
 
     base = "base_model.model.0"
 

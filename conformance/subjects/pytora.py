@@ -14,9 +14,9 @@ def subject():
     import torch
     from torch import nn
 
+    from conformance.record.torch_script import script, written
     from conformance.subject import LayerConfig, Subject, Unsupported
     from conformance.torch import TorchLayer
-    from conformance.torch_script import script, written
 
     pytora: Any = importlib.import_module("pytora")  # a type checker takes the name for this file
     base, factor = "0.parametrizations.weight.original", "0.parametrizations.weight.0.lora_"

@@ -18,7 +18,7 @@ def subject():
     import jax
     from flax import nnx
 
-    from conformance.jax import JaxLayer
+    from conformance.drivers.jax import JaxLayer
     from conformance.subject import LayerConfig, Subject, Unsupported
 
     qwix: Any = importlib.import_module("qwix")  # a type checker takes the name for this file

@@ -14,9 +14,9 @@ def subject():
     from torchtune.modules import peft
     from torchtune.training import set_default_dtype
 
+    from conformance.record.torch_script import script, written
     from conformance.subject import LayerConfig, Subject, Unsupported
     from conformance.torch import TorchLayer
-    from conformance.torch_script import script, written
 
     place = "q_proj"  # the functions for checkpoints take the state of a model, whose layers have one of the known names
 

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from conformance import Subject
-from conformance.skeleton import MyLayer
+from conformance.skeletons.subject import MyLayer
 
 
 def subject(**methods):

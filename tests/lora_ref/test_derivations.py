@@ -22,7 +22,7 @@ from pages.equations import (
     sums,
 )
 
-from lora_ref.gradcheck import complex_step
+from lora_ref.error.gradcheck import complex_step
 
 EQUATIONS = equations("lora")
 SIZES = {"n": 3, "in": 4, "rank": 2, "out": 5}

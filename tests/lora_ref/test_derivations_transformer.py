@@ -14,7 +14,7 @@ from pages import methods, transformer
 from pages.definitions import SECTIONS, Names, sigma
 from pages.equations import Equation, check_numbers, equations, name_of, python_of, sides, stated_shape
 
-from lora_ref.gradcheck import relative_error
+from lora_ref.error.gradcheck import relative_error
 
 GRADIENT_ERROR = 1e-12  # the figure of the issue: every gradient agrees with the complex step to this, relatively
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lora_ref import init, linear, lora
-from lora_ref.gradcheck import complex_step, relative_error
+from lora_ref.error.gradcheck import complex_step, relative_error
 from lora_ref.lora import LoRA
 
 X, W, BIAS, A, B, DY = (np.zeros(shape) for shape in ((2, 3, 6), (8, 6), 8, (6, 7), (7, 8), (2, 3, 8)))

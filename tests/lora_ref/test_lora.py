@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_ref import bounds, init, linear, lora
-from lora_ref.gradcheck import complex_step, relative_error
+from lora_ref import init, linear, lora
+from lora_ref.error import bounds
+from lora_ref.error.gradcheck import complex_step, relative_error
 from lora_ref.lora import LoRA
 from lora_ref.shapes import DTYPES
 

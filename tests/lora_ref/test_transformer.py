@@ -7,7 +7,7 @@ import pytest
 from small_models import BASE, CONFIGS, METHODS, run, trial
 
 from lora_ref import adapter, attention, lora, ops, prefix, ptuning, transformer
-from lora_ref.gradcheck import STEP
+from lora_ref.error.gradcheck import STEP
 
 GRADIENT_ERROR = 1e-12  # the figure of the issue: every gradient agrees with the complex step to this, relatively
 

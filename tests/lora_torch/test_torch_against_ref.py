@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch_layers import cases, every_device, every_dtype, examples
 
 import lora_torch
-from lora_ref import bounds, lora
+from lora_ref import lora
+from lora_ref.error import bounds
 from lora_torch import LinearLoRA
 
 PACKAGE = Path(lora_torch.__file__).parent

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_layers import cases, every_device, examples, integers
 
-from lora_ref import bounds
+from lora_ref.error import bounds
 from lora_torch import LinearLoRA, fast, lora
 
 kernels = pytest.importorskip("lora_torch.kernels", reason="triton is not installed", exc_type=ModuleNotFoundError)

@@ -1,6 +1,6 @@
 """lora_torch.Transformer against lora_ref.transformer, the same model written twice: logits, loss, gradients, AdamW.
 
-The reference runs in longdouble, and `lora_ref.noise` says how far an honest error of the dtype that is judged reaches.
+The reference runs in longdouble, and `lora_ref.error.noise` says how far an honest error of the dtype that is judged reaches.
 """
 
 import itertools
@@ -13,8 +13,9 @@ import torch
 from small_models import CONFIGS, METHODS, Trial, trial
 from torch import Tensor
 
-from conformance.compare import Mismatch, reach, within_spread
-from lora_ref import adapter, lora, noise, ops, optim, prefix, ptuning, transformer
+from conformance.truth.compare import Mismatch, reach, within_spread
+from lora_ref import adapter, lora, ops, optim, prefix, ptuning, transformer
+from lora_ref.error import noise
 from lora_ref.shapes import rows
 from lora_torch import transformer as torch_transformer
 

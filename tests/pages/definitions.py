@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from pages.equations import product
 
-from lora_ref.gradcheck import complex_step
+from lora_ref.error.gradcheck import complex_step
 
 Names = dict[str, Any]
 SECTIONS: dict[tuple[str, str], Callable[[str], Names]] = {}  # (page, title) → the values of its names, for a condition

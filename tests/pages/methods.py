@@ -7,7 +7,7 @@ from pages.definitions import Names, attend, causal, jacobian, relu, rows_alone,
 from pages.equations import product, sums
 
 from lora_ref import adapter, prefix, ptuning
-from lora_ref.gradcheck import complex_step
+from lora_ref.error.gradcheck import complex_step
 
 
 def adapter_values(condition: str) -> Names:

@@ -19,7 +19,7 @@ from pages.definitions import (
 )
 from pages.equations import product, sums
 
-from lora_ref.gradcheck import complex_step
+from lora_ref.error.gradcheck import complex_step
 
 
 @section("transformer", "Softmax")

@@ -1,0 +1,65 @@
+"""conformance bench: what a layer costs."""
+
+import argparse
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from conformance.commands.shared import check_device, console, positive
+from conformance.report import json as json_report
+from conformance.run.loading import LoadError
+from conformance.run.runner import DTYPES
+
+HELP = "speed and memory beside the frozen layer, as ratios in one run"
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("subjects", nargs="*", metavar="SUBJECT",
+        help="as for run, and the forms lora_torch-plain, lora_torch-one-pass, torchtune-form, unsloth-form, "
+             "peft-form-compiled, peft-form-autotuned, peft-base-dtype (default: all that can run)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where layers are built (default: cpu)")
+    add("--dtype", choices=DTYPES, metavar="D",
+        help=f"of {', '.join(DTYPES)} (default: float32 on the CPU, bfloat16 on CUDA)")
+    add("--workloads", nargs="+", default=[], metavar="W",
+        help="C1 to C6 on the CPU, S1 to S4 on CUDA: these alone (default: all)")
+    add("--threads", type=positive(int), default=2, metavar="N", help="of torch, on the CPU (default: 2)")
+    add("--rounds", type=positive(int), default=11, metavar="N",
+        help="turns that each subject takes at a workload (default: 11)")
+    add("--no-sweep", action="store_true", help="leave out how the cost grows with rank, rows and width")
+    add("--small", action="store_true", help="a rehearsal: every step, at sizes that take no time")
+    add("--out", metavar="DIR", help="write bench.json, bench.md and bench.png to DIR")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells each start and end; read when torch is imported
+    import torch
+
+    from conformance import bench
+    from conformance.report import bench as report
+
+    check_device(arguments.device)
+    known = [workload.name for workload in bench.WORKLOADS[arguments.device]]
+    if unknown := set(arguments.workloads) - set(known):
+        raise ValueError(f"no workload {', '.join(sorted(unknown))} on {arguments.device}, expected some of {', '.join(known)}")
+    if arguments.out and Path(arguments.out).exists() and not Path(arguments.out).is_dir():
+        raise ValueError(f"{arguments.out} is no folder")
+    if arguments.out and find_spec("matplotlib") is None:
+        raise ValueError("--out draws a plot and needs matplotlib, which is not installed (pip install '.[bench]')")
+    dtype = arguments.dtype or ("float32" if arguments.device == "cpu" else "bfloat16")
+    options = bench.Options(arguments.device, dtype, tuple(arguments.workloads), arguments.threads, arguments.rounds,
+                            not arguments.no_sweep, arguments.small)
+    screen = console()
+    try:
+        with report.progress(screen) as told:
+            found = bench.run(arguments.subjects or bench.default_subjects(arguments.device), options, told)
+    except LoadError as error:
+        print(f"conformance bench: {error}", file=sys.stderr)
+        return 4
+    report.show(screen, *found)
+    if arguments.out:
+        device = torch.cuda.get_device_name() if arguments.device == "cuda" else f"cpu, {arguments.threads} threads"
+        report.write(Path(arguments.out), *found, json_report.environment(device) | {"dtype": dtype})
+        screen.print(f"wrote {arguments.out}/bench.json, bench.md, bench.png")
+    return 0

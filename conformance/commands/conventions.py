@@ -1,0 +1,40 @@
+"""conformance conventions: what implementations are free to choose."""
+
+import argparse
+import sys
+
+from conformance.commands.shared import console
+from conformance.record.trace import SubjectError
+from conformance.report import terminal
+from conformance.run import conventions
+from conformance.run.loading import LoadError, load
+from conformance.subject import Subject, Unsupported
+from conformance.truth.compare import Mismatch
+
+HELP = ("what implementations are free to choose: layout, scale, initialisation, …; "
+        "and, of two, how an adapter of one becomes that of the other")
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("subjects", nargs="+", metavar="SUBJECT", help="as for run")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    screen = console()
+    try:
+        subjects = [load(spec) for spec in arguments.subjects]
+    except LoadError as error:
+        print(f"conformance conventions: {error}", file=sys.stderr)
+        return 4
+    terminal.show_conventions(screen, [(subject.name, conventions.conventions(subject)) for subject in subjects])
+    if len(subjects) == 2:
+        for source, target in (subjects, subjects[::-1]):
+            terminal.show_conversion(screen, source.name, target.name, converted(source, target))
+    return 0
+
+
+def converted(source: Subject, target: Subject) -> list[str]:
+    try:
+        return conventions.conversion(source, target)
+    except (Unsupported, SubjectError, Mismatch) as reason:
+        return [f"not known: {reason}"]

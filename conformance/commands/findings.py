@@ -1,0 +1,65 @@
+"""conformance findings: what the suite found in the world's implementations."""
+
+import argparse
+import sys
+
+from rich.progress import track
+from rich.text import Text
+
+from conformance.commands.shared import console
+from conformance.findings import page
+
+HELP = "what the suite found in the world's implementations: every cause, with a script that shows it"
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("subjects", nargs="*", metavar="SUBJECT", help="built-in ones: those in these alone (default: all)")
+    add("--try", action="store_true", dest="tried",
+        help="run the scripts of those whose libraries are here, and compare what they print")
+    add("--write", action="store_true", help="make findings/FINDINGS.md anew from results/full.json and findings/scripts/")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    found = [f for f in page.all_findings() if not arguments.subjects or f.subject in arguments.subjects]
+    if not found:
+        raise ValueError(f"nothing was found in {', '.join(arguments.subjects)}; there are findings in "
+                         f"{', '.join(dict.fromkeys(f.subject for f in page.all_findings()))}")
+    if arguments.write:
+        return written()
+    return tried(found) if arguments.tried else shown(found)
+
+
+def shown(found: list[page.Finding]) -> int:
+    """One line for each cause, under its subject."""
+    screen, subject = console(), ""
+    for finding in found:
+        if finding.subject != subject:
+            subject = finding.subject
+            screen.print(Text(subject, style="bold"))
+        fails = " ".join(finding.requirements)
+        screen.print(Text(f"  {finding.kind:11}{finding.sentence} ({fails}; scripts/{finding.file}.py)"))
+    return 0
+
+
+def tried(found: list[page.Finding]) -> int:
+    screen, wrong, absent = console(), [], 0
+    for finding in track(found, "scripts", console=screen, disable=not screen.is_terminal):
+        got = page.printed(finding)
+        absent += got is None
+        if got is not None and got != finding.prints:
+            wrong.append(f"{finding.file} printed\n{got}\nexpected\n{finding.prints}")
+    right = len(found) - absent - len(wrong)
+    print("\n".join([*wrong, f"{right} of {len(found)} as they say, {absent} not available here"]))
+    return 1 if wrong else 0
+
+
+def written() -> int:
+    found, ran = page.all_findings(), page.reports()
+    if problems := page.unexplained(found, ran):
+        print("\n".join(problems), file=sys.stderr)
+        return 1
+    path = page.HERE / "FINDINGS.md"
+    path.write_text(page.page(found, ran, page.full_run()), encoding="utf-8")
+    print(f"wrote {path}")
+    return 0

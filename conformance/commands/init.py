@@ -1,0 +1,33 @@
+"""conformance init: a subject to start from."""
+
+import argparse
+from importlib.resources import files
+from pathlib import Path
+
+HELP = "write a commented subject to start from, which passes as it stands"
+SKELETONS = {  # by language: the file, its ending, and what comes next
+    "c": ("lora.c", ".c", "cc -O2 -o {program} {path} && conformance run cmd:{program}"),
+    "javascript": ("lora.js", ".js", "conformance run 'cmd:node {path}'"),
+    "python": ("lora.py", ".py", "conformance run 'cmd:python {path}'"),
+}
+SUBJECT = "subject.py", ".py", "conformance run {path}:MySubject"
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="the file to write; it must not exist")
+    parser.add_argument("--language", choices=SKELETONS,
+                        help="a program that speaks the protocol, in this language, in place of a Python subject: for what "
+                             "cannot be imported here")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    path = Path(arguments.file)
+    if path.exists():
+        raise ValueError(f"{path} exists already; nothing was written")
+    skeleton, ending, following = SKELETONS.get(arguments.language, SUBJECT)
+    if path.suffix != ending:
+        raise ValueError(f"{path}: expected a name that ends in {ending}")
+    path.write_text(files("conformance.skeletons").joinpath(skeleton).read_text(encoding="utf-8"), encoding="utf-8")
+    program = f"./{path.with_suffix('')}" if not path.is_absolute() else str(path.with_suffix(""))
+    print(f"wrote {path}\nnow run: {following.format(path=path, program=program)}")
+    return 0

@@ -1,0 +1,31 @@
+"""conformance selftest: how good the suite itself is."""
+
+import argparse
+import json
+from pathlib import Path
+
+from conformance.commands.shared import CORES, check_files, console, positive
+from conformance.report import selftest as report
+from conformance.run import selftest
+
+HELP = "try the suite on implementations that are known to be bad, and on honest ones"
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--jobs", type=positive(int), default=CORES, metavar="N", help="processes at a time")
+    add("--examples", type=positive(int), default=selftest.HONEST_CASES, metavar="N",
+        help=f"cases per requirement for honest implementations, about (default: {selftest.HONEST_CASES})")
+    add("--seed", type=int, default=0, metavar="N", help="of the cases (default: 0)")
+    add("--json", metavar="F", help="write the kill matrix to F as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    check_files(arguments.json)
+    screen = console()
+    with report.progress(screen, selftest.count()) as told:
+        found = selftest.run(arguments.jobs, told, examples=arguments.examples, seed=arguments.seed)
+    report.show(screen, found)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
+    return 1 if found.problems else 0

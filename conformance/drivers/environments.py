@@ -1,0 +1,124 @@
+"""The Python environments of subjects whose packages exclude ours, or each other's: what is in them, and how they are made.
+
+Each lies in a folder of its own, `$CONFORMANCE_CACHE` or `~/.cache/conformance`, and is complete once its mark is written.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
+# Makes this package importable in another interpreter without the packages that lie beside it, and serves a subject.
+BOOT = """
+import importlib.util, sys
+place = sys.argv[1]
+spec = importlib.util.spec_from_file_location("conformance", place + "/__init__.py", submodule_search_locations=[place])
+sys.modules["conformance"] = package = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+from conformance.drivers.protocol import program
+program(sys.argv[2])
+"""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """`steps` are the arguments of one `pip install` each, `pins` what all of them keep to."""
+
+    size: str
+    steps: tuple[str, ...]
+    pins: tuple[str, ...] = ()
+
+
+ENVIRONMENTS = {
+    "torch": Environment("1.3 GB", (
+        "torch ml-dtypes numpy transformers accelerate safetensors einops toml h5py namex optree absl-py rich lightning "
+        "jsonargparse",
+        "--no-deps peft==0.21.2 loralib==0.1.2 lora-pytorch==0.2.0 lycoris-lora==4.1.3 litgpt==0.5.13 keras==3.15.1 "
+        "lora-adapters==0.1.4 pytora==0.0.4 tinypeft==1.0.0",
+    ), ("torch==2.13.0",)),
+    "torch-old": Environment("1.7 GB", (
+        "torch ml-dtypes numpy transformers",
+        "--no-deps adapters==1.3.0 torchao==0.10.0 torchtune==0.6.1 mlora==0.5.2",
+        "tokenizers tiktoken sentencepiece blobfile omegaconf psutil pillow kagglehub scikit-learn accelerate",
+        "--no-deps torchdata==0.11.0 evaluate datasets==3.6.0 setuptools<81 multiprocess dill<0.3.9 xxhash fsspec<2025.4 "
+        "pyarrow pandas python-dateutil six pytz tzdata",
+        "--no-deps huggingface_hub<1",
+    ), ("torch==2.13.0", "numpy<2.3", "transformers<4.58,>=4.57")),
+    "mlx": Environment("0.4 GB", (
+        "mlx-cpu==0.32.4 mlx==0.32.4 numpy ml-dtypes transformers", "--no-deps mlx-lm==0.32.2",
+    )),
+    "jax": Environment("0.8 GB", (
+        "jax flax==0.12.8 qwix==0.1.8 einops chex ml-dtypes", "--no-deps gemma==3.3.0 mlorax==0.9.5",
+    )),
+    "jax-old": Environment("0.6 GB", (
+        "jax==0.4.23 jaxlib==0.4.23 numpy<2 scipy<1.13 jax-lorax==0.3.0 qax optax<0.2 chex plum-dispatch<2.5 ml-dtypes",
+    )),
+}
+
+
+class CannotInstall(Exception):
+    """An environment could not be made; the message is what pip said last."""
+
+
+def folder(name: str) -> Path:
+    """Where the environment of that name is, or would be."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "conformance"
+    return Path(os.environ.get("CONFORMANCE_CACHE") or home) / "environments" / name
+
+
+def made(name: str) -> bool:
+    """Whether it is there, whole, and by the recipe that stands here."""
+    try:
+        whole = json.loads(_mark(name).read_text(encoding="utf-8")) == _recipe(name)
+        return whole and (folder(name) / "bin" / "python").exists()
+    except (OSError, ValueError):
+        return False
+
+
+def command(name: str, subject: str) -> list[str]:
+    """What runs a built-in subject in it, as a program that speaks the protocol."""
+    return [str(folder(name) / "bin" / "python"), "-I", "-c", BOOT, str(PACKAGE), subject]
+
+
+def make(name: str, told: Callable[[int, int, str], None]) -> None:
+    """Makes it, unless it is there; `told` hears the step, of how many, and what pip says. Raises CannotInstall."""
+    if made(name):
+        return
+    place, steps = folder(name), ENVIRONMENTS[name].steps
+    told(0, len(steps) + 1, f"a virtual environment in {place}")
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    _run([sys.executable, "-m", "venv", str(place)], lambda line: None)
+    pins = place / "pins.txt"
+    pins.write_text("\n".join(ENVIRONMENTS[name].pins), encoding="utf-8")
+    for i, step in enumerate(steps, start=1):
+        told(i, len(steps) + 1, f"pip install {step}")
+        pip = [str(place / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "-c", str(pins)]
+        _run([*pip, *step.split()], lambda line, i=i: told(i, len(steps) + 1, line))
+    _mark(name).write_text(json.dumps(_recipe(name)), encoding="utf-8")
+
+
+def _mark(name: str) -> Path:
+    return folder(name) / "made.json"
+
+
+def _recipe(name: str) -> dict:
+    known = ENVIRONMENTS[name]
+    return {"steps": list(known.steps), "pins": list(known.pins), "python": list(sys.version_info[:2])}
+
+
+def _run(command: list[str], heard: Callable[[str], None]) -> None:
+    lines = [""]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in map(str.strip, process.stdout):
+            lines.append(line)
+            heard(line)
+    if process.returncode:
+        said = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
+        raise CannotInstall(f"{' '.join(command)} exited with status {process.returncode}: {said}")

@@ -1,0 +1,193 @@
+"""How the harness talks to an implementation in another process: messages, arrays, and the Python side of the program.
+
+PROTOCOL.md says it in full and protocol.schema.json for machines. One JSON object per line: a request on the program's
+standard input, one answer on its standard output.
+
+    {"id":7,"method":"forward","layer":1,"x":{"shape":[1,2],"dtype":"float32","data":"AACAPwAAAEA="}}
+    {"id":7,"result":{"shape":[1,1],"dtype":"float32","data":"AABAQA=="}}
+
+Here are `encode` and `decode`, for both sides, and `serve`, which makes a program of a Subject: that of another interpreter.
+"""
+
+import base64
+import collections
+import inspect
+import json
+import os
+from dataclasses import asdict
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from conformance.model import Model, ModelConfig
+from conformance.record.script import Name, memory
+from conformance.subject import Call, Layer, LayerConfig, Subject, Unsupported
+
+VERSION = 1
+REMEMBERED = 64  # arrays handed over last, of which a later change is told
+WIRE = {"weight": "W", "bias": "b"}  # parameters of `build` that have other names in a message
+
+
+def encode(value: Any, strided: bool = False) -> Any:
+    """What JSON can hold of an argument or an answer; with `strided`, arrays as they lie in memory. Raises TypeError."""
+    if isinstance(value, np.ndarray):
+        return _array(value, strided)
+    if isinstance(value, LayerConfig | ModelConfig):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {str(key): encode(item, strided) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [encode(item, strided) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return {np.inf: "Infinity", -np.inf: "-Infinity"}.get(value, "NaN")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{type(value).__name__} is nothing that a message can hold")
+
+
+def decode(value: Any) -> Any:
+    """Back again; arrays are copies of their own, lists become tuples."""
+    if isinstance(value, list):
+        return tuple(map(decode, value))
+    if not isinstance(value, dict):
+        return value
+    if "data" not in value or "dtype" not in value:
+        return {key: decode(item) for key, item in value.items()}
+    name = value["dtype"]
+    dtype = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+    items = np.frombuffer(bytearray(base64.b64decode(value["data"])), dtype)
+    if "strides" not in value:
+        return items.reshape(value["shape"])
+    strides = tuple(stride * dtype.itemsize for stride in value["strides"])
+    array = np.ndarray(tuple(value["shape"]), dtype, items, value["first"] * dtype.itemsize, strides)
+    array.flags.writeable = value["writeable"]
+    return array
+
+
+def _array(array: np.ndarray, strided: bool) -> dict:
+    if isinstance(array, np.ma.MaskedArray) or array.dtype.kind not in "fiubV":
+        raise TypeError(f"an array of {array.dtype} is nothing that a message can hold")
+    message = {"shape": list(array.shape), "dtype": array.dtype.name}
+    plain = array.flags.c_contiguous and array.flags.writeable
+    if plain or not strided or any(stride % array.itemsize for stride in array.strides):
+        return message | {"data": base64.b64encode(array.tobytes()).decode()}
+    items, first, strides = memory(array)
+    more = {"strides": list(strides), "first": first, "writeable": array.flags.writeable}
+    return message | {"data": base64.b64encode(items.tobytes()).decode()} | more
+
+
+def parameters(kind: type, method: str, args: tuple) -> dict[str, Any]:
+    """The arguments of a method of Layer, Model or Subject by the names that they have in a message."""
+    bound = inspect.signature(getattr(kind, method)).bind(None, *args)
+    bound.apply_defaults()
+    return {WIRE.get(name, name): value for name, value in list(bound.arguments.items())[1:]}
+
+
+def numbers(config: dict) -> dict:
+    """The fields of a configuration, those that are no finite numbers among them."""
+    return {key: _number(value) for key, value in config.items()}
+
+
+def _number(value: Any) -> Any:
+    return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
+
+
+def serve(subject: Subject) -> None:
+    """Answers requests until there are no more. What the subject prints goes to standard error."""
+    requests, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(2, 1)
+    server = _Server(subject)
+    for line in requests:
+        request = json.loads(line)
+        answers.write(json.dumps({"id": request["id"]} | server.answer(request)) + "\n")
+        answers.flush()
+
+
+class _Server:
+    """The layers and models of a program, by the numbers that the harness gave them."""
+
+    def __init__(self, subject: Subject):
+        self.subject = subject
+        self.layers: dict[int, Layer | Model] = {}
+        self.handed: collections.deque = collections.deque(maxlen=REMEMBERED)
+
+    def answer(self, request: dict) -> dict:
+        try:
+            result = {"result": encode(self.do(request))}
+        except Unsupported as reason:
+            result = {"unsupported": str(reason)}
+        except SystemExit:
+            raise
+        except Exception as error:
+            result = {"error": str(error), "type": type(error).__name__}
+        changed = self.changed()
+        return result | ({"changed": changed} if changed else {})
+
+    def do(self, request: dict) -> Any:
+        given = {key: value for key, value in request.items() if key not in ("id", "method", "layer")}
+        method, number = request["method"], request.get("layer", 0)
+        if method == "hello":
+            return self.hello()
+        if method == "forget":
+            self.layers.pop(number, None)
+            return None
+        if method == "script":
+            return self.subject.script([self.call(call) for call in given["calls"]], given["spec"])
+        arguments = {name: _number(value) if name in ("alpha", "lr") else value for name, value in decode(given).items()}
+        if "weights" in arguments:
+            arguments["weights"] = numbers(arguments["weights"])
+        for name, value in arguments.items():
+            found = value.items() if isinstance(value, dict) else [("", value)]
+            self.handed += [[request["id"], name, key, array, array.tobytes()] for key, array in found
+                            if isinstance(array, np.ndarray)]
+        if method == "build":
+            config = LayerConfig(**numbers(arguments["config"]))
+            self.layers[number] = self.subject.build(config, arguments["W"], arguments["b"])
+            return None
+        if method == "build_model":
+            config = ModelConfig(**numbers(arguments["config"]))
+            self.layers[number] = self.subject.build_model(config, arguments["arrays"])
+            return None
+        return getattr(self.layers[number], method)(**arguments)
+
+    def hello(self) -> dict:
+        models = type(self.subject).build_model is not Subject.build_model
+        return {
+            "protocol": VERSION, "name": self.subject.name, "version": self.subject.version, "scale": self.subject.scale,
+            "freezes": self.subject.freezes, "strided": True, "models": models,
+        }
+
+    def call(self, told: dict) -> Call:
+        """A call of a failure, as Subject.script wants it."""
+        request = told["request"]
+        arguments = decode({key: value for key, value in request.items() if key not in ("method", "layer")})
+        if "config" in arguments:
+            arguments["config"] = LayerConfig(**numbers(arguments["config"]))
+        args = tuple(Name(value) if key == "directory" else value for key, value in arguments.items())
+        target = self.layers.get(request["layer"])
+        method, answer = request["method"], decode(told["answer"])
+        return Call(told["name"], method, args, answer, told["raised"], target, told["shown"], told["changed"])
+
+    def changed(self) -> list[dict]:
+        """The arrays handed over that are not as they were."""
+        found = []
+        for entry in self.handed:
+            id, name, key, array, before = entry
+            if array.tobytes() != before:
+                entry[-1] = array.tobytes()
+                found.append({"id": id, "argument": name, "key": key, "value": encode(array)})
+        return found
+
+
+def program(name: str) -> None:
+    """Serves a built-in subject: what runs in its environment."""
+    import importlib
+
+    serve(importlib.import_module(f"conformance.subjects.{name}").subject())

@@ -1,0 +1,156 @@
+"""Reads the scripts of findings/scripts/, one for each cause, and makes findings/FINDINGS.md of them and of results/full.json, the
+report of a full run.
+
+A script needs the library alone. Its docstring says what is wrong, which requirements that fails, and why; its last lines,
+`# prints:`, are what it prints.
+"""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from conformance.drivers import environments
+from conformance.drivers.process import ONE_THREAD
+from conformance.requirements import Requirement, all_requirements
+from conformance.run.loading import environment, missing_here
+from conformance.run.runner import FAILING
+
+HERE = Path(__file__).parent
+FULL = HERE.parent / "results" / "full.json"
+KINDS = {"fault": "Faults", "convention": "Choices of its own"}
+ENTRIES = ("requirements", "kind", "why", "upstream")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One cause, in one library."""
+
+    file: str
+    subject: str  # the built-in one
+    sentence: str
+    requirements: tuple[str, ...]
+    kind: str
+    why: str
+    upstream: str
+    code: str
+    prints: str
+
+
+def read(path: Path) -> Finding:
+    """Raises ValueError for a script that is not as it should be."""
+    text = path.read_text(encoding="utf-8")
+    docstring = ast.get_docstring(ast.parse(text)) or ""
+    head, _, rest = docstring.partition("\n\n")
+    entries: dict[str, str] = {}
+    for line in rest.splitlines():
+        name, colon, words = line.partition(":")
+        if colon and name in ENTRIES:
+            entries[name] = words.strip()
+        elif entries:
+            last = list(entries)[-1]
+            entries[last] = f"{entries[last]} {line.strip()}".strip()
+    body, found, prints = text.partition("# prints:\n")
+    if tuple(entries) != ENTRIES or entries["kind"] not in KINDS or not found:
+        raise ValueError(f"{path.name}: expected {', '.join(ENTRIES)}, a kind of {', '.join(KINDS)}, # prints:")
+    code = body.split('"""', 2)[2].strip().removeprefix("# noqa: E501").strip()
+    return Finding(path.stem, path.stem.partition("-")[0], " ".join(head.split()), tuple(entries["requirements"].split()),
+                   entries["kind"], entries["why"], entries["upstream"], code,
+                   "\n".join(line.removeprefix("# ").removeprefix("#") for line in prints.rstrip().splitlines()))
+
+
+def all_findings() -> list[Finding]:
+    return [read(path) for path in sorted((HERE / "scripts").glob("*.py"))]
+
+
+def full_run() -> dict:
+    """The JSON report of the full run."""
+    return json.loads(FULL.read_text(encoding="utf-8"))
+
+
+def reports() -> list[dict]:
+    """Of the full run, without this project's own."""
+    found = full_run()["reports"]
+    return [report for report in found if environment(report["subject"]["spec"]) is not None]
+
+
+def unexplained(found: list[Finding], ran: list[dict]) -> list[str]:
+    """Failures without a finding, and findings without a failure: there must be none."""
+    failed = {(r["subject"]["spec"], row["id"]) for r in ran for row in r["requirements"] if row["status"] in FAILING}
+    told = {(finding.subject, id) for finding in found for id in finding.requirements}
+    return [f"{subject} {id} fails, and no finding says why" for subject, id in sorted(failed - told)] + [
+        f"{subject} {id} does not fail, but a finding says so" for subject, id in sorted(told - failed)]
+
+
+def printed(finding: Finding) -> str | None:
+    """What its script prints in a process of its own; None if its library is not here."""
+    name = environment(finding.subject)
+    if not missing_here(finding.subject):
+        python = sys.executable
+    elif name is not None and environments.made(name):
+        python = str(environments.folder(name) / "bin" / "python")
+    else:
+        return None
+    command = [python, "-I", "-c", finding.code]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            done = subprocess.run(command, cwd=folder, env=ONE_THREAD | os.environ, capture_output=True, text=True, timeout=300)
+        except subprocess.TimeoutExpired:
+            return "nothing in 300 s"
+    return done.stdout.rstrip() + (f"\n{done.stderr.strip()}" if done.returncode else "")
+
+
+def summary(found: list[Finding], ran: list[dict]) -> str:
+    """The sentence that the README has, too."""
+    faults = [finding for finding in found if finding.kind == "fault"]
+    kinds, faulty = {environment(report["subject"]["spec"]) for report in ran}, {finding.subject for finding in faults}
+    return (f"{len(ran)} implementations that nobody here wrote, in {len(kinds)} environments of their own: "
+            f"{len(faults)} faults in {len(faulty)} of them, {len(found) - len(faults)} choices that a requirement is against")
+
+
+def page(found: list[Finding], ran: list[dict], run: dict) -> str:
+    """FINDINGS.md."""
+    where = run["environment"]
+    lines = [
+        "# What the suite found in the world's LoRA implementations", "",
+        "Generated by `conformance findings --write` from results/full.json and findings/scripts/; not to be edited.", "",
+        f"{summary(found, ran)}.", "",
+        f"Python {where['python']}, {where['platform']}, device {where['device']}:", "",
+        f"    {where['command']}", "",
+        "| subject | version | environment | verdict | passed | MUST failed | SHOULD failed | not offered | s |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for report in ran:
+        rows = report["requirements"]
+        failed = Counter(row["level"] for row in rows if row["status"] in FAILING)
+        statuses = Counter(row["status"] for row in rows)
+        name = report["subject"]["spec"]
+        lines.append(f"| [{name}](#{name}) | {report['subject']['version']} | {environment(name)} | {report['verdict']} | "
+                     f"{statuses['pass']} | {failed['MUST'] or ''} | {failed['SHOULD'] or ''} | {statuses['unsupported']} | "
+                     f"{report['seconds']:.0f} |")
+    by_id = {requirement.id: requirement for requirement in all_requirements()}
+    for report in ran:
+        lines += ["", *_subject(report, [f for f in found if f.subject == report["subject"]["spec"]], by_id)]
+    return "\n".join(lines) + "\n"
+
+
+def _subject(report: dict, found: list[Finding], by_id: dict[str, Requirement]) -> list[str]:
+    name, version = report["subject"]["name"], report["subject"]["version"]
+    lines = [f"## {report['subject']['spec']}", "", f"{name} {version}: {report['verdict']}.", ""]
+    lines += [f"* {probe}: {answer}" for probe, answer in report["conventions"].items() if answer != "not offered"]
+    rows = {row["id"]: row for row in report["requirements"]}
+    for kind, title in KINDS.items():
+        of_kind = [finding for finding in found if finding.kind == kind]
+        lines += ["", f"### {title}"] if of_kind else []
+        for finding in of_kind:
+            lines += ["", f"**{finding.sentence}**", ""]
+            for id in finding.requirements:
+                lines.append(f"* {id} ({by_id[id].level}) {by_id[id].sentence} Seen: {' '.join(rows[id]['message'].split())}")
+            lines += ["", finding.why, "", f"Known upstream: {finding.upstream}", "", "```python", finding.code, "```", "",
+                      "prints", "", "```text", finding.prints, "```"]
+    return lines

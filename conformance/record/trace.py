@@ -1,0 +1,179 @@
+"""Between a requirement and a subject: remembers every call, so that a failure can be shown as a script of a few
+lines, checks the type of every answer, and tells an exception of the subject from a fault of the harness."""
+
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from conformance.model import Model, ModelConfig
+from conformance.record.script import arrays, bits, memory, through_this_package, told, wrapped
+from conformance.subject import Call, Layer, LayerConfig, Subject, Unsupported
+from conformance.truth.case import DTYPES
+from conformance.truth.compare import Mismatch, holds
+
+_ANSWERS = {
+    "adapter": dict, "arrays": dict, "base": dict, "backward": dict, "trainable": dict,
+    "forward": np.ndarray, "forward_mixed": np.ndarray, "weight": np.ndarray, "bias": (np.ndarray, type(None)),
+}
+MAX_SCRIPT_ELEMENTS = 400
+
+
+class SubjectError(Exception):
+    """The subject raised. `error` is what it raised, `call` what it was asked."""
+
+    def __init__(self, call: str, error: BaseException):
+        self.call, self.error = call, error
+        super().__init__(f"{call} raised {type(error).__name__}: {error}")
+
+
+def refuses(action, *args) -> bool:
+    """Whether the call raises an error: some requirements accept, or demand, a refusal."""
+    try:
+        action(*args)
+    except SubjectError as error:
+        if isinstance(error.error, SystemExit):
+            raise
+        return True
+    return False
+
+
+class Traced(Subject):
+    """A subject whose layers remember what was asked of them, in one list for the whole case."""
+
+    def __init__(self, subject: Subject):
+        self._subject = subject
+        self.name, self.scale = getattr(subject, "name", ""), getattr(subject, "scale", None)
+        self.freezes = getattr(subject, "freezes", "")
+        self._layers: dict[str, Layer | None] = {}
+        self.calls: list[tuple[Call, tuple]] = []  # and the arguments themselves, to see whether they change
+        self.elements = 0  # of all arrays handed over, to know whether a script stays readable
+
+    def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> "TracedLayer":
+        fixed = self.scale
+        other = fixed is not None and (config.scaling, config.alpha) != ("standard", fixed * config.rank)
+        if other and isinstance(config.rank, int) and config.rank > 0:  # a bad rank is for the implementation to refuse
+            raise Unsupported(f"alpha {config.alpha:g} with {config.scaling} scaling: the scale is always {fixed:g}")
+        name = f"layer{len(self._layers) + 1 if self._layers else ''}"
+        self._layers[name] = None
+        layer = TracedLayer(self, name)
+        layer._layer = self._layers[name] = self._ask(f"{name}.build", self._subject.build, (config, weight, bias), Layer)
+        self.calls[-1:] = [(call._replace(target=layer._layer), args) for call, args in self.calls[-1:]]
+        return layer
+
+    def build_model(self, config: ModelConfig, arrays: dict[str, np.ndarray]) -> "TracedModel":
+        """A model has more numbers than a script can show: no script is made of its calls."""
+        self.elements = MAX_SCRIPT_ELEMENTS + 1
+        name = f"model{len(self._layers) + 1 if self._layers else ''}"
+        self._layers[name] = None
+        model = TracedModel(self, name)
+        model._layer = self._ask(f"{name}.build_model", self._subject.build_model, (config, arrays), Model)
+        return model
+
+    def _ask(self, label: str, action, args: tuple, answer=None) -> Any:
+        """`label` is the layer's name and the method's."""
+        name, method = label.split(".")
+        self.elements += sum(a.size for a in arrays(args))
+        readable = self.elements <= MAX_SCRIPT_ELEMENTS
+        call = Call(name, method, _copied(args), None, False, self._layers[name]) if readable else None
+        raised, result = True, None
+        try:
+            result = action(*args)
+            raised = False
+        except Unsupported as reason:
+            call = None  # as if it had not been asked
+            reason.method = method
+            raise
+        except (Exception, SystemExit) as error:
+            raise SubjectError(f"{method}()", error) from error
+        finally:
+            np.seterr(all="ignore")  # the subject may have set it otherwise
+            if call is not None:
+                self.calls.append((call._replace(answer=_copied(result), raised=raised), args))
+        if answer is not None and not isinstance(result, answer):
+            want = " or ".join(t.__name__ for t in (answer if isinstance(answer, tuple) else (answer,)))
+            got = "nothing (None)" if result is None else type(result).__name__
+            raise Mismatch(f"what {method}() returns", got, want)
+        return _kept(method, result)
+
+    def script(self, spec: str) -> str | None:  # type: ignore[override] the calls are its own
+        """The calls as a Python script, in the subject's own words if it has any, and else through this package; None if
+        it would be too long."""
+        if self.elements > MAX_SCRIPT_ELEMENTS or not self.calls:
+            return None
+        calls = told([call._replace(changed=bits(call.args) != bits(args)) for call, args in self.calls])
+        own = None
+        with suppress(Exception):  # a report comes first; and whatever has a `build` is a subject, with or without `script`
+            own = self._subject.script(calls, spec)
+        return wrapped(own or through_this_package(calls, spec))
+
+
+class TracedModel(Model):
+    """Passes every method of Model on to the subject's model."""
+
+    _layer: Model
+
+    def __init__(self, subject: Traced, name: str):
+        self._subject, self._name = subject, name
+
+
+class TracedLayer(Layer):
+    """Passes every method of Layer on to the subject's layer."""
+
+    _layer: Layer
+
+    def __init__(self, subject: Traced, name: str):
+        self._subject, self._name = subject, name
+
+
+def _kept(method: str, result):
+    """A copy of an answer, since a layer may use its buffers again; real floating-point numbers, or a Mismatch."""
+    if isinstance(result, np.ndarray):
+        return _numbers(f"what {method}() returns", result)
+    if not isinstance(result, dict):
+        return result
+    strange = [key for key in result if not isinstance(key, str)]
+    holds(not strange, f"keys of what {method}() returns", strange, "names")
+    if method == "trainable":
+        for key, shape in result.items():
+            plain = isinstance(shape, tuple) and all(isinstance(n, int) for n in shape)
+            holds(plain, f"what trainable() gives for {key!r}", shape, "a shape")
+        return dict(result)
+    if method == "adapter":
+        holds({"A", "B"} <= set(result), "keys of what adapter() returns", sorted(result), ["A", "B"])
+    for key, array in result.items():
+        holds(isinstance(array, np.ndarray), f"what {method}() gives for {key!r}", type(array).__name__, "ndarray")
+    return {key: _numbers(f"what {method}() gives for {key!r}", array) for key, array in result.items()}
+
+
+def _numbers(what: str, array: np.ndarray) -> np.ndarray:
+    holds(not isinstance(array, np.ma.MaskedArray), what, "a masked array", "an array without a mask")
+    real = array.dtype.kind == "f" or array.dtype in DTYPES.values()
+    holds(real, f"dtype of {what}", array.dtype, "a real floating-point dtype")
+    return np.array(array, subok=False)
+
+
+def _passed_on(method: str):
+    def ask(self: TracedLayer | TracedModel, *args):
+        return self._subject._ask(f"{self._name}.{method}", getattr(self._layer, method), args, _ANSWERS.get(method))
+
+    return ask
+
+
+for _kind, _traced in (Layer, TracedLayer), (Model, TracedModel):
+    for _method in [name for name, value in vars(_kind).items() if callable(value) and not name.startswith("_")]:
+        setattr(_traced, _method, _passed_on(_method))
+
+
+def _copied(value) -> Any:
+    """With the strides that it has."""
+    if isinstance(value, np.ndarray):
+        copy = value.copy()
+        if not value.flags.c_contiguous and not any(stride % value.itemsize for stride in value.strides):
+            items, first, _ = memory(value)
+            copy = np.ndarray(value.shape, value.dtype, items, first * value.itemsize, value.strides)
+        copy.flags.writeable = value.flags.writeable
+        return copy
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return tuple(map(_copied, value)) if isinstance(value, tuple) else value

@@ -1,0 +1,161 @@
+"""Writes SPEC.md from the requirements: `python -m conformance.report.spec`. A test fails while the file on disk is stale."""
+
+from pathlib import Path
+
+from conformance import __version__
+from conformance.mutants import all_mutants, honest_subjects
+from conformance.requirements import GROUPS, PROFILES, Requirement, all_requirements
+from conformance.run.diagnosis import catalogue
+
+PATH = Path(__file__).parents[1] / "SPEC.md"
+
+HEAD = """\
+# What a LoRA layer must do
+
+Version {version}. Generated from `conformance/requirements/` by `python -m conformance.report.spec`; do not edit.
+{count} requirements: {must} MUST, {should} SHOULD. An id is never used again for something else.
+
+The words MUST, MUST NOT, SHOULD, SHOULD NOT and MAY are to be read as in RFC 2119. A requirement that is marked
+*where offered* binds only implementations that offer the feature.
+
+## Notation
+
+Rows are samples. Arrays of n samples are written with their last two dimensions; any leading dimensions are rows.
+
+| symbol | shape | meaning |
+|---|---|---|
+| x | (…, in) | input |
+| W, b | (out, in), (out) | the frozen weight and bias of the base layer |
+| A, B | (in, rank), (rank, out) | the trainable factors; A is the one that x meets first |
+| scale | number | alpha / rank, or alpha / √rank with rank-stabilised scaling |
+| y | (…, out) | output: `y = x Wᵀ + b + scale · (x A) B` |
+| dT | as T | gradient of the loss with respect to T; dy (…, out) is given |
+| W' | (out, in) | the merged weight: `W' = W + scale · (A B)ᵀ` |
+| p, m | rate, mask | dropout: `x̃ = x · m / (1 − p)`, m ~ Bernoulli(1 − p) |
+| u, v, γₖ | numbers | unit roundoff of the stored format, and of the accumulator; γₖ = k v / (1 − k v) |
+
+The *base layer* is `x Wᵀ + b`. A layer is *fresh* before any step or load, *merged* between merge and unmerge, in
+*training* or in *inference mode*.
+
+## How a requirement is decided
+
+* **Exact cases.** Small integers, and scales with few bits. Every product and sum is exact in the dtype at hand, in
+  every order, so an honest layer agrees bit for bit and nothing else does. Meaning is decided here: a sentence that says
+  that something *equals* another, or *is* it, is meant where every sum is exact. What rounding may add elsewhere is said by
+  the sentences that begin with "on real numbers".
+* **Rounding cases.** Normal draws. The answer must be within a componentwise bound: the formula on absolute values,
+  each term times (1 + γₖ)(1 + u)ᵐ − 1, k and m counted for the worst honest order of computing (`lora_ref/error/bounds.py`).
+  The bound allows float32 sums and one rounding to the layer's dtype after every product, scaling and addition.
+* **Statistics.** Where numbers are drawn by the layer, the false-alarm probability of a check is at most 10⁻¹¹.
+
+The truth is computed by `lora_ref` in float64, or in long double for float64 layers; its own rounding is part of the
+bound. The verdict on a subject is *conformant* if no MUST failed and {core} was decided. Faults are named by their ids in
+`conformance/known_faults.json`, which says where each was reported; so does `conformance explain`.
+
+## Layouts in use
+
+A and B in other projects, each brought to the layout above by its subject:
+
+| implementation | A | B | scale |
+|---|---|---|---|
+| this specification | (in, rank) | (rank, out) | alpha / rank |
+| loralib | `lora_A` (rank, in) | `lora_B` (out, rank) | alpha / rank, not stored |
+| PEFT | `lora_A.weight` (rank, in) | `lora_B.weight` (out, rank) | alpha / rank or alpha / √rank, in adapter_config.json |
+| torchtune | `lora_a.weight` (rank, in) | `lora_b.weight` (out, rank) | alpha / rank, in the configuration |
+| adapters | `lora_A` (rank, in) | `lora_B` (out, rank) | alpha / rank, in the configuration |
+| kohya | `lora_down.weight` (rank, in) | `lora_up.weight` (out, rank) | tensor `alpha` per module, over rank |
+| diffusers | `lora_A.weight` (rank, in) | `lora_B.weight` (out, rank) | metadata, or `.alpha` |
+| mlx-lm | `lora_a` (in, rank) | `lora_b` (rank, out) | given directly, 20 by default |
+| keras | `lora_kernel_a` (in, rank) | `lora_kernel_b` (rank, out) | alpha / rank, alpha = rank by default |
+| GGUF | `lora_a` (rank, in) in row-major order | `lora_b` (out, rank) | adapter.lora.alpha over rank |
+| the paper, eq. 3 | A (rank, in): columns are samples | B (out, rank) | α / r |
+
+## Where the sources contradict each other, and what is chosen here
+
+| question | sources | here |
+|---|---|---|
+| distribution of A | paper: Gaussian, no standard deviation; loralib, PEFT, torchtune: U(±1/√in); PEFT "gaussian": N(0, 1/rank²) | any with mean 0 and full rank (INIT-04, INIT-05); the spread SHOULD NOT depend on the rank (INIT-07) |
+| fan-in of A | torch takes size(1): `in` of (rank, in), but `rank` of (in, rank) | `in`, written out, whatever the layout |
+| which factor is zero | B in linear layers; A in the embeddings of loralib and PEFT | exactly one of them (INIT-03) |
+| scale | paper eq. 3: none; its v2: α / r; rsLoRA: α / √r; mlx-lm: a number of its own | alpha / rank; alpha / √rank where offered (SCALE-01, SCALE-03) |
+| site of dropout | before A (all); after A as well (2021 code); after A only (kohya) | anywhere on the LoRA path (DROP-02 to DROP-04) |
+| rows or columns | paper: B A x with column vectors; this page: x A B with rows | W' = W + scale · (A B)ᵀ for W (out, in) (MERGE-01) |
+| merging at eval() | loralib merges and unmerges with the mode; PEFT never does | both (GRAD-12); files must not notice (STATE-05) |
+| unmerge | by subtraction, or from a kept copy | within rounding (MERGE-07), SHOULD be bit-exact (MERGE-08) |
+| merging in half precision | rounding after each step, or once | both within the bound (DTYPE-06), SHOULD round once (DTYPE-07) |
+| adapters over a half-precision base | of the base's dtype, or float32 | both; the output has the base's dtype (DTYPE-01) |
+| rank 0 | an error (PEFT), or LoRA turned off (loralib) | both (INPUT-03) |
+| rank > min(in, out) | computed, or refused | both (FWD-07) |
+| alpha = 0 | the base layer, or an error | both (SCALE-06) |
+| while merged | setting, loading, saving and going to training mode are done, or refused | both; nothing is corrupted (MERGE-11, MERGE-17, STATE-06) |
+| gradients in inference mode | given, withheld (`torch.inference_mode`), or an error | all; what is given is right (GRAD-12) |
+| combining adapters | ranks side by side; roots of the weights in both factors (PEFT, one adapter) | both within rounding (MULTI-13); sums of factors are not |
+| parameter count | paper: 2 · d · r, for square matrices | rank · (in + out), which is the same there (PARAM-01) |
+
+## Profiles
+
+An inference engine has no gradients and a training library may not merge, so the verdict is also given by profile:
+`conformant`, `partial` (nothing failed, something it needs is not offered), `nonconformant`, or `not offered`.
+
+| profile | MUST requirements |
+|---|---|
+"""
+
+
+def render() -> str:
+    requirements = all_requirements()
+    levels = [r.level for r in requirements]
+    parts = [HEAD.format(
+        version=__version__, count=len(requirements), must=levels.count("MUST"), should=levels.count("SHOULD"), core="FWD-01"
+    )]
+    for profile in PROFILES:
+        ids = [r.id for r in requirements if r.profile == profile and r.level == "MUST"]
+        parts.append(f"| {profile} | {' '.join(ids)} |\n")
+    for group, title in GROUPS.items():
+        parts.append(f"\n## {group}: {title}\n")
+        parts += [_section(r) for r in requirements if r.group == group]
+    return "".join([*parts, _known_faults()])
+
+
+def _known_faults() -> str:
+    """The mutants and what must fail them, and the reports that wait for something that a single layer does not have."""
+    mutants, rows = all_mutants(), catalogue()
+    recreated = {row for mutant in mutants for row in mutant.rows}
+    text = f"""
+## Known faults
+
+{len(mutants)} known-bad layers, of which those with numbers re-create {len(recreated)} of {len(rows)} public reports (BUG-…). Each
+must be failed by the requirements named beside it, and {len(honest_subjects())} honest variations by none that is a MUST;
+`conformance selftest` tries it, and is part of what every change must pass.
+
+| group | mutant | what is wrong | reports | failed by at least |
+|---|---|---|---|---|
+"""
+    for m in sorted(mutants, key=lambda m: list(GROUPS).index(m.group)):
+        numbers = " ".join(row.removeprefix("BUG-") for row in m.rows)
+        text += f"| {m.group} | {m.name} | {m.words.replace('|', '&#124;')} | {numbers} | {' '.join(m.kills)} |\n"
+    text += "\nThe other reports wait for:\n\n"
+    waiting: dict[str, list[str]] = {}
+    for id, row in rows.items():
+        if id not in recreated:
+            waiting.setdefault(row["waits_for"], []).append(id.removeprefix("BUG-"))
+    return text + "".join(f"* {what}: {' '.join(ids)}\n" for what, ids in waiting.items())
+
+
+def _section(r: Requirement) -> str:
+    offered = ", where offered" if r.where_offered else ""
+    rows = [
+        f"\n### {r.id} {r.title}\n",
+        f"**{r.sentence}**\n",
+        f"    {r.formula}\n" if r.formula else "",
+        f"{r.why}\n",
+        f"* level {r.level}{offered}; profile {r.profile}; needs {', '.join(r.needs if 'build_model' in r.needs else ('build', *r.needs))}",
+        f"* sources: {'; '.join(r.sources)}",
+        f"* known faults that it is meant to catch: {', '.join(r.faults)}" if r.faults else "",
+    ]
+    return "\n".join(row for row in rows if row) + "\n"
+
+
+if __name__ == "__main__":
+    PATH.write_text(render(), encoding="utf-8")
+    print(f"wrote {PATH}")

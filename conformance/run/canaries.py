@@ -1,0 +1,55 @@
+"""Checks with wrong expected values, sent through the same path as all others: each must fail. The values are such as no
+layer gives, wrong or not.
+
+A run in which one passes has compared nothing: the subject's adapter answers with what was expected, the search tried no
+case, or the comparison is broken. Its verdict is void.
+"""
+
+from conformance.requirements import Requirement, gradients, prepared, requirement
+from conformance.truth.compare import same, within
+from conformance.truth.strategies import exact, rounding
+
+SOURCES = ("conformance/run/canaries.py",)
+
+
+@requirement(
+    "CANARY-01", "It MUST be seen that y is not y + 1.", cases=exact(), needs="set_adapter forward", sources=SOURCES,
+    profile="inference", examples=0.2,
+)
+def output_plus_one(subject, case):
+    """On an exact case."""
+    same(prepared(subject, case).forward(case.x), case.truth.y + 1, "y, expected to be y + 1")
+
+
+@requirement(
+    "CANARY-02", "It MUST be seen that y is not off by four times the bound.", cases=rounding(), needs="set_adapter forward",
+    sources=SOURCES, profile="inference", examples=0.2,
+)
+def output_outside_the_bound(subject, case):
+    """On real numbers."""
+    y = prepared(subject, case).forward(case.x)
+    within(y, case.truth.y + 4 * case.bound.y, case.bound.y, "y, expected to be off by four times the bound")
+
+
+@requirement(
+    "CANARY-03", "It MUST be seen that dA is not dA + 1.", cases=exact(), needs="set_adapter forward backward",
+    sources=SOURCES, profile="training", examples=0.2,
+)
+def gradient_plus_one(subject, case):
+    """Through the backward pass."""
+    found = gradients(prepared(subject, case, training=True), case.x, case.dy)
+    same(found["A"], case.truth.dA + 1, "dA, expected to be dA + 1")
+
+
+@requirement(
+    "CANARY-04", "It MUST be seen that a merged weight is not itself plus 1.", cases=exact(), needs="set_adapter merge weight",
+    sources=SOURCES, profile="merge", examples=0.2,
+)
+def merged_weight_plus_one(subject, case):
+    """Through merging."""
+    layer = prepared(subject, case, training=True)
+    layer.merge()
+    same(layer.weight(), case.truth.merged + 1, "W after merge, expected to be W + scale · (A B)ᵀ + 1")
+
+
+ALL: tuple[Requirement, ...] = (output_plus_one, output_outside_the_bound, gradient_plus_one, merged_weight_plus_one)

@@ -1,0 +1,194 @@
+"""Of a failure, the likely cause: the known fault that gives the same answers, and the simplest relation of got to want.
+
+A counterexample that has been made small fits many faults. So the subject is asked again on a few cases that have not, and
+only what fits all of them is said; and it is asked what else such a fault would fail. Says nothing rather than guess.
+"""
+
+import json
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from hypothesis.errors import UnsatisfiedAssumption
+
+from conformance.mutants import Mutant, all_mutants
+from conformance.record.trace import SubjectError, Traced
+from conformance.requirements import Requirement, all_requirements
+from conformance.run import case_bank
+from conformance.subject import Subject, Unsupported
+from conformance.truth.case import Case, Together, exact_in_any_order
+from conformance.truth.compare import Mismatch, alike, ratio_of, same_number, wide
+from conformance.truth.model_case import ModelCase
+
+CASES = 6  # beside the smallest one
+
+
+class Heard(Traced):
+    """Keeps a copy of every answer, and what came of the check."""
+
+    def __init__(self, requirement: Requirement, subject: Subject, case: Case | ModelCase):
+        super().__init__(subject)
+        self.case, self.answers = case, []
+        self.failure: Mismatch | None = None
+        self.decided = True
+        try:
+            requirement.check(self, case.copy())
+        except Mismatch as failure:
+            self.failure = failure
+        except (SubjectError, Unsupported, UnsatisfiedAssumption):
+            self.decided = False
+
+    def _ask(self, label, method, args, answer=None):
+        result = super()._ask(label, method, args, answer)
+        method = label.split(".")[-1]
+        if isinstance(result, np.ndarray):
+            self.answers.append((method, result.copy()))
+        elif isinstance(result, dict):
+            self.answers += [(f"{method} {k}", a.copy()) for k, a in sorted(result.items()) if isinstance(a, np.ndarray)]
+        return result
+
+    def same_as(self, other: "Heard") -> bool:
+        """Whether the two failed in the same way: the same answers throughout, within what rounding allows to both."""
+        if self.failure is None or other.failure is None or len(self.answers) != len(other.answers):
+            return False
+        words = [f.what if f.error is not None else str(f) for f in (self.failure, other.failure)]
+        if words[0] != words[1]:  # not the same check, or no numbers were compared: a shape, a name, a refusal
+            return False
+        exact = isinstance(self.case, Case) and exact_in_any_order(self.case) and not self.failure.bound
+        pairs = zip(self.answers, other.answers, strict=True)
+        return all(name == its and alike(a, b, None if exact else _bound(self.case, name)) for (name, a), (its, b) in pairs)
+
+
+def diagnose(requirement: Requirement, subject: Subject, case: Case | ModelCase) -> str | None:
+    """One sentence, or None. May ask the subject a few dozen times, in the dtype of the case."""
+    drawn = case_bank.draw(requirement, (case.config.dtype,), round(CASES / requirement.examples))
+    cases = [case]
+    for other in drawn:
+        with suppress(Unsupported):
+            cases.append(case_bank.fitted(other, subject))
+    heard = [h for h in (Heard(requirement, subject, c) for c in cases) if h.failure is not None][: CASES + 1]
+    if not heard:
+        return None
+    parts = [_known_fault(requirement, subject, heard), _relation(heard)]
+    return "; ".join(part for part in parts if part) or None
+
+
+def _known_fault(requirement: Requirement, subject: Subject, heard: list[Heard]) -> str | None:
+    """Those that the requirement is known to fail come first, then those of its group, then reported ones."""
+    def likelihood(mutant: Mutant) -> tuple[bool, ...]:
+        return requirement.id not in mutant.kills, mutant.group != requirement.group, not mutant.rows
+
+    found = [m for m in all_mutants() if all(h.same_as(Heard(requirement, m.subject(), h.case)) for h in heard)]
+    if not found:
+        return None
+    mutant = _likeliest(requirement, sorted(found, key=likelihood), subject, heard[0].case.config.dtype)
+    likeness = "looks like" if heard[0].failure and heard[0].failure.error is None else "matches"  # without numbers, or by them
+    return mutant and f"{likeness} a known fault: {mutant.words.rstrip('.')}{_reports(mutant)}"
+
+
+def _likeliest(requirement: Requirement, found: list[Mutant], subject: Subject, dtype: str) -> Mutant | None:
+    """Of mutants that the requirement cannot tell from the subject, the one that fails most like it where any of them is
+    known to fail; the first of several. None if none fails like it in most of the cases that one of the two fails."""
+    alike, told = dict.fromkeys(found, 0), dict.fromkeys(found, 0)
+    others = {id for mutant in found for id in mutant.kills} - {requirement.id}
+    for other in all_requirements():
+        for case in _cases(other, dtype) if other.id in others else ():
+            asked = Heard(other, subject, case)
+            for mutant in found if asked.decided else ():
+                its = Heard(other, mutant.subject(), case)
+                alike[mutant] += asked.same_as(its)
+                told[mutant] += asked.failure is not None or its.failure is not None
+    share = {mutant: alike[mutant] / told[mutant] if told[mutant] else 1.0 for mutant in found}
+    best = max(found, key=share.__getitem__)
+    return best if share[best] > 0.5 else None
+
+
+@cache
+def _cases(requirement: Requirement, dtype: str) -> list[Case | ModelCase]:
+    return case_bank.draw(requirement, (dtype,), CASES)
+
+
+def _reports(mutant: Mutant) -> str:
+    for id in mutant.rows[:1]:
+        row = catalogue()[id]
+        more = f" and {len(mutant.rows) - 1} more" if len(mutant.rows) > 1 else ""
+        return f", as in {row['project']} ({row['links'][0]}, {id}){more}"
+    return ""
+
+
+@cache
+def catalogue() -> dict[str, dict]:
+    """known_faults.json by id."""
+    rows = json.loads((Path(__file__).parents[1] / "known_faults.json").read_text(encoding="utf-8"))["faults"]
+    return {row["id"]: row for row in rows}
+
+
+def _relation(heard: list[Heard]) -> str | None:
+    """The simplest relation of got to want that holds in every case; the smallest one has too few numbers to have one."""
+    found = [dict(_relations(h)) for h in heard[1:] or heard]
+    for name, text in found[0].items():
+        if all(name in other for other in found):
+            return text
+    return None
+
+
+def _relations(heard: Heard):
+    """(kind, sentence) of every simple relation that holds in this case, the likeliest first."""
+    assert heard.failure is not None
+    if heard.failure.arrays is None or isinstance(heard.case, ModelCase):
+        return
+    got, want = heard.failure.arrays
+    case, config = heard.case, heard.case.config
+    n = max(1, int(np.prod(case.x.shape[:-1])))
+    for name, part in _parts(case, want).items():
+        if not part.any():
+            continue
+        if np.array_equal(got, want - part):
+            yield f"without {name}", f"{name} is missing"
+        if np.array_equal(got, want + part):
+            yield f"with {name}", f"{name} counts twice"
+    base = case.truth.base if got.shape == case.truth.base.shape and np.array_equal(want, case.truth.y) else 0 * want
+    ratio = ratio_of(got - base, want - base)
+    if ratio is not None and ratio != 1:
+        names = {
+            "the rank": config.rank, "1 / rank": 1 / config.rank, "√rank": config.rank**0.5, "1 / √rank": config.rank**-0.5,
+            "the scale": case.scale, "1 / scale": 1 / (case.scale or np.inf),
+            "1 / rows, as of a mean in the place of a sum": 1 / n, "−1, the sign": -1.0,
+        }
+        part = "LoRA part, observed / expected" if base is not want and np.any(base) else "observed / expected"
+        for name, value in names.items():
+            if same_number(ratio, value):
+                yield f"ratio {name}", f"{part} = {name}"  # whose number differs from case to case
+        yield f"ratio {ratio:.6g}", f"{part} = {ratio:.6g}"
+    if got.ndim == 2 and got.shape[0] == got.shape[1] and np.array_equal(got, want.T):
+        yield "transpose", "observed is the transpose of expected"
+    rows_got, rows_want = (a.reshape(-1, a.shape[-1]) for a in (got, want)) if got.ndim else (got, want)
+    if got.ndim > 1 and sorted(map(tuple, rows_got)) == sorted(map(tuple, rows_want)):
+        yield "rows", "observed are the rows of expected in another order"
+    if got.ndim and sorted(map(tuple, rows_got.T)) == sorted(map(tuple, rows_want.T)):
+        yield "columns", "observed are the columns of expected in another order"
+
+
+def _parts(case: Case, want: np.ndarray) -> dict[str, np.ndarray]:
+    """What the right answer is made of, if it is one of y, dx and W'."""
+    W, x, dy = (wide(a) for a in (case.W, case.x, case.dy))
+    truth = case.truth
+    if want.shape == truth.y.shape and np.array_equal(want, truth.y):
+        bias = {} if case.b is None else {"the bias": np.broadcast_to(wide(case.b), want.shape)}
+        return bias | {"the LoRA part": want - truth.base, "the base product": x @ W.T}
+    if want.shape == truth.dx.shape and np.array_equal(want, truth.dx):
+        return {"the LoRA path": want - dy @ W, "the base path": dy @ W}
+    if want.shape == truth.merged.shape and np.array_equal(want, truth.merged):
+        return {"scale · (A B)ᵀ": want - W, "W": W}
+    return {}
+
+
+def _bound(case: Case | ModelCase, name: str):
+    """The bound of an answer that is known by its name; None asks for equality."""
+    if isinstance(case, ModelCase):
+        return case.bound(name)
+    if case.others:
+        return Together(case, case.all_weights).bound_of_one if name == "forward" else None
+    names = {"forward": "y", "backward x": "dx", "backward A": "dA", "backward B": "dB", "weight": "unmerged"}
+    return getattr(case.bound, names[name]) if name in names else None

@@ -1,0 +1,215 @@
+"""Tries one requirement on one subject, in this process: many cases, and of a failure the smallest one found."""
+
+import shlex
+import time
+import warnings
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+
+import hypothesis
+import numpy as np
+from hypothesis.errors import HypothesisException
+
+from conformance.drivers.process import Hung
+from conformance.record.trace import SubjectError, Traced
+from conformance.requirements import Requirement
+from conformance.run import canaries
+from conformance.run.case_bank import HEALTH, fitted
+from conformance.run.diagnosis import diagnose
+from conformance.subject import LayerConfig, Subject, Unsupported
+from conformance.truth.case import DTYPES, Case, resolution
+from conformance.truth.compare import Mismatch
+from conformance.truth.model_case import ModelCase
+
+SHRINK_SECONDS = 10.0  # after the first failure, for slow subjects; most searches end with the calls
+SHRINK_CALLS = 400  # cases tried to make it smaller; the smallest found by then is reported
+WITHOUT_METHOD = 4  # cases, none decided, in which a method of a layer that could be built is not offered: it never is
+UNSUPPORTED_IN_A_ROW = 24  # cases, none decided: the subject does not offer what the requirement needs
+
+
+@dataclass
+class Outcome:
+    """What came of one requirement. `status` is one of the contract's: pass, fail, unsupported, indeterminate, error,
+    crash, timeout. `worst` is the largest error / bound; `failure` holds the parts of a report of a failure."""
+
+    id: str
+    status: str
+    message: str = ""
+    examples: int = 0
+    seconds: float = 0.0
+    worst: float | None = None
+    resolution: float | None = None  # the relative error of the scale that the best rounding case would have shown
+    diagnosis: str | None = None
+    reproduce: str | None = None
+    failure: dict = field(default_factory=dict)
+
+    def as_dict(self) -> dict:
+        """For JSON and XML: text that both can hold, and no number that is none."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+
+def _plain(value):
+    if isinstance(value, str):
+        text = value.encode("utf-8", "backslashreplace").decode()
+        return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+    if isinstance(value, float):
+        return float(value) if np.isfinite(value) else None
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+class _Enough(BaseException):
+    """Ends a search. No Exception, so that Hypothesis lets it through."""
+
+
+def examine(requirement: Requirement, subject: Subject, spec: str, *, dtypes: tuple[str, ...], examples: int, seed: int,
+            device: str = "cpu", explain: bool = True) -> Outcome:
+    """The verdict on one requirement, of about `examples` cases of the dtypes in play. Never raises for what a subject
+    does; an error in the harness itself is an `error` that says so. A failure is made small and diagnosed, unless
+    `explain` is false."""
+    started = time.perf_counter()
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            search = _Search(requirement, subject, spec, device, explain and requirement not in canaries.ALL)
+            search.run(dtypes, examples, seed)
+            outcome = search.outcome(seed)
+            if outcome.status == "fail" and search.best is not None and search.explain:
+                outcome.diagnosis = diagnose(requirement, subject, search.best[1])
+    except Exception as error:
+        outcome = Outcome(requirement.id, "error", f"the harness itself failed: {type(error).__name__}: {error}")
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+class _Search:
+    """One run of Hypothesis over a requirement; remembers the smallest failure itself, so that the search can be cut short."""
+
+    def __init__(self, requirement: Requirement, subject: Subject, spec: str, device: str, explain: bool):
+        self.requirement, self.subject, self.spec, self.device, self.explain = requirement, subject, spec, device, explain
+        self.decided, self.worst, self.resolution = 0, 0.0, np.inf
+        self.unsupported: list[str] = []
+        self.without_method = 0
+        self.best: tuple[float, Case | ModelCase, Exception, Traced] | None = None
+        self.deadline, self.calls = float("inf"), 0
+
+    def run(self, dtypes: tuple[str, ...], examples: int, seed: int) -> None:
+        """Searches; all that is found is kept, and nothing is raised for it."""
+        settings = hypothesis.settings(
+            max_examples=max(1, round(examples * self.requirement.examples)),
+            database=None, deadline=None, derandomize=False, report_multiple_bugs=False, print_blob=False,
+            suppress_health_check=HEALTH, verbosity=hypothesis.Verbosity.quiet,
+            phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+        )
+        try:
+            hypothesis.seed(seed)(settings(hypothesis.given(self.requirement.cases(dtypes))(self.attempt)))()
+        except Unsupported as reason:
+            self.unsupported.append(str(reason))
+        except (_Enough, Mismatch, SubjectError, HypothesisException):
+            pass  # it is in self.best
+
+    def attempt(self, case: Case | ModelCase) -> None:
+        if self.best is not None:
+            self.calls += 1
+            hung = isinstance(getattr(self.best[2], "error", None), Hung)  # each try would take as long again
+            if not self.explain or hung or time.perf_counter() > self.deadline or self.calls > SHRINK_CALLS:
+                raise _Enough
+        if self.device != "cpu":
+            case = case.but(device=self.device)
+        traced = Traced(self.subject)
+        try:
+            case = fitted(case, self.subject)
+            self.worst = max(self.worst, self.requirement.check(traced, case.copy()) or 0.0)
+            self.decided += 1
+            if isinstance(case, Case) and "bound" in vars(case):  # a rounding case
+                self.resolution = min(self.resolution, resolution(case))
+        except Unsupported as reason:
+            self.unsupported.append(str(reason))
+            self.without_method += reason.method not in ("", "build", "build_model")
+            enough = self.without_method >= WITHOUT_METHOD or len(self.unsupported) >= UNSUPPORTED_IN_A_ROW
+            if not self.decided and self.best is None and enough:
+                raise _Enough from None
+            hypothesis.reject()
+        except (Mismatch, SubjectError) as failure:
+            if self.best is None:
+                self.deadline = time.perf_counter() + SHRINK_SECONDS
+            if self.best is None or case.size < self.best[0]:
+                self.best = (case.size, case, failure, traced)
+            raise
+
+    def outcome(self, seed: int) -> Outcome:
+        id = self.requirement.id
+        if self.best is not None:
+            return self._failed(seed)
+        if self.decided:
+            seen = self.resolution if np.isfinite(self.resolution) else None
+            return Outcome(id, "pass", examples=self.decided, worst=self.worst, resolution=seen)
+        if self.unsupported:
+            return Outcome(id, "unsupported", f"not offered: {Counter(self.unsupported).most_common(1)[0][0]}")
+        return Outcome(id, "indeterminate", "no case could tell: every one was rejected")
+
+    def _failed(self, seed: int) -> Outcome:
+        assert self.best is not None
+        _, case, failure, traced = self.best
+        command = f"conformance run {shlex.quote(self.spec)} --only {self.requirement.id} --seed {seed}"
+        script = traced.script(self.spec)
+        outcome = Outcome(self.requirement.id, "fail", str(failure), self.decided + 1)
+        outcome.failure = {"case": case.described if isinstance(case, ModelCase) else _described(case)}
+        if isinstance(failure, SubjectError):
+            outcome.status = "crash" if isinstance(failure.error, SystemExit) else "error"
+            if isinstance(failure.error, Hung):
+                outcome.status = "timeout"
+            want = "an answer"
+            outcome.failure |= {"what": failure.call, "got": f"{type(failure.error).__name__}: {failure.error}"}
+        else:
+            assert isinstance(failure, Mismatch)
+            want = failure.want
+            outcome.worst = failure.ratio
+            outcome.failure |= {"what": failure.what + failure.where, "got": failure.got}
+            if failure.error is not None:
+                outcome.failure |= {"error": failure.error, "bound": failure.bound}
+        outcome.failure["want"] = want
+        what = outcome.failure["what"]
+        outcome.reproduce = f"{script}\n# {what}: want {want}\n# or: {command}" if script else command
+        return outcome
+
+
+class CannotBuild(Exception):
+    """The subject builds no layer at all; the message is the subject's own."""
+
+
+def offered_dtypes(subject: Subject, dtypes: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the dtypes in which the subject builds a layer, with a bias or without. A dtype for which it raises stays
+    in, so that the failure is seen. Raises CannotBuild if nothing could be built and something raised."""
+    offered, errors, built = [], [], 0
+    for dtype in dtypes:
+        attempts = [_built(subject, dtype, bias) for bias in (True, False)]
+        built += attempts.count(None)
+        errors += [a for a in attempts if isinstance(a, BaseException) and not isinstance(a, Unsupported)]
+        models = type(subject).build_model is not Subject.build_model and dtype in ("float32", "float64")
+        if models or not all(isinstance(a, Unsupported) for a in attempts):
+            offered.append(dtype)
+    if errors and not built:
+        raise CannotBuild(f"building a layer raised {type(errors[0]).__name__}: {errors[0]}")
+    return tuple(offered)
+
+
+def _built(subject: Subject, dtype: str, bias: bool) -> BaseException | None:
+    """What came of building a small layer: None if it went well."""
+    W = np.ones((2, 3), DTYPES[dtype])
+    alpha = getattr(subject, "scale", None) or 2.0
+    try:
+        subject.build(LayerConfig(3, 2, 1, alpha, bias=bias, dtype=dtype), W, W[:, 0].copy() if bias else None)
+    except (Exception, SystemExit) as error:
+        return error
+    return None
+
+
+def _described(case: Case) -> str:
+    """The case in a few words; its arrays are in the script."""
+    config = case.config
+    text = f"in {config.in_features}, out {config.out_features}, rank {config.rank}, alpha {config.alpha:g}"
+    text += f", x {case.x.shape}, {config.dtype}"
+    text += "" if config.bias else ", no bias"
+    text += f", dropout {config.dropout:g}" if config.dropout else ""
+    return text + (f", {config.scaling}" if config.scaling != "standard" else "")
+

@@ -1,0 +1,143 @@
+"""From what a user types to a Subject: a built-in name, `package.module:attribute`, `path/to/file.py:attribute`, or
+`cmd:PROGRAM ARGUMENTS`."""
+
+import importlib
+import importlib.util
+import pkgutil
+import shlex
+import sys
+from pathlib import Path
+
+from conformance import subjects
+from conformance.drivers import environments
+from conformance.drivers.process import LIMIT, MEMORY, ProcessModels, ProcessSubject
+from conformance.subject import Subject
+
+
+class LoadError(Exception):
+    """The subject could not be loaded; the message says what was looked for, and why it was not found."""
+
+
+def built_in() -> dict[str, str]:
+    """Name → why it cannot run here, and what would change that; "" if it can. Imports none of them."""
+    found = {}
+    for info in pkgutil.iter_modules(subjects.__path__):
+        missing, name = missing_here(info.name), environment(info.name)
+        found[info.name] = ""
+        if missing and not (name and environments.made(name)):
+            install = f"conformance subjects --install {info.name}" if name else "pip install '.[peers]'"
+            found[info.name] = f"{', '.join(missing)} not installed ({install})"
+    return found
+
+
+def missing_here(name: str) -> list[str]:
+    """What a built-in subject imports that this interpreter does not have."""
+    return [package for package in _module(name).NEEDS if not _installed(package)]
+
+
+def environment(name: str) -> str | None:
+    """The environment of a built-in subject, for where this interpreter does not have what it imports."""
+    return getattr(_module(name), "ENVIRONMENT", None)
+
+
+def _module(name: str):
+    return importlib.import_module(f"conformance.subjects.{name}")
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # imported already, by a module that has no __spec__
+        return name in sys.modules
+
+
+def load(spec: str, limit: float = LIMIT, memory: float = MEMORY) -> Subject:
+    """The subject that `spec` names. A program of another process may take `limit` seconds for an answer, and `memory` GiB.
+    Raises LoadError with the reason."""
+    if spec.startswith("cmd:"):
+        return _program(spec, shlex.split(spec.removeprefix("cmd:")), limit, memory)
+    if ":" not in spec:
+        return _built_in(spec, limit, memory)
+    place, _, attribute = spec.rpartition(":")
+    if not place or not attribute:
+        raise LoadError(f"{spec!r}: expected package.module:attribute or path/to/file.py:attribute")
+    module = _from_file(Path(place)) if place.endswith(".py") else _from_module(place)
+    value = module
+    for name in attribute.split("."):
+        try:
+            value = getattr(value, name)
+        except AttributeError:
+            raise LoadError(f"{place} has no attribute {attribute!r}; it has: {_candidates(module)}") from None
+    return as_subject(value, spec)
+
+
+def as_subject(value, spec: str) -> Subject:
+    """A Subject as it is, or made of its class, or one around an nn.Module class. Whatever has a `build` is a Subject."""
+    if callable(getattr(value, "build", None)):
+        return value() if isinstance(value, type) else value
+    torch = sys.modules.get("torch")  # whoever defines an nn.Module has imported it
+    module = torch is not None and isinstance(value, type) and issubclass(value, torch.nn.Module)
+    function = torch is not None and callable(value) and not isinstance(value, (type, torch.nn.Module))
+    if module or function:
+        from conformance.drivers.torch_module import ModuleSubject
+
+        return ModuleSubject(value)  # pyright: ignore[reportArgumentType] what it returns is seen when it is called
+    kind = f"the class {value.__name__}" if isinstance(value, type) else f"an instance of {type(value).__name__}"
+    raise LoadError(
+        f"{spec} is {kind}; expected a conformance.Subject (class or instance) or a torch.nn.Module class, or a function "
+        "that returns a module, which takes (in_features, out_features, rank, alpha)"
+    )
+
+
+def _built_in(name: str, limit: float, memory: float) -> Subject:
+    known = built_in()
+    if name.endswith(".py"):
+        raise LoadError(f"{name}: say which class of it, as {name}:CLASS; it has: {_candidates(_from_file(Path(name)))}")
+    if name not in known:
+        others = "others are package.module:attribute, path/to/file.py:attribute or cmd:PROGRAM"
+        raise LoadError(f"no built-in subject {name!r}; there are {', '.join(known)}; {others}")
+    if known[name]:
+        raise LoadError(f"{name} is not available: {known[name]}")
+    if missing_here(name):
+        return _program(name, environments.command(environment(name) or "", name), limit, memory)
+    return _module(name).subject()
+
+
+def _program(spec: str, command: list[str], limit: float, memory: float) -> Subject:
+    if not command:
+        raise LoadError(f"{spec!r} names no program, expected cmd:PROGRAM ARGUMENTS")
+    try:
+        subject = ProcessSubject(command, limit, memory)
+        return ProcessModels(subject) if subject.models else subject
+    except (Exception, SystemExit) as error:
+        raise LoadError(f"{spec}: {type(error).__name__}: {error}") from error
+
+
+def _candidates(module) -> str:
+    """The names of what could be a subject in it."""
+    names = [n for n, value in vars(module).items() if not n.startswith("_") and (
+        getattr(value, "__module__", "") == module.__name__ or isinstance(value, Subject))]
+    return ", ".join(names) or "nothing of its own"
+
+
+def _from_file(path: Path):
+    if not path.is_file():
+        raise LoadError(f"no file {path}")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert module_spec is not None and module_spec.loader is not None  # it ends in .py
+    loader, module = module_spec.loader, importlib.util.module_from_spec(module_spec)
+    sys.modules.setdefault(path.stem, module)  # pickle and dataclasses look a module up by its name
+    sys.path.append(str(path.resolve().parent))  # last: a file of its own name must not stand in for another's
+    return _executed(lambda: loader.exec_module(module) or module, str(path))
+
+
+def _from_module(name: str):
+    sys.path.insert(0, "")
+    return _executed(lambda: importlib.import_module(name), name)
+
+
+def _executed(run, name: str):
+    try:
+        return run()
+    except (Exception, SystemExit) as error:
+        raise LoadError(f"importing {name} raised {type(error).__name__}: {error}") from error

@@ -1,0 +1,151 @@
+"""The tester is tested: every known-bad implementation must be failed, every honest one passed, no requirement idle.
+
+All subjects are tried on the same bank of cases, a few for each requirement, in one process per core. A requirement that a
+mutant names and that its bank does not fail is searched again as in a run.
+"""
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache, partial
+from multiprocessing import get_context
+
+import numpy as np
+
+from conformance.mutants import all_mutants, honest_subjects
+from conformance.requirements import GROUPS, Requirement, all_requirements
+from conformance.run import case_bank
+from conformance.run.examine import examine
+from conformance.run.worker import ONE_THREAD
+from conformance.subject import Subject
+from conformance.truth.case import DTYPES, Case
+
+CASES = 8  # of a requirement, for mutants
+HONEST_CASES = 24  # for what must pass
+EXAMPLES = 48  # of the second search
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of one subject: the requirements that failed it, and of a mutant those that it names and that did not."""
+
+    name: str
+    group: str
+    rows: tuple[str, ...]
+    kills: tuple[str, ...]
+    by: tuple[str, ...]
+    cases: int  # that were decided, of all requirements together
+
+    @property
+    def killed(self) -> bool:
+        return bool(self.by)
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        return tuple(id for id in self.kills if id not in self.by)
+
+
+@dataclass
+class SelfTest:
+    mutants: list[Trial] = field(default_factory=list)
+    honest: list[Trial] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def score(self) -> float:
+        return sum(trial.killed for trial in self.mutants) / len(self.mutants)
+
+    @property
+    def idle(self) -> list[str]:
+        """Requirements that no mutant failed."""
+        by = {id for trial in self.mutants for id in trial.by}
+        return [r.id for r in all_requirements() if r.id not in by]
+
+    @property
+    def wronged(self) -> list[Trial]:
+        """Honest variations that a MUST failed."""
+        must = {r.id for r in all_requirements() if r.level == "MUST"}
+        return [trial for trial in self.honest if must & set(trial.by)]
+
+    @property
+    def problems(self) -> list[str]:
+        """All that makes the self-test fail, in words."""
+        found = [f"{trial.name} survives" for trial in self.mutants if not trial.killed]
+        found += [f"{trial.name} is not failed by {' '.join(trial.missed)}" for trial in self.mutants if trial.missed]
+        found += [f"{trial.name} names no requirement" for trial in self.mutants if not trial.kills]
+        found += [f"the honest {trial.name} is failed by {' '.join(trial.by)}" for trial in self.wronged]
+        return found + [f"{id} is failed by no mutant" for id in self.idle]
+
+    def by_group(self) -> dict[str, tuple[int, int]]:
+        """Group → killed, all."""
+        groups = {group: [trial.killed for trial in self.mutants if trial.group == group] for group in GROUPS}
+        return {group: (sum(killed), len(killed)) for group, killed in groups.items() if killed}
+
+    def as_dict(self) -> dict:
+        verdicts = {trial.name: "nonconformant" if trial in self.wronged else "conformant" for trial in self.honest}
+        return {
+            "schema": 1, "seconds": round(self.seconds, 1), "score": self.score,
+            "mutants": [
+                {"name": t.name, "group": t.group, "rows": list(t.rows), "killed": t.killed, "by": list(t.by)}
+                for t in self.mutants
+            ],
+            "honest": [{"name": t.name, "verdict": verdicts[t.name], "cases": t.cases} for t in self.honest],
+            "unkilled_requirements": self.idle,
+        }
+
+
+def run(jobs: int = os.cpu_count() or 1, progress: Callable[[Trial], None] = lambda trial: None, *,
+        examples: int = HONEST_CASES, seed: int = 0) -> SelfTest:
+    """Tries every mutant and every honest variation; `progress` is told of each as it is done. `examples` is the number of
+    cases of a requirement for honest variations, about, and `seed` that of the cases."""
+    started, found = time.perf_counter(), SelfTest()
+    for name, threads in ONE_THREAD.items():  # what the processes of the pool start with
+        os.environ.setdefault(name, threads)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for trial in _trials(pool, examples, seed):
+            (found.mutants if trial.group != "HONEST" else found.honest).append(trial)
+            progress(trial)
+    found.seconds = time.perf_counter() - started
+    return found
+
+
+def count() -> int:
+    return len(all_mutants()) + len(honest_subjects())
+
+
+def _trials(pool: ProcessPoolExecutor, examples: int, seed: int) -> Iterator[Trial]:
+    yield from pool.map(partial(_honest, examples=examples, seed=seed), range(len(honest_subjects())))
+    yield from pool.map(partial(_mutant, seed=seed), range(len(all_mutants())), chunksize=4)
+
+
+@cache
+def _bank(size: int, seed: int) -> dict[Requirement, list[Case]]:
+    return {r: case_bank.draw(r, tuple(DTYPES), size, seed) for r in all_requirements()}
+
+
+def _tried(subject: Subject, size: int, seed: int) -> tuple[list[str], int]:
+    """The requirements that failed it, and the number of cases that were decided."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        judged = {r.id: case_bank.judge(r, subject, cases) for r, cases in _bank(size, seed).items()}
+    by = [id for id, (verdict, _) in judged.items() if verdict in ("fail", "error")]
+    return by, sum(cases for _, cases in judged.values())
+
+
+def _mutant(index: int, seed: int) -> Trial:
+    mutant = all_mutants()[index]
+    by, cases = _tried(mutant, CASES, seed)
+    for r in all_requirements():
+        if r.id in mutant.kills and r.id not in by:
+            outcome = examine(r, mutant, mutant.spec, dtypes=tuple(DTYPES), examples=EXAMPLES, seed=seed, explain=False)
+            by += [r.id] if outcome.status in ("fail", "error") else []
+    return Trial(mutant.name, mutant.group, mutant.rows, mutant.kills, tuple(by), cases)
+
+
+def _honest(index: int, examples: int, seed: int) -> Trial:
+    subject = honest_subjects()[index]
+    by, cases = _tried(subject, examples, seed)
+    return Trial(subject.name, "HONEST", (), (), tuple(by), cases)

@@ -1,0 +1,260 @@
+"""A case: the arrays and the configuration of one trial, and the truth about it, from `lora_ref` alone."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from conformance.subject import LayerConfig, Unsupported
+from conformance.truth.compare import wide
+from lora_ref import lora
+from lora_ref.error import bounds
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+BITS = {"float32": 24, "float64": 53, "float16": 11, "bfloat16": 8}  # of the significand
+
+
+class Adapter(NamedTuple):
+    """A further adapter of a layer: A (in, rank), B (rank, out), with a rank and an alpha of its own."""
+
+    name: str
+    A: np.ndarray
+    B: np.ndarray
+    alpha: float
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """x (…, in), W (out, in), b (out) or None, A (in, rank), B (rank, out), dy (…, out), all of the config's dtype."""
+
+    config: LayerConfig
+    W: np.ndarray
+    b: np.ndarray | None
+    A: np.ndarray
+    B: np.ndarray
+    x: np.ndarray
+    dy: np.ndarray
+    operations: tuple[str, ...] = ()  # of a requirement about sequences
+    others: tuple[Adapter, ...] = ()  # beside A and B, which are the adapter "default"
+    weights: tuple[float, ...] = ()  # of "default" and of the others
+
+    @property
+    def adapter(self) -> dict[str, np.ndarray]:
+        return {"A": self.A, "B": self.B}
+
+    @property
+    def dtype(self) -> np.dtype:
+        return DTYPES[self.config.dtype]
+
+    @property
+    def scale(self) -> float:
+        return lora.scale(self.config.alpha, self.config.rank, self.config.scaling)
+
+    @property
+    def size(self) -> float:
+        """What makes a counterexample easy to read: few numbers, and small ones."""
+        factors = [a for other in self.others for a in (other.A, other.B)]
+        arrays = [wide(a) for a in (self.W, self.A, self.B, self.x, self.dy, *factors)]
+        return len(self.operations) + float(sum(a.size + np.abs(a[np.isfinite(a)]).sum() for a in arrays))
+
+    def but(self, **changes) -> "Case":
+        """The same case with other arrays, or (by the names of LayerConfig) another configuration."""
+        arrays = {k: v for k, v in changes.items() if k in ("W", "b", "A", "B", "x", "dy")}
+        config = {k: v for k, v in changes.items() if k not in arrays}
+        return replace(self, config=replace(self.config, **config), **arrays)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all adapters."""
+        return ("default", *(other.name for other in self.others))
+
+    def alone(self, name: str) -> "Case":
+        """The case of a layer whose only adapter is the one of that name."""
+        A, B, alpha = next(((o.A, o.B, o.alpha) for o in self.others if o.name == name), (self.A, self.B, self.config.alpha))
+        return replace(self.but(A=A, B=B, alpha=alpha, rank=A.shape[1]), others=(), weights=())
+
+    @property
+    def all_weights(self) -> dict[str, float]:
+        return dict(zip(self.names, self.weights, strict=True))
+
+    def at_scale(self, scale: float | None) -> "Case":
+        """The case with the alpha that gives this scale, for an implementation that has no other; itself if that is None.
+        Raises Unsupported if it would not be exact any more."""
+        if scale is None or self.config.scaling != "standard":
+            return self
+        changed = self.but(alpha=scale * self.config.rank)
+        if exact_in_any_order(self) and not exact_in_any_order(changed):
+            raise Unsupported(f"a case that is exact at a scale of {scale:g}")
+        return changed
+
+    @property
+    def turned(self) -> "Case":
+        """The case with another adapter of the same sizes."""
+        return self.but(A=np.flip(self.A).astype(self.dtype), B=np.flip(self.B).astype(self.dtype))
+
+    def copy(self) -> "Case":
+        """With an x and a dy of its own, since some layers write into what they are given; what is known of it stays known."""
+        copied = self.but(x=self.x.copy(), dy=self.dy.copy())
+        vars(copied).update({"truth": self.truth} | {name: known for name, known in vars(self).items() if name == "bound"})
+        return copied
+
+    @cached_property
+    def truth(self) -> "Truth":
+        return Truth(self)
+
+    @cached_property
+    def bound(self) -> "Bound":
+        return Bound(self)
+
+
+class Truth:
+    """y, dx, dA, dB and the merged W of a case, in longdouble for float64 layers and in float64 for all others."""
+
+    def __init__(self, case: Case):
+        kind = np.longdouble if case.config.dtype == "float64" else np.float64
+        W, A, B, x, dy = (wide(a).astype(kind) for a in (case.W, case.A, case.B, case.x, case.dy))
+        b = None if case.b is None else wide(case.b).astype(kind)
+        p = lora.LoRA(A, B)
+        self.y, cache = lora.forward(x, W, b, p, case.scale)
+        self.base = lora.forward(x, W, b, lora.LoRA(0 * A, 0 * B), case.scale)[0]
+        self.dx, (self.dA, self.dB) = lora.backward(dy, cache)
+        self.merged, _ = lora.merge(W, b, p, case.scale)
+
+
+class Together:
+    """y, dx, the merged W and the gradients (by the names of Layer.backward) of a case with several adapters at once."""
+
+    def __init__(self, case: Case, weights: dict[str, float]):
+        self.case, self.weights = case, weights
+        W, dx = wide(case.W), wide(case.dy) @ wide(case.W)
+        self.y, self.dx, self.merged = case.truth.base.copy(), dx.copy(), W.copy()
+        self.gradients: dict[str, np.ndarray] = {}
+        for name, weight in weights.items():
+            truth, prefix = case.alone(name).truth, "" if name == "default" else f"{name}."
+            self.y += weight * (truth.y - truth.base)
+            self.dx += weight * (truth.dx - dx)
+            self.merged += weight * (truth.merged - W)
+            self.gradients |= {f"{prefix}A": weight * truth.dA, f"{prefix}B": weight * truth.dB}
+
+    @cached_property
+    def bound_of_one(self) -> np.ndarray:
+        """Bound of y of one adapter that does the same: √(weight · scale), rounded twice, may have gone into A as into B,
+        rounded."""
+        case, parts = self.case, [(weight, self.case.alone(name)) for name, weight in self.weights.items()]
+        A = np.hstack([wide(part.A) for _, part in parts])
+        B = np.vstack([weight * part.scale * wide(part.B) for weight, part in parts])
+        layer, truth = (
+            bounds.forward(case.x, case.W, case.b, lora.LoRA(A, B), 1.0, precision, more=6)
+            for precision in (case.config.dtype, "longdouble")
+        )
+        return layer + truth
+
+
+class Bound:
+    """How far from the truth an honest layer of the case's dtype may be, the truth's own rounding included."""
+
+    def __init__(self, case: Case):
+        p = lora.LoRA(case.A, case.B)
+        for precision in (case.config.dtype, "longdouble" if case.config.dtype == "float64" else "float64"):
+            dx, (dA, dB) = bounds.backward(case.dy, case.x, case.W, p, case.scale, precision)
+            found = {
+                "y": bounds.forward(case.x, case.W, case.b, p, case.scale, precision),
+                "dx": dx, "dA": dA, "dB": dB,
+                "merged": bounds.merge(case.W, p, case.scale, precision),
+                "merged_once": bounds.merge_rounded_once(case.W, p, case.scale, precision),
+                "unmerged": bounds.unmerge(case.W, p, case.scale, precision),
+            }
+            for name, value in found.items():
+                setattr(self, name, getattr(self, name, 0.0) + value)
+
+    y: np.ndarray
+    dx: np.ndarray
+    dA: np.ndarray
+    dB: np.ndarray
+    merged: np.ndarray
+    merged_once: np.ndarray
+    unmerged: np.ndarray
+
+
+def resolution(case: Case) -> float:
+    """The smallest relative error of the scale that would leave the bound in y, dx, dA, dB and W' alike; infinite if the
+    LoRA part of one of them is zero."""
+    truth, W, dy = case.truth, wide(case.W), wide(case.dy)
+    parts = {
+        "y": truth.y - truth.base, "dx": truth.dx - dy @ W, "dA": truth.dA, "dB": truth.dB, "merged": truth.merged - W,
+    }
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return max(float(np.nanmin(getattr(case.bound, name) / np.abs(part), initial=np.inf)) for name, part in parts.items())
+
+
+def exact_in_any_order(case: Case) -> bool:
+    """Whether every honest way of computing the case is free of rounding in its dtype: all that can occur in a step
+    are multiples of one last bit, and the sums of absolute values stay below 2^bits of them."""
+    return all(total <= bit * 2.0 ** BITS[case.config.dtype] for total, bit in _sums(case))
+
+
+def exact_together(case: Case) -> bool:
+    """The same of a case with several adapters, with its weights and with none: of the one adapter that does what they all
+    do, and of each alone, its weight taken before or after its own sums."""
+    for weights in (case.weights, (1.0,) * len(case.names)):
+        parts = [case.alone(name) for name in case.names]
+        weighted = [part.but(alpha=weight * part.config.alpha) for part, weight in zip(parts, weights, strict=True)]
+        A = np.hstack([part.A for part in weighted])
+        B = np.vstack([(part.scale * wide(part.B)).astype(case.dtype) for part in weighted])
+        whole = case.but(A=A, B=B, rank=A.shape[1], alpha=A.shape[1], scaling="standard")
+        if not all(map(exact_in_any_order, (*parts, *weighted, whole))):
+            return False
+    return True
+
+
+def in_range(case: Case) -> bool:
+    """Whether no honest way of computing the case can overflow: float16 ends at 65504."""
+    return case.config.dtype != "float16" or all(total <= 2.0**15 for total, _ in _sums(case))
+
+
+def _sums(case: Case) -> list[tuple[float, float]]:
+    """Of every step, the largest sum of absolute values that can occur, and the last bit of what is summed."""
+    arrays = [wide(a).astype(np.float64) for a in (case.W, case.A, case.B, case.x, case.dy)]
+    W, A, B, x, dy = map(np.abs, arrays)
+    gW, gA, gB, gx, gdy = map(last_bit, arrays)
+    b, gb = (0.0, np.inf) if case.b is None else (np.abs(wide(case.b).astype(np.float64)), last_bit(case.b))
+    root = abs(case.scale) ** 0.5  # which may go into each of the factors
+    factors = (case.scale, case.config.alpha, 1.0, root)  # before scaling, after it, or by alpha and the rank one by one
+    s, gs = max(map(abs, factors)), min(last_bit(np.array(factor)) for factor in factors)
+    x2, dy2 = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    h, u = s * (x2 @ A), s * (dy2 @ B.T)
+    sums = (
+        (h, gs * gx * gA),
+        (u, gs * gdy * gB),
+        (x2 @ W.T + b + h @ B, min(gx * gW, gb, gs * gx * gA * gB)),
+        (dy2 @ W + u @ A.T, min(gdy * gW, gs * gdy * gA * gB)),
+        (x2.T @ u, gs * gx * gdy * gB),
+        (h.T @ dy2, gs * gx * gdy * gA),
+        (W + s * (A @ B).T, min(gW, gs * gA * gB)),
+        (x2.T @ dy2, gx * gdy),  # of an implementation that forms dW first
+    )
+    return [(float(total.max(initial=0.0)), bit) for total, bit in sums]
+
+
+def last_bit(array: np.ndarray) -> float:
+    """The largest power of two of which every entry is a multiple; infinite if all are zero."""
+    mantissa, exponent = np.frexp(wide(array).astype(np.float64))
+    whole = (mantissa * 2.0**53).astype(np.int64)
+    bits = np.where(whole == 0, np.inf, np.ldexp((whole & -whole).astype(np.float64), exponent - 53))
+    return float(bits.min(initial=np.inf))
+
+
+def telling(case: Case) -> bool:
+    """Whether the LoRA part moves the output and every gradient: a case in which it does not could tell nothing."""
+    W, A, B, x, dy = (wide(a).astype(np.float64) for a in (case.W, case.A, case.B, case.x, case.dy))
+    x2, dy2 = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    parts = (x @ A @ B, dy @ B.T @ A.T, x2.T @ dy2 @ B.T, A.T @ x2.T @ dy2)
+    return all(part.any() for part in parts)
+

@@ -1,0 +1,209 @@
+"""The only file that decides how far apart two arrays may be.
+
+Four kinds of judgement, none with a chosen tolerance:
+* `same`: bit equality, for cases in which every honest way of computing is exact;
+* `within`: componentwise, |got − want| ≤ bound, the bound derived in `lora_ref.error.bounds`;
+* `within_spread`: the same for whole models, the bound a quantile of the spread that `lora_ref.error.noise` finds;
+* statistics of random draws, each with a false-alarm probability of at most ALARM for an honest implementation.
+
+Each returns error / bound (0 where equal), or raises Mismatch with what a report needs.
+"""
+
+import math
+from functools import cache
+from statistics import NormalDist
+
+import numpy as np
+
+from lora_ref.error import noise
+
+ALARM = 1e-11  # per statistical check; a run makes fewer than 100 of them, so at most 1e-9 in a run
+
+
+# The smallest relative error of the scale that a rounding case must be able to show, or else it is not used. In half
+# precision that is coarse: there, exact cases decide.
+FAULT_OF_INTEREST = {"float64": 1e-3, "float32": 1e-3, "float16": 0.25, "bfloat16": 0.5}
+
+
+class Mismatch(AssertionError):
+    """The subject's answer is not the one expected."""
+
+    def __init__(self, what: str, got, want, *, where: str = "", error: float | None = None, bound: float | None = None,
+                 arrays: tuple[np.ndarray, np.ndarray] | None = None):
+        self.what, self.where, self.error, self.bound = what, where, error, bound
+        self.arrays = arrays  # got and want as a whole, where one component of them is reported
+        self.got, self.want = _text(got), _text(want)
+        if self.got == self.want and error:
+            self.got, self.want = repr(got), repr(want)  # they differ in the last digits
+        super().__init__(f"{what}{where}: got {self.got}, want {self.want}{self.ratio_text()}")
+
+    @property
+    def ratio(self) -> float | None:
+        """error / bound; infinite where the bound is zero, None where no two numbers were compared."""
+        if self.error is None or self.bound is None:
+            return None
+        return self.error / self.bound if self.bound else math.inf
+
+    def ratio_text(self) -> str:
+        if self.error is None or self.bound is None:
+            return ""
+        if not self.bound:
+            return f" (error {self.error:.3g} / 0: it must be equal bit for bit)"
+        return f" (error {self.error:.3g} / bound {self.bound:.3g} = {self.ratio:.3g})"
+
+
+def same(got, want, what: str) -> float:
+    """Equal bit for bit, whatever the dtype it is stored in; −0 equals 0, and NaN equals NaN."""
+    got, want = wide(got), wide(want)
+    _same_shape(got, want, what)
+    wrong = ~((got == want) | (np.isnan(got) & np.isnan(want)))
+    if wrong.any():
+        raise _at(what, got, want, np.zeros(got.shape), wrong)
+    return 0.0
+
+
+def within(got, want, bound, what: str) -> float:
+    """Each component within its bound. Returns the largest error / bound."""
+    got, want = wide(got), wide(want)
+    _same_shape(got, want, what)
+    bound = np.broadcast_to(np.asarray(bound, np.float64), got.shape)
+    error = np.abs(got - want)
+    wrong = ~(error <= bound)  # written so that NaN is wrong
+    if wrong.any():
+        raise _at(what, got, want, bound, wrong)
+    inside = bound > 0
+    return float((error[inside] / bound[inside]).max()) if inside.any() else 0.0
+
+
+def within_spread(got, want, deviation, what: str) -> float:
+    """Each component within what an honest error of that standard deviation reaches with probability 1 − ALARM. The
+    deviation is an estimate from `lora_ref.error.noise.RUNS` runs, so error / deviation has Student's distribution."""
+    return within(got, want, reach() * np.asarray(deviation, np.float64), what)
+
+
+def reach() -> float:
+    """The multiple of an estimated deviation that an honest error stays within."""
+    return _student(ALARM, noise.RUNS)
+
+
+def alike(first, second, bound) -> bool:
+    """Whether two answers may come of one formula: equal, or each within the bound of the same truth."""
+    first, second = wide(first), wide(second)
+    if first.shape != second.shape:
+        return False
+    equal = (first == second) | (np.isnan(first) & np.isnan(second))
+    if bound is not None and np.shape(bound) == first.shape:
+        equal |= np.abs(first - second) <= 2 * bound
+    return bool(equal.all())
+
+
+def ratio_of(got, want) -> float | None:
+    """c with got = c · want in every component, to the rounding of the division; None if there is none, or if it would be
+    a matter of a single number."""
+    got, want = wide(got), wide(want)
+    there = want != 0
+    if got.shape != want.shape or there.sum() < 2 or got[~there].any() or not np.isfinite(got).all():
+        return None
+    ratios = got[there] / want[there]
+    return float(ratios[0]) if all(same_number(r, ratios[0]) for r in ratios) else None
+
+
+def same_number(first: float, second: float) -> bool:
+    """Equal to within a few roundings of float64, for what was divided or rooted once or twice."""
+    return abs(first - second) <= 4 * np.finfo(np.float64).eps * abs(second)
+
+
+def holds(condition, what: str, got, want) -> None:
+    """A plain fact, with what was seen and what should have been."""
+    if not condition:
+        raise Mismatch(what, got, want)
+
+
+def mean_is_zero(sample: np.ndarray, what: str) -> float:
+    """The mean of independent draws from one symmetric, light-tailed distribution (normal, uniform) is zero."""
+    sample = wide(sample).ravel()
+    bound = _z(ALARM) * float(sample.std()) / math.sqrt(sample.size)
+    return _statistic(float(sample.mean()), 0.0, bound, what)
+
+
+def same_spread(first: np.ndarray, second: np.ndarray, what: str) -> float:
+    """Two samples have one standard deviation. The log of a sample's standard deviation has variance 1/(2 N) for
+    normal draws, and less for uniform ones."""
+    first, second = wide(first).ravel(), wide(second).ravel()
+    holds(first.std() > 0 and second.std() > 0, what, "one without any spread", "two with a spread")
+    bound = _z(ALARM) * math.sqrt(1 / (2 * first.size) + 1 / (2 * second.size))
+    return _statistic(math.log(float(first.std())) - math.log(float(second.std())), 0.0, bound, what)
+
+
+def fraction_is(count: int, trials: int, probability: float, what: str) -> float:
+    """`count` successes in independent `trials` of that probability, by Hoeffding's inequality."""
+    return _statistic(count / trials, probability, math.sqrt(math.log(2 / ALARM) / (2 * trials)), what)
+
+
+def few_in_common(first: np.ndarray, second: np.ndarray, what: str) -> None:
+    """Of two tables of fair coins, rows of k of them: hardly a row of one is in the other. Each of the n² pairs is alike with
+    a probability of 2⁻ᵏ, so m of them are with at most (n² 2⁻ᵏ)ᵐ."""
+    rows = [set(map(tuple, table.tolist())) for table in (first, second)]
+    chance = len(first) * len(second) * 2.0 ** -first.shape[1]
+    allowed = math.floor(math.log(ALARM) / math.log(chance))  # one more is less likely than ALARM
+    common = len(rows[0] & rows[1])
+    holds(common <= allowed, what, common, f"at most {allowed} of {len(second)}, by chance")
+
+
+def wide(array) -> np.ndarray:
+    """The same values in longdouble, in which every dtype of a subject is exact."""
+    array = np.asarray(array)
+    if array.dtype != np.longdouble:
+        array = array.astype(np.float64)  # bfloat16 has no cast of its own to longdouble
+    return array.astype(np.longdouble)
+
+
+def _statistic(got: float, want: float, bound: float, what: str) -> float:
+    error = abs(got - want)
+    if not error <= bound:
+        raise Mismatch(what, got, want, error=error, bound=bound)
+    return error / bound if bound else 0.0
+
+
+def _z(alarm: float) -> float:
+    return -NormalDist().inv_cdf(alarm / 2)
+
+
+@cache
+def _student(alarm: float, freedom: int) -> float:
+    """The t that |T| exceeds with that probability, T of Student's distribution with an even number of degrees of freedom:
+    there P(|T| ≤ t) = sin θ (1 + ½ cos² θ + ½ ¾ cos⁴ θ + …), tan θ = t / √freedom, freedom / 2 terms (Abramowitz and
+    Stegun, *Handbook of Mathematical Functions*, 26.7.4)."""
+    def beyond(t: float) -> float:
+        theta, term, total = math.atan(t / math.sqrt(freedom)), 1.0, 0.0
+        for k in range(freedom // 2):
+            total += term
+            term *= (2 * k + 1) / (2 * k + 2) * math.cos(theta) ** 2
+        return 1 - math.sin(theta) * total
+
+    low, high = 0.0, 1e6
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if beyond(middle) > alarm else (low, middle)
+    return high
+
+
+def _same_shape(got: np.ndarray, want: np.ndarray, what: str) -> None:
+    if got.shape != want.shape:
+        raise Mismatch(f"shape of {what}", got.shape, want.shape)
+
+
+def _at(what: str, got: np.ndarray, want: np.ndarray, bound: np.ndarray, wrong: np.ndarray) -> Mismatch:
+    """The worst component, as an error."""
+    error = np.abs(got - want)
+    severity = np.where(wrong, np.where(np.isnan(error), np.inf, error), -1)
+    index = np.unravel_index(int(severity.argmax()), severity.shape)
+    where = f"[{', '.join(map(str, index))}]" if index else ""
+    return Mismatch(
+        what, float(got[index]), float(want[index]), where=where, error=float(error[index]), bound=float(bound[index]),
+        arrays=(got, want),
+    )
+
+
+def _text(value) -> str:
+    return f"{value:.9g}" if isinstance(value, float) else str(value)

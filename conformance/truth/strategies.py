@@ -1,0 +1,185 @@
+"""Hypothesis strategies for cases. Each function here returns a function of the dtypes in play that returns the
+strategy, so that `--dtype` reaches every requirement in the same way.
+
+Exact cases hold small integers, and scales with few bits: every sum is exact in every dtype and in every order, so an
+honest layer is right bit for bit. Rounding cases hold normal draws, scaled as in practice; they are judged by the bound.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import strategies as st
+
+from conformance.subject import LayerConfig, Unsupported
+from conformance.truth.case import DTYPES, Adapter, Case, exact_in_any_order, exact_together, in_range, resolution, telling
+from conformance.truth.compare import FAULT_OF_INTEREST
+
+# The simplest first, since Hypothesis shrinks bytes towards 0.
+_SMALL = np.array([0, 1, -1, *[1, -1, 1, -1, 0] * 50])
+_LARGER = np.array([0, 1, -1, 2, -2, 3, -3, *[1, -1, 2, -2, 3, -3, 0] * 35])
+# Never 0 or 1, which hide faults; and squares, since a root of the scale may go into each factor.
+EXACT_SCALES = (4.0, 0.25, 2.25, 9.0, 16.0)
+WEIGHTS = (4.0, -1.0, 0.25, 1.0, -4.0)  # of one of several adapters; squares, too
+Integers = st.SearchStrategy[int]
+SIZES: Integers = st.integers(1, 5)
+# Powers of two: a gradient that is divided by another rank before it is summed is not exact.
+RANKS: Integers = st.sampled_from((1, 2, 4))
+DRAWN = 32  # bytes for an array
+
+
+def integers(draw, shape: tuple[int, ...], dtype: str, small: bool = False) -> np.ndarray:
+    """Small integers that shrink one by one, from a single draw of bytes. Their number does not depend on the shape, so
+    that a size can shrink while the numbers stay; a larger array goes round again, with its zeros where they were."""
+    table = _SMALL if small or DTYPES[dtype].itemsize == 2 else _LARGER
+    drawn = np.frombuffer(draw(st.binary(min_size=DRAWN, max_size=DRAWN)), np.uint8).astype(np.int64)
+    rounds, place = np.divmod(np.arange(int(np.prod(shape))), DRAWN)
+    index = np.where(drawn[place] == 0, 0, drawn[place] + 89 * rounds)
+    return table[index % len(table)].reshape(shape).astype(DTYPES[dtype])
+
+
+def normals(rng: np.random.Generator, shape: tuple[int, ...], std: float, dtype: str) -> np.ndarray:
+    return (std * rng.standard_normal(shape)).astype(DTYPES[dtype])
+
+
+def among(only: tuple[str, ...], dtypes: tuple[str, ...]):
+    """One of the dtypes that a requirement is about, of those in play."""
+    both = [dtype for dtype in only if dtype in dtypes]
+    if not both:
+        raise Unsupported(f"{' or '.join(only)}")
+    return st.sampled_from(both)
+
+
+def exact(
+    *,
+    in_features: Integers = SIZES, out_features: Integers = SIZES, rank: Integers = RANKS, scales=EXACT_SCALES,
+    leading=None, bias=st.booleans(),
+    scaling: str = "standard", dropout: float = 0.0, only: tuple[str, ...] = tuple(DTYPES), degenerate: bool = False,
+    operations=None, square: bool = False, wide_rank: bool = False, small: bool = False,
+):
+    """Cases of small integers. Sizes are all different (unless `square`) and the LoRA part is visible, unless `degenerate`.
+
+    The rank is at most min(in, out), unless `wide_rank`: some implementations refuse more. `leading` is a strategy for the
+    leading dimensions of x; `only` are the dtypes that the requirement is about. `small` are 0, 1 and −1 alone.
+    """
+    leading = st.lists(st.integers(1, 3), min_size=1, max_size=2).map(tuple) if leading is None else leading
+
+    def of(dtypes: tuple[str, ...]):
+        dtype_of = among(only, dtypes)
+
+        @st.composite
+        def case(draw) -> Case:
+            dtype = draw(dtype_of)
+            sizes = st.tuples(rank, in_features, out_features).filter(
+                lambda s: (wide_rank or s[0] == min(s)) and (degenerate or square or len(set(s)) == 3)
+            )
+            r, n_in, n_out = draw(sizes)
+            factor = r**0.5 if scaling == "rslora" else r
+            alpha = draw(st.sampled_from(scales)) * factor
+            config = LayerConfig(n_in, n_out, r, alpha, draw(bias), dtype, dropout=dropout, scaling=scaling)
+            lead = draw(leading)
+            return Case(
+                config,
+                W=integers(draw, (n_out, n_in), dtype, small),
+                b=integers(draw, (n_out,), dtype, small) if config.bias else None,
+                A=integers(draw, (n_in, r), dtype, small),
+                B=integers(draw, (r, n_out), dtype, small),
+                x=integers(draw, (*lead, n_in), dtype, small),
+                dy=integers(draw, (*lead, n_out), dtype, small),
+                operations=tuple(draw(operations)) if operations is not None else (),
+            )
+        return case().filter(lambda c: exact_in_any_order(c) and (degenerate or telling(c)))
+
+    return of
+
+
+def several(**options):
+    """Exact cases with three adapters, of ranks, alphas and weights of their own, each of which gives another y."""
+
+    def of(dtypes: tuple[str, ...]):
+        @st.composite
+        def case(draw) -> Case:
+            first: Case = draw(exact(**options)(dtypes))
+            n_in, n_out, others = first.config.in_features, first.config.out_features, []
+            ranks = (1, 4) if first.config.scaling == "rslora" else (1, 2, 4)  # of a root that is exact
+            for name in ("second", "third"):
+                r = draw(st.sampled_from([r for r in ranks if r <= min(n_in, n_out)]))
+                A, B = integers(draw, (n_in, r), first.config.dtype), integers(draw, (r, n_out), first.config.dtype)
+                factor = r**0.5 if first.config.scaling == "rslora" else r
+                others.append(Adapter(name, A, B, draw(st.sampled_from(EXACT_SCALES)) * factor))
+            weights = tuple(draw(st.sampled_from(WEIGHTS)) for _ in range(3))
+            return replace(first, others=tuple(others), weights=weights)
+
+        return case().filter(lambda c: exact_together(c) and all_differ(c))
+
+    return of
+
+
+def all_differ(case: Case) -> bool:
+    parts = [case.alone(name) for name in case.names]
+    outputs = {part.truth.y.astype(np.float64).tobytes() for part in parts}
+    return all(map(telling, parts)) and len(outputs) == len(parts)
+
+
+def rounding(
+    *, only: tuple[str, ...] = ("float32", "float64"), bias=st.booleans(), scaling: str = "standard", dropout: float = 0.0,
+    sizes=st.integers(2, 40), rank=st.integers(1, 9), positive: bool = False, operations=None,
+):
+    """Cases of normal draws, W and A of standard deviation 1/√in, alpha from a twentieth to twenty times the rank; those
+    alone that could show a fault of interest. With `positive` numbers the rounding of long sums adds up."""
+
+    def of(dtypes: tuple[str, ...]):
+        dtype_of = among(only, dtypes)
+
+        @st.composite
+        def case(draw) -> Case:
+            dtype = draw(dtype_of)
+            n, n_in, n_out, r = draw(st.tuples(st.integers(1, 20), sizes, sizes, rank))
+            r = min(r, n_in, n_out)
+            alpha = r * draw(st.sampled_from([2.75, 0.3, 1.7, 8.0, 0.05, 20.0]))
+            config = LayerConfig(n_in, n_out, r, alpha, draw(bias), dtype, dropout=dropout, scaling=scaling)
+            rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+
+            def array(shape: tuple[int, ...], std: float) -> np.ndarray:
+                drawn = normals(rng, shape, std, dtype)
+                return np.abs(drawn) if positive else drawn
+
+            return Case(
+                config,
+                W=array((n_out, n_in), n_in**-0.5),
+                b=array((n_out,), 1.0) if config.bias else None,
+                A=array((n_in, r), n_in**-0.5),
+                B=array((r, n_out), r**-0.5),
+                x=array((n, n_in), 1.0),
+                dy=array((n, n_out), 1.0),
+                operations=tuple(draw(operations)) if operations is not None else (),
+            )
+
+        return case().filter(lambda c: in_range(c) and resolution(c) <= FAULT_OF_INTEREST[c.config.dtype])
+
+    return of
+
+
+def sized(in_features: int, out_features: int, rank: int, alpha: float, *, only: tuple[str, ...] = tuple(DTYPES), **config):
+    """One configuration, other weights and seeds: for what is said of a fresh layer. x, dy as in `rounding`."""
+
+    def of(dtypes: tuple[str, ...]):
+        dtype = next((d for d in only if d in dtypes), None)
+        if dtype is None:
+            raise Unsupported(" or ".join(only))
+
+        def case(seed: int) -> Case:
+            rng = np.random.default_rng(seed)
+            made = LayerConfig(in_features, out_features, rank, alpha, dtype=dtype, seed=seed, **config)
+            return Case(
+                made,
+                W=normals(rng, (out_features, in_features), in_features**-0.5, dtype),
+                b=normals(rng, (out_features,), 1.0, dtype) if made.bias else None,
+                A=normals(rng, (in_features, rank), in_features**-0.5, dtype),
+                B=normals(rng, (rank, out_features), 1.0, dtype),
+                x=normals(rng, (4, in_features), 1.0, dtype),
+                dy=normals(rng, (4, out_features), 1.0, dtype),
+            )
+
+        return st.integers(0, 2**31 - 1).map(case)
+
+    return of

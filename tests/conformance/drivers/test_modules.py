@@ -1,0 +1,100 @@
+"""A bare nn.Module class is a subject as it stands."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conformance import LayerConfig, load
+from conformance.run import runner
+from conformance.torch import TorchLayer, to_array, to_tensor
+
+FILE = Path(__file__).parents[1] / "modules.py"
+
+
+@pytest.mark.parametrize("name", ["Plain", "Nested", "Wrapper"])
+def test_modules_are_judged_as_they_stand(name):
+    report = runner.run([f"{FILE}:{name}"], runner.Options(level="must", jobs=2, examples=6))[0]
+    failed = {id: o.message for id, o in report.outcomes.items() if o.status in runner.FAILING}
+    assert set(failed) <= ({"STATE-06", "STATE-09"} if name == "Wrapper" else set()), failed
+    assert ("STATE-06" in failed) == (name == "Wrapper")
+    assert report.verdict == ("nonconformant" if name == "Wrapper" else "conformant")
+    assert report.profiles["inference"] == "conformant"
+    assert report.profiles["training"] == ("nonconformant" if "STATE-09" in failed else "conformant")
+    assert report.profiles["merge"] == ("conformant" if name == "Wrapper" else "not offered")
+
+
+def test_a_fault_is_found():
+    report = runner.run([f"{FILE}:NotDivided"], runner.Options(only=("FWD-01", "SCALE-01"), jobs=1))[0]
+    assert {o.status for o in report.outcomes.values()} == {"fail"}
+
+
+@pytest.mark.parametrize("name", ["Plain", "Nested", "Wrapper"])
+def test_arrays_are_found_in_either_layout(name):
+    """Even in a square layer with rank = in, where shapes alone could not tell."""
+    subject = load(f"{FILE}:{name}")
+    n = 3
+    W, A, B = (np.arange(k, k + n * n, dtype=np.float32).reshape(n, n) for k in (0, 10, 20))
+    layer = subject.build(LayerConfig(n, n, n, 2.0 * n), W, np.zeros(n, np.float32))
+    layer.set_adapter({"A": A, "B": B})
+    x = np.eye(n, dtype=np.float32)
+    np.testing.assert_array_equal(layer.forward(x), W.T + 2 * A @ B)
+    np.testing.assert_array_equal(layer.weight(), W)
+    assert layer.trainable() == {"A": (n, n), "B": (n, n)}
+
+
+@pytest.mark.parametrize("name", ["BackupFirst", "BiasOfB", "made_by_a_function"])
+def test_a_guess_is_tried_out(name):
+    """A buffer of the shape of W, or a bias of another part, is not what the module computes with."""
+    report = runner.run([f"{FILE}:{name}"], runner.Options(only=("FWD-01", "INIT-02", "GRAD-02"), jobs=1, examples=6))[0]
+    assert {id: o.message for id, o in report.outcomes.items() if o.status != "pass"} == {}
+
+
+@pytest.mark.parametrize("name", ["MergeGivesAnother", "MergeNeedsAMode"])
+def test_merges_of_another_kind_are_not_offered(name):
+    report = runner.run([f"{FILE}:{name}"], runner.Options(only=("FWD-01", "MERGE"), jobs=1, examples=6))[0]
+    assert report.profiles["merge"] == "not offered"
+    assert report.verdict == "conformant", {o.message for o in report.outcomes.values()}
+
+
+def test_a_buffer_keeps_the_digits_of_float64():
+    subject = load(f"{FILE}:ScaleInABuffer")
+    config = LayerConfig(3, 2, 1, 0.1, dtype="float64")
+    layer = subject.build(config, np.zeros((2, 3)), np.zeros(2))
+    layer.set_adapter({"A": np.ones((3, 1)), "B": np.ones((1, 2))})
+    np.testing.assert_array_equal(layer.forward(np.array([[1.0, 0, 0]])), [[0.1, 0.1]])
+
+
+def test_a_file_that_does_not_fit_changes_nothing(tmp_path):
+    subject = load(f"{FILE}:Plain")
+    ones = np.ones((4, 3), np.float32)
+    small, large = (subject.build(LayerConfig(3, n, 1, 2.0), ones[:n], ones[:n, 0]) for n in (2, 4))
+    before = large.adapter()
+    small.save(tmp_path)
+    with pytest.raises(RuntimeError, match=r"\(2, 1\) in the file, expected \(4, 1\)|\(2, 3\) in the file"):
+        large.load(tmp_path)
+    for key, array in before.items():
+        np.testing.assert_array_equal(large.adapter()[key], array)
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(TypeError, match=r"WithoutAlpha\(in_features, out_features, rank\) takes nothing .* as alpha"):
+        load(f"{FILE}:WithoutAlpha").build(LayerConfig(3, 2, 1, 2.0), np.ones((2, 3), np.float32), np.ones(2, np.float32))
+    with pytest.raises(TypeError, match=r"no parameter of NoFactors is A \(7, 3\) .*it has: linear.weight \(5, 7\)"):
+        load(f"{FILE}:NoFactors").build(LayerConfig(3, 2, 1, 2.0), np.ones((2, 3), np.float32), np.ones(2, np.float32))
+
+
+def test_tensors_keep_bits_and_strides():
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    assert to_tensor(x[:, ::2]).stride() == (4, 2)
+    assert to_tensor(np.broadcast_to(x[:1], (3, 4))).stride() == (0, 1)
+    half = to_array(torch.tensor([1.5, -0.25, float("nan")], dtype=torch.bfloat16))
+    assert half.dtype.name == "bfloat16"
+    np.testing.assert_array_equal(to_array(to_tensor(half)).view(np.int16), half.view(np.int16))
+
+
+def test_backward_before_forward_is_refused():
+    layer = TorchLayer(torch.nn.Linear(2, 2), W="weight", b="bias", A="weight", B="weight")
+    with pytest.raises(RuntimeError, match="backward before forward"):
+        layer.backward(np.ones((1, 2), np.float32))

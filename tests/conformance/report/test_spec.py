@@ -1,0 +1,55 @@
+"""The requirements as a document: ids, levels, sources, and SPEC.md."""
+
+import re
+
+from conformance.model import Model
+from conformance.mutants import all_mutants
+from conformance.report import spec
+from conformance.requirements import GROUPS, PROFILES, all_requirements
+from conformance.run.diagnosis import catalogue
+from conformance.subject import Layer
+
+REQUIREMENTS = all_requirements()
+
+
+def test_ids_are_unique_and_numbered_without_gaps():
+    assert len({r.id for r in REQUIREMENTS}) == len(REQUIREMENTS)
+    for group in GROUPS:
+        numbers = [int(r.id.split("-")[1]) for r in REQUIREMENTS if r.group == group]
+        assert numbers == list(range(1, len(numbers) + 1)), group
+        assert numbers, group
+
+
+def test_each_says_what_it_must():
+    for r in REQUIREMENTS:
+        assert len(re.findall(r"\b(MUST|SHOULD)\b", r.sentence)) >= 1, r.id
+        assert not {"MUST", "SHOULD"} <= set(r.sentence.split()), f"{r.id} has two levels"
+        assert r.sentence.endswith("."), r.id
+        assert r.formula and r.sources and r.why, r.id
+        assert r.profile in PROFILES, r.id
+        of_models = "build_model" in r.needs
+        assert set(r.needs) - {"build_model"} <= set(vars(Model if of_models else Layer)), r.id
+
+
+def test_the_levels_of_the_specification():
+    """What the project decided to be a SHOULD; everything else is a MUST."""
+    should = {r.id for r in REQUIREMENTS if r.level == "SHOULD"}
+    assert should == {
+        "ADAPT-08", "INIT-07", "INIT-10", "MERGE-08", "STATE-07", "STATE-08", "DTYPE-07",
+        "INPUT-04", "INPUT-05", "INPUT-06", "INPUT-07", "INPUT-08", "INPUT-09", "INPUT-10",
+    }
+
+
+def test_known_faults_exist():
+    for r in REQUIREMENTS:
+        assert set(r.faults) <= set(catalogue()), r.id
+
+
+def test_spec_is_fresh():
+    assert spec.PATH.read_text(encoding="utf-8") == spec.render(), "stale: run python -m conformance.report.spec"
+
+
+def test_every_known_fault_is_recreated_or_waits_for_something():
+    recreated = {row for mutant in all_mutants() for row in mutant.rows}
+    assert recreated == {id for id, row in catalogue().items() if "waits_for" not in row}
+    assert len(recreated) >= 75 and len(all_mutants()) >= 120
