@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     if found is None:
         raise ValueError(f"no requirement {arguments.id}, expected one like MERGE-01; `conformance list` shows them")
     screen = console()
-    optional = " — for those that offer it" if found.where_offered else ""
+    optional = " — for those that offer it" if found.optional else ""
     screen.print(Text(f"{found.id} {found.title} ({found.level}, profile {found.profile}{optional})", style="bold"))
     table = Table.grid(padding=(0, 2))
     table.add_row("sentence", Text(found.sentence))

@@ -1,5 +1,5 @@
-"""Reads the scripts of findings/scripts/, one for each cause, and makes findings/FINDINGS.md of them and of results/full.json, the
-report of a full run.
+"""Reads the scripts of findings/scripts/, one for each cause, and makes findings/FINDINGS.md of them and of results/full.json,
+the report of a full run.
 
 A script needs the library alone. Its docstring says what is wrong, which requirements that fails, and why; its last lines,
 `# prints:`, are what it prints.

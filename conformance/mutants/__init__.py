@@ -60,7 +60,7 @@ class LayerSubject(Subject):
 class Mutant(LayerSubject):
     """A subject with a known fault. `words` says which."""
 
-    rows: tuple[str, ...]  # of known_faults.json that it re-creates
+    reports: tuple[str, ...]  # of known_faults.json that it re-creates
     kills: tuple[str, ...]  # ids of the requirements that must fail it
 
     @property
@@ -71,9 +71,9 @@ class Mutant(LayerSubject):
         return self
 
 
-def mutant(rows: str = "", *, kills: str) -> Callable[[type], Mutant]:
-    """Makes a Mutant of a class of layers or of models. `rows` are numbers of rows and `kills` ids, divided by spaces."""
-    numbers = tuple(f"BUG-{number}" for number in rows.split())
+def mutant(reports: str = "", *, kills: str) -> Callable[[type], Mutant]:
+    """Makes a Mutant of a class of layers or of models. `reports` are numbers, `kills` ids, divided by spaces."""
+    numbers = tuple(f"BUG-{number}" for number in reports.split())
     return lambda layer: Mutant(layer, numbers, tuple(kills.split()))
 
 

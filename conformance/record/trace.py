@@ -10,7 +10,7 @@ from conformance.model import Model, ModelConfig
 from conformance.record.script import arrays, bits, memory, through_this_package, told, wrapped
 from conformance.subject import Call, Layer, LayerConfig, Subject, Unsupported
 from conformance.truth.case import DTYPES
-from conformance.truth.compare import Mismatch, holds
+from conformance.truth.compare import Mismatch, expect
 
 _ANSWERS = {
     "adapter": dict, "arrays": dict, "base": dict, "backward": dict, "trainable": dict,
@@ -133,23 +133,23 @@ def _kept(method: str, result):
     if not isinstance(result, dict):
         return result
     strange = [key for key in result if not isinstance(key, str)]
-    holds(not strange, f"keys of what {method}() returns", strange, "names")
+    expect(not strange, f"keys of what {method}() returns", strange, "names")
     if method == "trainable":
         for key, shape in result.items():
             plain = isinstance(shape, tuple) and all(isinstance(n, int) for n in shape)
-            holds(plain, f"what trainable() gives for {key!r}", shape, "a shape")
+            expect(plain, f"what trainable() gives for {key!r}", shape, "a shape")
         return dict(result)
     if method == "adapter":
-        holds({"A", "B"} <= set(result), "keys of what adapter() returns", sorted(result), ["A", "B"])
+        expect({"A", "B"} <= set(result), "keys of what adapter() returns", sorted(result), ["A", "B"])
     for key, array in result.items():
-        holds(isinstance(array, np.ndarray), f"what {method}() gives for {key!r}", type(array).__name__, "ndarray")
+        expect(isinstance(array, np.ndarray), f"what {method}() gives for {key!r}", type(array).__name__, "ndarray")
     return {key: _numbers(f"what {method}() gives for {key!r}", array) for key, array in result.items()}
 
 
 def _numbers(what: str, array: np.ndarray) -> np.ndarray:
-    holds(not isinstance(array, np.ma.MaskedArray), what, "a masked array", "an array without a mask")
+    expect(not isinstance(array, np.ma.MaskedArray), what, "a masked array", "an array without a mask")
     real = array.dtype.kind == "f" or array.dtype in DTYPES.values()
-    holds(real, f"dtype of {what}", array.dtype, "a real floating-point dtype")
+    expect(real, f"dtype of {what}", array.dtype, "a real floating-point dtype")
     return np.array(array, subok=False)
 
 

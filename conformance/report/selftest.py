@@ -40,7 +40,7 @@ def show(console: Console, found: SelfTest) -> None:
     killed = sum(trial.killed for trial in found.mutants)
     table.add_row("all", f"{killed}/{len(found.mutants)}", f"{found.score:.1%}")
     console.print(table)
-    rows = {row for trial in found.mutants for row in trial.rows}
+    rows = {row for trial in found.mutants for row in trial.reports}
     honest = f"{len(found.honest) - len(found.wronged)} of {len(found.honest)} honest variations passed"
     honest += f" all {sum(trial.cases for trial in found.honest):,} cases" if not found.wronged else ""
     console.print(f"\n{len(rows)} public reports re-created; {honest}; {found.seconds:.0f} s")
@@ -53,7 +53,7 @@ def show(console: Console, found: SelfTest) -> None:
 def _matrix(trials: list[Trial]) -> Table:
     table = _table("mutant", "reports", "failed by")
     for trial in trials:
-        rows = " ".join(row.removeprefix("BUG-") for row in trial.rows) or "–"
+        rows = " ".join(row.removeprefix("BUG-") for row in trial.reports) or "–"
         table.add_row(trial.name, rows, " ".join(trial.by) if trial.by else Text("SURVIVES", style="bold red"))
     return table
 

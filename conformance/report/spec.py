@@ -120,7 +120,7 @@ def render() -> str:
 def _known_faults() -> str:
     """The mutants and what must fail them, and the reports that wait for something that a single layer does not have."""
     mutants, rows = all_mutants(), catalogue()
-    recreated = {row for mutant in mutants for row in mutant.rows}
+    recreated = {row for mutant in mutants for row in mutant.reports}
     text = f"""
 ## Known faults
 
@@ -132,7 +132,7 @@ must be failed by the requirements named beside it, and {len(honest_subjects())}
 |---|---|---|---|---|
 """
     for m in sorted(mutants, key=lambda m: list(GROUPS).index(m.group)):
-        numbers = " ".join(row.removeprefix("BUG-") for row in m.rows)
+        numbers = " ".join(row.removeprefix("BUG-") for row in m.reports)
         text += f"| {m.group} | {m.name} | {m.words.replace('|', '&#124;')} | {numbers} | {' '.join(m.kills)} |\n"
     text += "\nThe other reports wait for:\n\n"
     waiting: dict[str, list[str]] = {}
@@ -143,7 +143,7 @@ must be failed by the requirements named beside it, and {len(honest_subjects())}
 
 
 def _section(r: Requirement) -> str:
-    offered = ", where offered" if r.where_offered else ""
+    offered = ", where offered" if r.optional else ""
     rows = [
         f"\n### {r.id} {r.title}\n",
         f"**{r.sentence}**\n",

@@ -17,7 +17,7 @@ from hypothesis.strategies import SearchStrategy
 
 from conformance.subject import Layer, Subject, Unsupported
 from conformance.truth.case import Case
-from conformance.truth.compare import holds
+from conformance.truth.compare import expect
 
 Check = Callable[[Subject, Any], float | None]  # the case is of the kind that `cases` draws
 LEVELS = ("MUST", "SHOULD", "MAY")
@@ -60,7 +60,7 @@ class Requirement:
     sources: tuple[str, ...]
     faults: tuple[str, ...]  # rows of known_faults.json that it catches
     profile: str
-    where_offered: bool  # a profile does not wait for it: binding only on those that offer the feature
+    optional: bool  # a profile does not wait for it: binding only on those that offer the feature
     examples: float  # of the number of cases that a run is asked for
 
     @property
@@ -82,14 +82,14 @@ class Requirement:
 
 def requirement(
     id: str, sentence: str, *, cases, needs: str, formula: str = "", sources: tuple[str, ...] = (),
-    faults: str = "", profile: str = "", where_offered: bool = False, examples: float = 1.0,
+    faults: str = "", profile: str = "", optional: bool = False, examples: float = 1.0,
 ) -> Callable[[Check], Requirement]:
     """Makes a Requirement of a property. `needs` are method names, `faults` row numbers, divided by spaces."""
     group = id.split("-")[0]
     profile = profile or next((name for name, its in PROFILES.items() if group in its.groups), "inference")
     rows = tuple(f"BUG-{number}" for number in faults.split())
     return lambda check: Requirement(
-        id, sentence, check, cases, tuple(needs.split()), formula, sources, rows, profile, where_offered, examples
+        id, sentence, check, cases, tuple(needs.split()), formula, sources, rows, profile, optional, examples
     )
 
 
@@ -130,7 +130,7 @@ def gradients(layer: Layer, x: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarr
     layer.forward(x)
     found = layer.backward(dy)
     for name in ("A", "B"):
-        holds(name in found, f"gradients after backward: d{name}", f"only {sorted(found)}", f"d{name} among them")
+        expect(name in found, f"gradients after backward: d{name}", f"only {sorted(found)}", f"d{name} among them")
     return found
 
 

@@ -22,7 +22,7 @@ from conformance.requirements.model import (
     right_logits,
     switched_off,
 )
-from conformance.truth.compare import holds, same
+from conformance.truth.compare import expect, expect_equal
 from conformance.truth.model_case import models
 
 HOULSBY = "Houlsby et al., Parameter-Efficient Transfer Learning for NLP, 2019, §2.1"
@@ -41,7 +41,7 @@ TWO_SIGMA = 0.02  # of the paper's 0.01, at which its draws are truncated
 def fresh_adapter_changes_nothing(subject, case):
     """With the skip around it, a zero makes it the identity, whatever stands before the zero."""
     want = plain(subject, case).forward(case.tokens)
-    return same(fresh(subject, case).forward(case.tokens), want, "logits with a fresh adapter")
+    return expect_equal(fresh(subject, case).forward(case.tokens), want, "logits with a fresh adapter")
 
 
 @requirement(
@@ -88,7 +88,7 @@ def base_stays_frozen_under_adapters(subject, case):
 @requirement(
     "ADAPT-06", "With its adapters switched off the model MUST be the base, bit for bit, and with them on again what it was.",
     formula="y = f(x)", sources=SOURCES, needs=f"{NEEDS} switch", faults="147", cases=ADAPTERS, examples=SHARE,
-    where_offered=True,
+    optional=True,
 )
 def adapters_switched_off(subject, case):
     """A model that was made ready for adapters is still the model."""
@@ -105,7 +105,7 @@ def initialisation_spares_the_base(subject, case):
     found = fresh(subject, case).base()
     names_are(found, case.base, "names of the base")
     for name in sorted(found):
-        same(found[name], case.base[name], f"{name} of the base")
+        expect_equal(found[name], case.base[name], f"{name} of the base")
 
 
 @requirement(
@@ -118,4 +118,4 @@ def near_identity(subject, case):
     for name, array in fresh(subject, case).arrays().items():
         largest = float(np.abs(array.astype(float)).max())
         bound = 0.0 if name.endswith("_bias") else TWO_SIGMA
-        holds(largest <= np.nextafter(bound, 1), f"largest entry of a fresh {name}", largest, f"at most {bound}")
+        expect(largest <= np.nextafter(bound, 1), f"largest entry of a fresh {name}", largest, f"at most {bound}")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from conformance.requirements import LORALIB, PEFT, fresh, gradients, prepared, requirement
 from conformance.subject import Layer
 from conformance.truth.case import DTYPES, Case
-from conformance.truth.compare import few_in_common, fraction_is, holds, same, wide
+from conformance.truth.compare import expect, expect_equal, expect_few_in_common, expect_fraction, wide
 from conformance.truth.strategies import among, exact, sized
 
 SOURCES = (
@@ -36,7 +36,7 @@ def forms(dtypes: tuple[str, ...]):
         alpha = 16.0 if scaling == "rslora" else 64.0
         ones = np.ones((*lead, 16), DTYPES[dtype])
         cases = sized(16, 16, 16, alpha, only=(dtype,), dropout=0.5, scaling=scaling)(dtypes)
-        return cases.map(lambda case: case.but(x=ones, dy=ones))
+        return cases.map(lambda case: case.replace(x=ones, dy=ones))
 
     return st.tuples(among(tuple(DTYPES), dtypes), st.sampled_from(("standard", "rslora")), leading).flatmap(of)
 
@@ -46,7 +46,7 @@ def showing(subject, case: Case, rows: int = 0) -> tuple[Layer, Callable[[], np.
     function that reads the mask, as multiples of x, off a new forward pass; of x (4, rows, in) if rows are given."""
     eye = np.eye(case.config.in_features, dtype=case.dtype)
     x = np.ones((4, rows, len(eye)), case.dtype) if rows else case.x
-    case = case.but(W=0 * case.W, b=None if case.b is None else 0 * case.b, A=eye, B=eye, x=x)
+    case = case.replace(W=0 * case.W, b=None if case.b is None else 0 * case.b, A=eye, B=eye, x=x)
     layer = prepared(subject, case, training=True)
     layer.train(True)
     return layer, lambda: wide(layer.forward(x)) / case.scale
@@ -68,39 +68,40 @@ def drawn(subject, case: Case) -> np.ndarray:
 def drops(read: Callable[[], np.ndarray], when: str) -> None:
     """At a rate of ½; of n entries none is dropped with a probability of 2⁻ⁿ, and n is at least 128 here."""
     found = read()
-    holds((found == 0).any(), f"dropped entries {when}", 0, f"about {found.size // 2}")
+    expect((found == 0).any(), f"dropped entries {when}", 0, f"about {found.size // 2}")
 
 
 @requirement(
     "DROP-01",
     "In inference mode there MUST be no dropout: the output is that of the formula.",
-    formula="eval: y = x Wᵀ + b + scale · (x A) B", sources=SOURCES, needs=NEEDS, faults="74", where_offered=True,
+    formula="eval: y = x Wᵀ + b + scale · (x A) B", sources=SOURCES, needs=NEEDS, faults="74", optional=True,
     cases=exact(dropout=0.5), examples=0.5,
 )
 def none_in_inference(subject, case):
     """Inverted dropout needs no correction at inference; a second factor of 1 − p there weakens the adapter."""
     layer = prepared(subject, case, training=True)
     layer.train(False)
-    return same(layer.forward(case.x), case.truth.y, "y in inference mode")
+    return expect_equal(layer.forward(case.x), case.truth.y, "y in inference mode")
 
 
 @requirement(
     "DROP-02",
     "Dropout MUST act on the LoRA path only: the base product sees x whole.",
-    formula="B = 0 ⇒ y = x Wᵀ + b in training mode", sources=SOURCES, needs=NEEDS, faults="43 60", where_offered=True,
+    formula="B = 0 ⇒ y = x Wᵀ + b in training mode", sources=SOURCES, needs=NEEDS, faults="43 60", optional=True,
     cases=exact(dropout=0.5), examples=0.5,
 )
 def base_path_is_not_dropped(subject, case):
     """The frozen model was not trained to do without a part of its input."""
-    case = case.but(B=0 * case.B)
-    return same(prepared(subject, case, training=True).forward(case.x), case.truth.base, "y in training mode with B = 0")
+    case = case.replace(B=0 * case.B)
+    return expect_equal(prepared(subject, case, training=True).forward(case.x), case.truth.base,
+                        "y in training mode with B = 0")
 
 
 @requirement(
     "DROP-03",
     "In training mode every entry MUST be dropped with probability p, and kept ones scaled by 1 / (1 − p).",
     formula="x̃ = x · m / (1 − p), m ~ Bernoulli(1 − p)", sources=SOURCES, needs=NEEDS, faults="69 70 71 72",
-    where_offered=True, cases=readable(0.75), examples=0.05,
+    optional=True, cases=readable(0.75), examples=0.05,
 )
 def inverted_scaling(subject, case):
     """With A = B = I the mask can be read off the output. A rate that was never wired in, or p taken for 1 − p, shows; so
@@ -108,14 +109,14 @@ def inverted_scaling(subject, case):
     share a mask, which DROP-07 is about, fewer draws are read, each of them once."""
     ratios = []
     for rate in (0.75, 0.125, 0.05):
-        found = drawn(subject, case.but(dropout=rate))
+        found = drawn(subject, case.replace(dropout=rate))
         kept = found != 0
         if rate == 0.75:  # 1 / (1 − p) = 4 is exact
-            same(found, np.where(kept, 4.0, 0.0), "entries of the LoRA path in training mode, as multiples of x")
-        ratios.append(fraction_is(int(kept.sum()), kept.size, 1 - rate, f"fraction of kept entries at p = {rate}"))
+            expect_equal(found, np.where(kept, 4.0, 0.0), "entries of the LoRA path in training mode, as multiples of x")
+        ratios.append(expect_fraction(int(kept.sum()), kept.size, 1 - rate, f"fraction of kept entries at p = {rate}"))
         alike = kept[..., 1::2] == kept[..., ::2]
         what = f"neighbours that are dropped or kept alike, p = {rate}"
-        ratios.append(fraction_is(int(alike.sum()), alike.size, rate**2 + (1 - rate) ** 2, what))
+        ratios.append(expect_fraction(int(alike.sum()), alike.size, rate**2 + (1 - rate) ** 2, what))
     return max(ratios)
 
 
@@ -123,13 +124,13 @@ def inverted_scaling(subject, case):
     "DROP-04",
     "The backward pass MUST use the mask of its forward pass: ⟨dy, y⟩ = ⟨dx, x⟩ = ⟨dA, A⟩ = ⟨dB, B⟩ when W and b are zero.",
     formula="⟨dy, y⟩ = ⟨dx, x⟩ = ⟨dA, A⟩ = ⟨dB, B⟩", sources=(*SOURCES, "the LoRA part is linear in x, in A and in B"),
-    needs=f"{NEEDS} backward", faults="70 73", where_offered=True,
+    needs=f"{NEEDS} backward", faults="70 73", optional=True,
     cases=exact(dropout=0.5, only=("float32", "float64"), leading=st.tuples(st.integers(2, 6))),
 )
 def one_mask_for_both_passes(subject, case):
     """Whatever mask was drawn, and wherever it was applied. A mask that is drawn anew in the backward pass, or left
     out of one gradient, breaks the identity at once; with fixed masks no comparison of outputs would see it."""
-    case = case.but(W=0 * case.W, b=None if case.b is None else 0 * case.b)
+    case = case.replace(W=0 * case.W, b=None if case.b is None else 0 * case.b)
     layer = prepared(subject, case, training=True)
     layer.train(True)
     layer.forward(case.x)  # with a mask of its own
@@ -139,14 +140,14 @@ def one_mask_for_both_passes(subject, case):
     for name, array in {"A": case.A, "B": case.B, "x": case.x}.items():
         if name == "x" and name not in found:
             continue
-        holds(name in found, f"d{name} in training mode", "none", "a gradient")
-        same((wide(found[name]) * wide(array)).sum(), want, f"⟨d{name}, {name}⟩ against ⟨dy, y⟩")
+        expect(name in found, f"d{name} in training mode", "none", "a gradient")
+        expect_equal((wide(found[name]) * wide(array)).sum(), want, f"⟨d{name}, {name}⟩ against ⟨dy, y⟩")
 
 
 @requirement(
     "DROP-05",
     "Going to inference mode and back MUST bring the dropout back.",
-    formula="train → eval → train", sources=SOURCES, needs=NEEDS, faults="75", where_offered=True,
+    formula="train → eval → train", sources=SOURCES, needs=NEEDS, faults="75", optional=True,
     cases=readable(0.5), examples=0.1,
 )
 def comes_back_after_inference(subject, case):
@@ -154,7 +155,7 @@ def comes_back_after_inference(subject, case):
     layer, read = showing(subject, case, rows=16)
     layer.train(False)
     whole = read()
-    same(whole, np.ones_like(whole), "entries of the LoRA path in inference mode, as multiples of x")
+    expect_equal(whole, np.ones_like(whole), "entries of the LoRA path in inference mode, as multiples of x")
     layer.train(True)
     drops(read, "after train, eval, train")
 
@@ -167,13 +168,13 @@ def comes_back_after_inference(subject, case):
 )
 def rate_zero(subject, case):
     """No dropout is the value 0 of the option, and not a path of its own."""
-    return same(prepared(subject, case, training=True).forward(case.x), case.truth.y, "y in training mode with p = 0")
+    return expect_equal(prepared(subject, case, training=True).forward(case.x), case.truth.y, "y in training mode with p = 0")
 
 
 @requirement(
     "DROP-07",
     "Every forward pass in training mode MUST draw a mask of its own, and in it every entry of every row by itself.",
-    formula="m₁ ≠ m₂; mᵢⱼ independent", sources=SOURCES, needs=NEEDS, faults="69 70", where_offered=True,
+    formula="m₁ ≠ m₂; mᵢⱼ independent", sources=SOURCES, needs=NEEDS, faults="69 70", optional=True,
     cases=readable(0.5), examples=0.1,
 )
 def masks_differ(subject, case):
@@ -181,59 +182,60 @@ def masks_differ(subject, case):
     with probability 2⁻²⁰⁴⁸; what is asked of the rows and entries of one mask fails by chance with less than 2⁻¹⁰⁰."""
     _, read = showing(subject, case, rows=16)
     first, second = read(), read()
-    holds(not np.array_equal(first, second), "the masks of two forward passes", "equal", "different")
+    expect(not np.array_equal(first, second), "the masks of two forward passes", "equal", "different")
     for axis, name in enumerate(("of the samples of a batch", "of the rows of a sample", "of the entries of a row")):
-        holds((first != first.take([0], axis)).any(), f"the masks {name}", "all equal", "different")
+        expect((first != first.take([0], axis)).any(), f"the masks {name}", "all equal", "different")
     kept = (first != 0).sum(-1)
-    holds(len(np.unique(kept)) > 1, "the number of kept entries of a row", f"always {kept.max()}", "different by chance")
+    expect(len(np.unique(kept)) > 1, "the number of kept entries of a row", f"always {kept.max()}", "different by chance")
     counts = {int((read() != 0).sum()) for _ in range(16)}
-    holds(len(counts) > 1, "the number of kept entries of 16 masks", f"always {max(counts)}", "different by chance")
+    expect(len(counts) > 1, "the number of kept entries of 16 masks", f"always {max(counts)}", "different by chance")
     columns = first.reshape(-1, K).T.tolist()  # 32 of 64 rows: two are equal with a probability of 2⁻⁶⁴
-    holds(len(set(map(tuple, columns))) == K, "entries that are dropped independently", len(set(map(tuple, columns))), K)
-    few_in_common(first.reshape(-1, K) != 0, second.reshape(-1, K) != 0, "rows of a mask that were rows of the one before")
+    expect(len(set(map(tuple, columns))) == K, "entries that are dropped independently", len(set(map(tuple, columns))), K)
+    expect_few_in_common(first.reshape(-1, K) != 0, second.reshape(-1, K) != 0,
+                         "rows of a mask that were rows of the one before")
 
 
 @requirement(
     "DROP-08",
     "A fresh layer with dropout MUST equal the base layer in training mode, too.",
-    formula="A B = 0 ⇒ y = x Wᵀ + b", sources=SOURCES, needs="forward", faults="43", where_offered=True,
+    formula="A B = 0 ⇒ y = x Wᵀ + b", sources=SOURCES, needs="forward", faults="43", optional=True,
     cases=exact(dropout=0.5, degenerate=True), examples=0.5,
 )
 def fresh_with_dropout(subject, case):
     """Whatever the mask, it multiplies zero."""
-    return same(fresh(subject, case).forward(case.x), case.truth.base, "y of a fresh layer in training mode")
+    return expect_equal(fresh(subject, case).forward(case.x), case.truth.base, "y of a fresh layer in training mode")
 
 
 @requirement(
     "DROP-09",
     "In training mode the gradient of x MUST hold the base path whole.",
-    formula="B = 0 ⇒ dx = dy W in training mode", sources=SOURCES, needs=f"{NEEDS} backward", faults="43", where_offered=True,
+    formula="B = 0 ⇒ dx = dy W in training mode", sources=SOURCES, needs=f"{NEEDS} backward", faults="43", optional=True,
     cases=exact(dropout=0.5), examples=0.5,
 )
 def base_gradient_is_not_dropped(subject, case):
     """The counterpart of DROP-02: a mask that is applied to the sum of both paths."""
-    case = case.but(B=0 * case.B)
+    case = case.replace(B=0 * case.B)
     found = gradients(prepared(subject, case, training=True), case.x, case.dy)
-    return same(found.get("x", np.zeros(0)), case.truth.dx, "dx in training mode with B = 0")
+    return expect_equal(found.get("x", np.zeros(0)), case.truth.dx, "dx in training mode with B = 0")
 
 
 @requirement(
     "DROP-10",
     "A layer that was merged in training mode MUST NOT drop anything: there is no LoRA path left.",
-    formula="merged: y = x W'ᵀ + b", sources=SOURCES, needs=f"{NEEDS} merge", faults="43", profile="merge", where_offered=True,
+    formula="merged: y = x W'ᵀ + b", sources=SOURCES, needs=f"{NEEDS} merge", faults="43", profile="merge", optional=True,
     cases=exact(dropout=0.5), examples=0.5,
 )
 def merged_does_not_drop(subject, case):
     """The input of the base product is never dropped, merged or not."""
     layer = prepared(subject, case, training=True)
     layer.merge()
-    return same(layer.forward(case.x), case.truth.y, "y merged, in training mode")
+    return expect_equal(layer.forward(case.x), case.truth.y, "y merged, in training mode")
 
 
 @requirement(
     "DROP-11",
     "Dropout MUST be the same in every dtype, with either scaling, and for any number of leading dimensions.",
-    formula="x̃ = x · m / (1 − p)", sources=SOURCES, needs=NEEDS, faults="69 72", where_offered=True, cases=forms,
+    formula="x̃ = x · m / (1 − p)", sources=SOURCES, needs=NEEDS, faults="69 72", optional=True, cases=forms,
 )
 def any_form_of_x(subject, case):
     """A single row, a vector, half precision: where a path of its own forgets the mask, or the factor. 128 entries are read;
@@ -241,15 +243,16 @@ def any_form_of_x(subject, case):
     _, read = showing(subject, case)
     found = np.concatenate([read().ravel() for _ in range(-(-128 // case.x.size))])
     kept = found != 0
-    same(found, np.where(kept, 2.0, 0.0), f"entries of the LoRA path for x {case.x.shape}, as multiples of x")
-    holds(kept.any() and not kept.all(), f"dropped entries for x {case.x.shape}", int((~kept).sum()), f"about {kept.size // 2}")
+    expect_equal(found, np.where(kept, 2.0, 0.0), f"entries of the LoRA path for x {case.x.shape}, as multiples of x")
+    expect(kept.any() and not kept.all(), f"dropped entries for x {case.x.shape}", int((~kept).sum()),
+           f"about {kept.size // 2}")
 
 
 @requirement(
     "DROP-12",
     "After merge and unmerge in training mode there MUST be dropout as before.",
     formula="unmerge ∘ merge changes no mode", sources=SOURCES, needs=f"{NEEDS} merge unmerge", faults="75", profile="merge",
-    where_offered=True, cases=readable(0.5), examples=0.1,
+    optional=True, cases=readable(0.5), examples=0.1,
 )
 def comes_back_after_unmerge(subject, case):
     """A merge for an evaluation in between must not end the regularisation."""
@@ -262,20 +265,20 @@ def comes_back_after_unmerge(subject, case):
 @requirement(
     "DROP-13",
     "Two layers MUST NOT share their dropout: neither the rate, nor the mask.",
-    formula="m₁ ≠ m₂, p₁ whatever p₂", sources=SOURCES, needs=f"{NEEDS} backward", faults="17 70", where_offered=True,
+    formula="m₁ ≠ m₂, p₁ whatever p₂", sources=SOURCES, needs=f"{NEEDS} backward", faults="17 70", optional=True,
     cases=readable(0.5), examples=0.1,
 )
 def layers_share_no_dropout(subject, case):
     """Layers that are seeded alike drop the same entries all through a model; a mask that is kept by the class is that of
     the layer that ran last."""
-    case = case.but(x=np.ones((4, K), case.dtype), dy=np.ones((4, K), case.dtype))
-    (first, read), (second, read_second) = (showing(subject, case.but(seed=case.config.seed + i)) for i in (0, 1))
+    case = case.replace(x=np.ones((4, K), case.dtype), dy=np.ones((4, K), case.dtype))
+    (first, read), (second, read_second) = (showing(subject, case.replace(seed=case.config.seed + i)) for i in (0, 1))
     mask, other = read(), read_second()
-    holds(not np.array_equal(mask, other), "the masks of two layers", "equal", "different")
+    expect(not np.array_equal(mask, other), "the masks of two layers", "equal", "different")
     found = first.backward(case.dy)
     if "x" in found:
-        same(found["x"], mask * case.scale, "dx of the first layer, after the second one ran")
-    showing(subject, case.but(dropout=0.0))[1]()
+        expect_equal(found["x"], mask * case.scale, "dx of the first layer, after the second one ran")
+    showing(subject, case.replace(dropout=0.0))[1]()
     drops(read, "after a layer without dropout was built and used")
 
 
@@ -283,7 +286,7 @@ def layers_share_no_dropout(subject, case):
     "DROP-14",
     "After a load in training mode there MUST be dropout as before.",
     formula="load changes no mode", sources=SOURCES, needs=f"{NEEDS} save load", faults="75", profile="files",
-    where_offered=True, cases=readable(0.5), examples=0.1,
+    optional=True, cases=readable(0.5), examples=0.1,
 )
 def comes_back_after_load(subject, case):
     """Going on from a checkpoint is training like any other."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from conformance.requirements import HIGHAM, PEFT, gradients, prepared, requirement
 from conformance.requirements.grad import judged, within_bound
 from conformance.subject import Unsupported
-from conformance.truth.compare import holds, same, wide, within
+from conformance.truth.compare import expect, expect_equal, expect_within, wide
 from conformance.truth.strategies import exact, rounding
 
 SOURCES = (HIGHAM, "IEEE 754-2019; bfloat16: 8 bits of significand, the exponent of binary32")
@@ -26,10 +26,10 @@ def output_dtype(subject, case):
     """Adapters in float32 over a half-precision base are legitimate; an output in float32 turns all that follows into
     float32 as well, and costs twice the memory. A bias of the right dtype hides that the rest has another."""
     y = prepared(subject, case).forward(case.x)
-    holds(y.dtype == case.dtype, f"dtype of y of a {case.dtype} layer", y.dtype, case.dtype)
+    expect(y.dtype == case.dtype, f"dtype of y of a {case.dtype} layer", y.dtype, case.dtype)
     with suppress(Unsupported):
-        y = prepared(subject, case.but(bias=False, b=None)).forward(case.x)
-        holds(y.dtype == case.dtype, f"dtype of y of a {case.dtype} layer without a bias", y.dtype, case.dtype)
+        y = prepared(subject, case.replace(bias=False, b=None)).forward(case.x)
+        expect(y.dtype == case.dtype, f"dtype of y of a {case.dtype} layer without a bias", y.dtype, case.dtype)
 
 
 @requirement(
@@ -43,36 +43,36 @@ def gradient_dtype(subject, case):
     layer = prepared(subject, case, training=True)
     found = gradients(layer, case.x, case.dy)
     if "x" in found:
-        holds(found["x"].dtype == case.dtype, f"dtype of dx of a {case.dtype} layer", found["x"].dtype, case.dtype)
+        expect(found["x"].dtype == case.dtype, f"dtype of dx of a {case.dtype} layer", found["x"].dtype, case.dtype)
 
 
 @requirement(
     "DTYPE-03",
     "In float16 the output MUST be within the rounding-error bound.",
-    formula="u = 2⁻¹¹ per stored value, float32 sums", sources=SOURCES, needs=NEEDS, faults="128 129", where_offered=True,
+    formula="u = 2⁻¹¹ per stored value, float32 sums", sources=SOURCES, needs=NEEDS, faults="128 129", optional=True,
     cases=rounding(only=("float16",)),
 )
 def float16_output(subject, case):
     """The bound allows a rounding after every product, scaling and addition, and sums in float32."""
-    return within(prepared(subject, case).forward(case.x), case.truth.y, case.bound.y, "y in float16")
+    return expect_within(prepared(subject, case).forward(case.x), case.truth.y, case.bound.y, "y in float16")
 
 
 @requirement(
     "DTYPE-04",
     "In bfloat16 the output MUST be within the rounding-error bound.",
-    formula="u = 2⁻⁸ per stored value, float32 sums", sources=SOURCES, needs=NEEDS, faults="128 129", where_offered=True,
+    formula="u = 2⁻⁸ per stored value, float32 sums", sources=SOURCES, needs=NEEDS, faults="128 129", optional=True,
     cases=rounding(only=("bfloat16",)),
 )
 def bfloat16_output(subject, case):
     """The bound allows a rounding after every product, scaling and addition, and sums in float32."""
-    return within(prepared(subject, case).forward(case.x), case.truth.y, case.bound.y, "y in bfloat16")
+    return expect_within(prepared(subject, case).forward(case.x), case.truth.y, case.bound.y, "y in bfloat16")
 
 
 @requirement(
     "DTYPE-05",
     "In float16 and bfloat16 the gradients MUST be within their rounding-error bounds.",
     formula="u = 2⁻¹¹, 2⁻⁸ per stored value, float32 sums", sources=SOURCES, profile="training", needs=f"{NEEDS} backward",
-    faults="128 129", where_offered=True, cases=rounding(only=HALVES),
+    faults="128 129", optional=True, cases=rounding(only=HALVES),
 )
 def low_precision_gradients(subject, case):
     """The closed form of the gradients makes this a check without finite differences, which half precision rules out."""
@@ -84,55 +84,55 @@ def low_precision_gradients(subject, case):
     "DTYPE-06",
     "In float16 and bfloat16 the merged weight MUST be within the rounding-error bound.",
     formula="|W' − exact| ≤ u |W| + 4 u |scale| (|A||B|)ᵀ + …", sources=SOURCES, profile="merge",
-    needs="set_adapter merge weight", faults="98", where_offered=True, cases=rounding(only=HALVES),
+    needs="set_adapter merge weight", faults="98", optional=True, cases=rounding(only=HALVES),
 )
 def low_precision_merge(subject, case):
     """The bound allows the product, the scaling and the sum to be rounded one by one."""
     layer = prepared(subject, case, training=True)
     layer.merge()
-    return within(layer.weight(), case.truth.merged, case.bound.merged, "W after merge")
+    return expect_within(layer.weight(), case.truth.merged, case.bound.merged, "W after merge")
 
 
 @requirement(
     "DTYPE-07",
     "In float16 and bfloat16 a merge SHOULD round once: the product and the sum in float32, then one rounding.",
     formula="W' = round(W + scale · (A B)ᵀ)", sources=(*SOURCES, f"{PEFT}, get_delta_weight: fp32 on the CPU, then a cast"),
-    profile="merge", needs="set_adapter merge weight", faults="96 97 98", where_offered=True, cases=rounding(only=HALVES),
+    profile="merge", needs="set_adapter merge weight", faults="96 97 98", optional=True, cases=rounding(only=HALVES),
 )
 def low_precision_merge_rounds_once(subject, case):
     """The merged weight is what is shipped. A delta that is rounded before it is added loses up to as much again."""
     layer = prepared(subject, case, training=True)
     layer.merge()
-    return within(layer.weight(), case.truth.merged, case.bound.merged_once, "W after merge")
+    return expect_within(layer.weight(), case.truth.merged, case.bound.merged_once, "W after merge")
 
 
 @requirement(
     "DTYPE-08",
     "In float16 and bfloat16 small integers MUST come out exact, in the output and in every gradient.",
     formula="integers below 2¹¹, 2⁸ are exact", sources=SOURCES, profile="training", needs=f"{NEEDS} backward",
-    where_offered=True, cases=exact(only=HALVES),
+    optional=True, cases=exact(only=HALVES),
 )
 def low_precision_is_exact_on_integers(subject, case):
     """Meaning is decided here: no fault of structure can hide in the wide bounds of low precision."""
     layer = prepared(subject, case, training=True)
-    same(layer.forward(case.x), case.truth.y, "y")
+    expect_equal(layer.forward(case.x), case.truth.y, "y")
     found = gradients(layer, case.x, case.dy)
     for name in ("x", "A", "B"):
         if name in found:
-            same(found[name], getattr(case.truth, f"d{name}"), f"d{name}")
+            expect_equal(found[name], getattr(case.truth, f"d{name}"), f"d{name}")
 
 
 @requirement(
     "DTYPE-09",
     "In float16 and bfloat16 long sums MUST be accumulated in float32 or better, in the output and in the gradients.",
     formula="in = out = 512, all terms positive: error ≤ bound with γₖ of float32", sources=SOURCES, profile="training",
-    needs=f"{NEEDS} backward", where_offered=True,
+    needs=f"{NEEDS} backward", optional=True,
     cases=rounding(only=HALVES, sizes=st.just(512), rank=st.integers(2, 4), positive=True), examples=0.2,
 )
 def low_precision_sums(subject, case):
     """Of terms of one sign, a sum in bfloat16 stands still at 256 times a term. Sums of mixed signs do not show it."""
     layer = prepared(subject, case, training=True)
-    ratio = within(layer.forward(case.x), case.truth.y, case.bound.y, "y")
+    ratio = expect_within(layer.forward(case.x), case.truth.y, case.bound.y, "y")
     return max(ratio, judged(gradients(layer, case.x, case.dy), case, within_bound))
 
 
@@ -140,17 +140,17 @@ def low_precision_sums(subject, case):
     "DTYPE-10",
     "bfloat16 layers MUST have the range of bfloat16: without a bias, 2ᵏ x gives 2ᵏ y, and 2ᵏ dy gives 2ᵏ dx.",
     formula="f(2ᵏ x) = 2ᵏ f(x) for b = 0", sources=(HIGHAM, "scaling by a power of two is exact"), needs="set_adapter forward",
-    faults="126 129", where_offered=True, cases=exact(only=("bfloat16",)), examples=0.5,
+    faults="126 129", optional=True, cases=exact(only=("bfloat16",)), examples=0.5,
 )
 def whole_range(subject, case):
     """It is that of float32. A detour through float16 loses what is above 65504 and below 6e-8."""
-    case = case.but(b=None if case.b is None else 0 * case.b)
+    case = case.replace(b=None if case.b is None else 0 * case.b)
     for k in (40, -40):
         layer = prepared(subject, case, training=True)
         x, dy = (np.ldexp(wide(array), k).astype(np.float64).astype(case.dtype) for array in (case.x, case.dy))
-        same(layer.forward(x), np.ldexp(case.truth.y, k), f"y of 2^{k} x, against 2^{k} y")
+        expect_equal(layer.forward(x), np.ldexp(case.truth.y, k), f"y of 2^{k} x, against 2^{k} y")
         with suppress(Unsupported):
             layer.forward(case.x)
             found = layer.backward(dy)
             if "x" in found:
-                same(found["x"], np.ldexp(case.truth.dx, k), f"dx of 2^{k} dy, against 2^{k} dx")
+                expect_equal(found["x"], np.ldexp(case.truth.dx, k), f"dx of 2^{k} dy, against 2^{k} dx")

@@ -10,7 +10,7 @@ from conformance.record.trace import refuses
 from conformance.requirements import HIGHAM, LORALIB, PAPER, PEFT, fresh, prepared, requirement
 from conformance.subject import Unsupported
 from conformance.truth.case import exact_in_any_order
-from conformance.truth.compare import holds, same, wide, within
+from conformance.truth.compare import expect, expect_equal, expect_within, wide
 from conformance.truth.strategies import exact, rounding
 
 FORMULA = "y = x Wᵀ + b + scale · (x A) B"
@@ -25,7 +25,7 @@ SOURCES = (f"{PAPER}, §4.1 eq. 3", f"{PEFT}, Linear.forward", f"{LORALIB}, Line
 def formula(subject, case):
     """This is the definition of the layer. On small integers every honest way of computing it is exact, so the
     answer must be equal bit for bit, and no tolerance can hide a wrong term, factor, sign or orientation."""
-    return same(prepared(subject, case).forward(case.x), case.truth.y, "y")
+    return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y")
 
 
 @requirement(
@@ -37,7 +37,7 @@ def formula(subject, case):
 def formula_within_rounding(subject, case):
     """Exact cases hold small numbers only. Here a lower precision on the way, a flushed or clipped value, or an
     approximation shows. The bound is derived in lora_ref/error/bounds.py and covers every order of summation."""
-    return within(prepared(subject, case).forward(case.x), case.truth.y, case.bound.y, "y")
+    return expect_within(prepared(subject, case).forward(case.x), case.truth.y, case.bound.y, "y")
 
 
 @requirement(
@@ -48,7 +48,7 @@ def formula_within_rounding(subject, case):
 )
 def no_leading_dimension(subject, case):
     """A leading dimension is a convention of batches, not part of the formula."""
-    return same(prepared(subject, case).forward(case.x), case.truth.y, "y")
+    return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y")
 
 
 @requirement(
@@ -59,7 +59,7 @@ def no_leading_dimension(subject, case):
 )
 def empty_batch(subject, case):
     """Filtering and sharding make empty batches; a layer must not be the place where they break."""
-    return same(prepared(subject, case).forward(case.x), case.truth.y, "y")
+    return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y")
 
 
 @requirement(
@@ -70,7 +70,7 @@ def empty_batch(subject, case):
 )
 def many_leading_dimensions(subject, case):
     """An implementation that tells shapes apart by their number of dimensions takes a 4-d input for an image."""
-    return same(prepared(subject, case).forward(case.x), case.truth.y, "y")
+    return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y")
 
 
 @requirement(
@@ -81,7 +81,7 @@ def many_leading_dimensions(subject, case):
 )
 def rank_one(subject, case):
     """A factor with a dimension of 1 invites broadcasting where a product was meant."""
-    return same(prepared(subject, case).forward(case.x), case.truth.y, "y")
+    return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y")
 
 
 @requirement(
@@ -99,20 +99,20 @@ def rank_above_both_sizes(subject, case):
     layer = prepared(subject, case, training=True)
     with suppress(Unsupported):
         layer.merge()
-        same(layer.forward(case.x), case.truth.y, "y after merge")
+        expect_equal(layer.forward(case.x), case.truth.y, "y after merge")
         layer.unmerge()
-    return same(layer.forward(case.x), case.truth.y, "y")
+    return expect_equal(layer.forward(case.x), case.truth.y, "y")
 
 
 @requirement(
     "FWD-08",
     "A layer without a bias MUST compute x Wᵀ + scale · (x A) B.",
-    formula="y = x Wᵀ + scale · (x A) B", sources=SOURCES, needs="set_adapter forward", where_offered=True,
+    formula="y = x Wᵀ + scale · (x A) B", sources=SOURCES, needs="set_adapter forward", optional=True,
     cases=exact(bias=st.just(False)), examples=0.5,
 )
 def no_bias(subject, case):
     """Most projections of today's language models have none."""
-    return same(prepared(subject, case).forward(case.x), case.truth.y, "y")
+    return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y")
 
 
 @requirement(
@@ -127,9 +127,9 @@ def rows_are_independent(subject, case):
     y = layer.forward(case.x)
     rows = sorted({0, len(case.x) // 2, len(case.x) - 1})
     for i in rows:
-        same(layer.forward(case.x[i : i + 1]), wide(y)[i : i + 1], f"y of row {i} alone, against the batch")
+        expect_equal(layer.forward(case.x[i : i + 1]), wide(y)[i : i + 1], f"y of row {i} alone, against the batch")
     everything = np.concatenate([layer.forward(case.x[i : i + 31]) for i in range(0, len(case.x), 31)])
-    same(y, everything, "y of the batch, against 31 rows at a time")
+    expect_equal(y, everything, "y of the batch, against 31 rows at a time")
 
 
 @requirement(
@@ -142,7 +142,7 @@ def any_memory_layout(subject, case):
     """A view is a value; where its numbers lie in memory is not part of the formula."""
     layer = prepared(subject, case)
     for name, view in layouts(case.x).items():
-        same(layer.forward(view), layer.forward(view.copy()), f"y of a {name} x, against its copy")
+        expect_equal(layer.forward(view), layer.forward(view.copy()), f"y of a {name} x, against its copy")
 
 
 @requirement(
@@ -155,7 +155,7 @@ def input_is_not_changed(subject, case):
     for training in (False, True):
         x = case.x.copy()
         prepared(subject, case, training).forward(x)
-        same(x, case.x, "x after the forward pass")
+        expect_equal(x, case.x, "x after the forward pass")
 
 
 @requirement(
@@ -168,11 +168,12 @@ def deterministic_in_inference(subject, case):
     layer = prepared(subject, case)
     first = layer.forward(case.x).copy()
     layer.forward(case.x[:1])
-    same(layer.forward(case.x), first, "y at the second call, against the first")
+    expect_equal(layer.forward(case.x), first, "y at the second call, against the first")
     x = case.x.copy()
     layer.forward(x)
     x *= -1
-    return same(layer.forward(x), layer.forward(x.copy()), "y of a buffer that holds other numbers by now, against a copy")
+    return expect_equal(layer.forward(x), layer.forward(x.copy()),
+                        "y of a buffer that holds other numbers by now, against a copy")
 
 
 @requirement(
@@ -184,24 +185,24 @@ def deterministic_in_inference(subject, case):
 def not_finite_propagates(subject, case):
     """A layer that hides an overflow hides the fault that caused it."""
     W = np.where(case.W == 0, np.ones_like(case.W), case.W)  # infinity times zero is another matter
-    case = case.but(W=W)
+    case = case.replace(W=W)
     layer = prepared(subject, case)
     clean = layer.forward(case.x).copy()
     for bad in (np.nan, np.inf):
         x = case.x.copy()
         x[0, 0] = bad
         y = wide(layer.forward(x))
-        holds(not np.isfinite(y[0]).any(), f"y[0] where x[0, 0] is {bad}", y[0].astype(float), "nothing finite")
-        same(y[1:], clean[1:], f"the other rows of y where x[0, 0] is {bad}")
+        expect(not np.isfinite(y[0]).any(), f"y[0] where x[0, 0] is {bad}", y[0].astype(float), "nothing finite")
+        expect_equal(y[1:], clean[1:], f"the other rows of y where x[0, 0] is {bad}")
     A = case.A.copy()
     A[0, 0] = np.nan
-    y = wide(prepared(subject, case.but(A=A)).forward(case.x))
-    holds(np.isnan(y).all(), "y where A[0, 0] is nan", y.astype(float), "nan")
+    y = wide(prepared(subject, case.replace(A=A)).forward(case.x))
+    expect(np.isnan(y).all(), "y where A[0, 0] is nan", y.astype(float), "nan")
     B = case.B.copy()
     B[0, 0] = np.nan
-    y = wide(prepared(subject, case.but(B=B)).forward(case.x))
-    holds(np.isnan(y[:, 0]).all(), "y[:, 0] where B[0, 0] is nan", y[:, 0].astype(float), "nan")
-    same(y[:, 1:], clean[:, 1:], "the other columns of y where B[0, 0] is nan")
+    y = wide(prepared(subject, case.replace(B=B)).forward(case.x))
+    expect(np.isnan(y[:, 0]).all(), "y[:, 0] where B[0, 0] is nan", y[:, 0].astype(float), "nan")
+    expect_equal(y[:, 1:], clean[:, 1:], "the other columns of y where B[0, 0] is nan")
 
 
 @requirement(
@@ -213,7 +214,7 @@ def not_finite_propagates(subject, case):
 def gauge_invariance(subject, case):
     """Only the product of the factors is a fact about the model. Whatever looks at one of them alone breaks this law."""
     changed, _ = regauged(case)
-    return same(prepared(subject, changed).forward(case.x), prepared(subject, case).forward(case.x), "y of A M, M⁻¹ B")
+    return expect_equal(prepared(subject, changed).forward(case.x), prepared(subject, case).forward(case.x), "y of A M, M⁻¹ B")
 
 
 @requirement(
@@ -226,14 +227,14 @@ def gauge_invariance(subject, case):
 def concatenated_ranks_add(subject, case):
     """The exact way to combine two adapters into one; factors that are summed one by one have cross terms."""
     other = case.turned
-    both = case.but(
+    both = case.replace(
         rank=2 * case.config.rank, alpha=2 * case.config.alpha,
         A=np.concatenate([case.A, other.A], 1), B=np.concatenate([case.B, other.B]),
     )
     assume(exact_in_any_order(both) and exact_in_any_order(other))
     parts = [wide(prepared(subject, c).forward(c.x)) - c.truth.base for c in (case, other)]
     together = wide(prepared(subject, both).forward(case.x)) - case.truth.base
-    return same(together, sum(parts), "LoRA part of both, against the sum")
+    return expect_equal(together, sum(parts), "LoRA part of both, against the sum")
 
 
 @requirement(
@@ -244,9 +245,9 @@ def concatenated_ranks_add(subject, case):
 )
 def order_of_ranks(subject, case):
     """A rank that is cut off, masked or padded is one of them, and not all."""
-    reversed_ranks = case.but(A=case.A[:, ::-1].copy(), B=case.B[::-1].copy())
+    reversed_ranks = case.replace(A=case.A[:, ::-1].copy(), B=case.B[::-1].copy())
     y = prepared(subject, reversed_ranks).forward(case.x)
-    return same(y, prepared(subject, case).forward(case.x), "y with the ranks in reverse order")
+    return expect_equal(y, prepared(subject, case).forward(case.x), "y with the ranks in reverse order")
 
 
 @requirement(
@@ -262,8 +263,8 @@ def powers_of_two_move(subject, case):
     y = layer.forward(case.x).copy()
     allowed = 2 * case.bound.y * (not np.array_equal(layer.forward(case.x), y))
     for k in (-20, -6, 5, 20):
-        moved = case.but(A=np.ldexp(case.A, k), B=np.ldexp(case.B, -k))
-        within(prepared(subject, moved).forward(case.x), y, allowed, f"y of 2^{k} A, 2^{-k} B, against that of A, B")
+        moved = case.replace(A=np.ldexp(case.A, k), B=np.ldexp(case.B, -k))
+        expect_within(prepared(subject, moved).forward(case.x), y, allowed, f"y of 2^{k} A, 2^{-k} B, against that of A, B")
 
 
 SQUARE = st.shared(st.integers(2, 4), key="side of a square layer")
@@ -277,7 +278,7 @@ SQUARE = st.shared(st.integers(2, 4), key="side of a square layer")
 )
 def all_sizes_equal(subject, case):
     """Where no shape can tell a matrix from its transpose, code that decides by shapes decides wrong."""
-    return same(prepared(subject, case).forward(case.x), case.truth.y, "y")
+    return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y")
 
 
 LARGE = exact(
@@ -294,7 +295,7 @@ LARGE = exact(
 )
 def large_sizes(subject, case):
     """in and out from 257 to 322, ranks of 128 and 256: kernels work in tiles of the features as well, and of the rank."""
-    return same(prepared(subject, case).forward(case.x), case.truth.y, "y")
+    return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y")
 
 
 def regauged(case):
@@ -303,7 +304,8 @@ def regauged(case):
     M, inverse = -np.eye(r), -np.eye(r)
     if r > 1:
         M[0, 1], inverse[0, 1] = 1, -1  # (−I + E)(−I − E) = I, since E² = 0
-    changed = case.but(A=(case.A.astype(float) @ M).astype(case.dtype), B=(inverse @ case.B.astype(float)).astype(case.dtype))
+    changed = case.replace(A=(case.A.astype(float) @ M).astype(case.dtype),
+                           B=(inverse @ case.B.astype(float)).astype(case.dtype))
     assume(exact_in_any_order(changed))
     return changed, M
 

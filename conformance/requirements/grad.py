@@ -9,7 +9,7 @@ from conformance.requirements import HIGHAM, PAPER, gradients, prepared, require
 from conformance.requirements.fwd import LARGE, layouts, regauged
 from conformance.subject import Unsupported
 from conformance.truth.case import Case, exact_in_any_order
-from conformance.truth.compare import Mismatch, holds, same, wide, within
+from conformance.truth.compare import Mismatch, expect, expect_equal, expect_within, wide
 from conformance.truth.strategies import exact, rounding
 
 SOURCES = (f"{PAPER}, §4.1 eq. 3, differentiated in lora_ref/derivations/lora.md",)
@@ -24,7 +24,7 @@ NEEDS = "set_adapter forward backward"
 def gradient_of_x(subject, case):
     """Whatever lies below the layer learns from this alone."""
     layer = prepared(subject, case, training=True)
-    return same(gradient(layer, case, "x"), case.truth.dx, "dx")
+    return expect_equal(gradient(layer, case, "x"), case.truth.dx, "dx")
 
 
 @requirement(
@@ -35,7 +35,7 @@ def gradient_of_x(subject, case):
 def gradient_of_A(subject, case):
     """Summed over every leading dimension, and not averaged. On small integers the answer is exact."""
     layer = prepared(subject, case, training=True)
-    return same(gradient(layer, case, "A"), case.truth.dA, "dA")
+    return expect_equal(gradient(layer, case, "A"), case.truth.dA, "dA")
 
 
 @requirement(
@@ -46,7 +46,7 @@ def gradient_of_A(subject, case):
 def gradient_of_B(subject, case):
     """Summed over every leading dimension, and not averaged. On small integers the answer is exact."""
     layer = prepared(subject, case, training=True)
-    return same(gradient(layer, case, "B"), case.truth.dB, "dB")
+    return expect_equal(gradient(layer, case, "B"), case.truth.dB, "dB")
 
 
 @requirement(
@@ -70,8 +70,8 @@ def gradients_within_rounding(subject, case):
 )
 def both_paths_reach_x(subject, case):
     """A path that is cut leaves a plausible gradient, and a model that trains, worse."""
-    for changed in (case.but(B=0 * case.B), case.but(W=0 * case.W)):
-        same(gradient(prepared(subject, changed, training=True), changed, "x"), changed.truth.dx, "dx")
+    for changed in (case.replace(B=0 * case.B), case.replace(W=0 * case.W)):
+        expect_equal(gradient(prepared(subject, changed, training=True), changed, "x"), changed.truth.dx, "dx")
 
 
 @requirement(
@@ -81,10 +81,10 @@ def both_paths_reach_x(subject, case):
 )
 def gradients_at_the_start(subject, case):
     """dA = 0 at the first step is right, and often reported as a fault. B must get its gradient all the same."""
-    case = case.but(B=0 * case.B)
+    case = case.replace(B=0 * case.B)
     found = gradients(prepared(subject, case, training=True), case.x, case.dy)
-    same(found["A"], 0 * case.A, "dA while B is zero")
-    return same(found["B"], case.truth.dB, "dB while B is zero")
+    expect_equal(found["A"], 0 * case.A, "dA while B is zero")
+    return expect_equal(found["B"], case.truth.dB, "dB while B is zero")
 
 
 @requirement(
@@ -99,13 +99,13 @@ def gradients_accumulate(subject, case):
     gradients(layer, case.x, case.dy)
     twice = gradients(layer, case.x, case.dy)
     for name, want in (("A", case.truth.dA), ("B", case.truth.dB)):
-        same(twice[name], 2 * want, f"d{name} after two backward passes")
+        expect_equal(twice[name], 2 * want, f"d{name} after two backward passes")
     if "x" in twice:
-        same(twice["x"], case.truth.dx, "dx after two backward passes, that of the last alone")
+        expect_equal(twice["x"], case.truth.dx, "dx after two backward passes, that of the last alone")
     layer.zero_grad()
     once = gradients(layer, case.x, case.dy)
     for name, want in (("A", case.truth.dA), ("B", case.truth.dB)):
-        same(once[name], want, f"d{name} after zero_grad and one backward pass")
+        expect_equal(once[name], want, f"d{name} after zero_grad and one backward pass")
 
 
 @requirement(
@@ -123,8 +123,8 @@ def batch_is_the_sum_of_rows(subject, case):
     rows, found = 1 if len(case.x) < 10 else 13, {}
     for i in range(0, len(case.x), rows):
         found = gradients(layer, case.x[i : i + rows], case.dy[i : i + rows])
-    same(found["A"], batch["A"], f"dA summed over {rows} rows at a time, against the batch")
-    same(found["B"], batch["B"], f"dB summed over {rows} rows at a time, against the batch")
+    expect_equal(found["A"], batch["A"], f"dA summed over {rows} rows at a time, against the batch")
+    expect_equal(found["B"], batch["B"], f"dB summed over {rows} rows at a time, against the batch")
 
 
 @requirement(
@@ -142,8 +142,8 @@ def any_strides_of_dy(subject, case):
         layer.zero_grad()
         found = gradients(layer, case.x, dy)
         for key in want:
-            holds(key in found, f"d{key} of a {name} dy", "none", "a gradient, as of its copy")
-            same(found[key], want[key], f"d{key} of a {name} dy, against its copy")
+            expect(key in found, f"d{key} of a {name} dy", "none", "a gradient, as of its copy")
+            expect_equal(found[key], want[key], f"d{key} of a {name} dy, against its copy")
 
 
 @requirement(
@@ -157,7 +157,7 @@ def frozen_parameters_get_none(subject, case):
     layer = prepared(subject, case, training=True)
     found = gradients(layer, case.x, case.dy)
     others = sorted(set(found) - {"x", "A", "B"})
-    holds(not others, "parameters that got a gradient, beside A and B", ", ".join(others), "none")
+    expect(not others, "parameters that got a gradient, beside A and B", ", ".join(others), "none")
 
 
 @requirement(
@@ -173,9 +173,9 @@ def backward_is_the_adjoint(subject, case):
     y = wide(layer.forward(case.x))
     found = layer.backward(case.dy)
     for name, changed in {
-        "x": case.but(x=np.flip(case.x).copy()),
-        "A": case.but(A=np.flip(case.A).copy()),
-        "B": case.but(B=np.flip(case.B).copy()),
+        "x": case.replace(x=np.flip(case.x).copy()),
+        "A": case.replace(A=np.flip(case.A).copy()),
+        "B": case.replace(B=np.flip(case.B).copy()),
     }.items():
         assume(exact_in_any_order(changed))
         other = prepared(subject, changed, training=True)
@@ -183,7 +183,7 @@ def backward_is_the_adjoint(subject, case):
         v = wide(getattr(changed, name)) - wide(before)
         if name in found:
             left = (wide(case.dy) * (wide(other.forward(changed.x)) - y)).sum()
-            same((wide(found[name]) * v).sum(), left, f"⟨d{name}, v⟩ against ⟨dy, J v⟩")
+            expect_equal((wide(found[name]) * v).sum(), left, f"⟨d{name}, v⟩ against ⟨dy, J v⟩")
 
 
 @requirement(
@@ -191,7 +191,7 @@ def backward_is_the_adjoint(subject, case):
     "Without dropout, training and inference mode MUST give the same output and the same gradients; those of A and B MAY "
     "be withheld in inference mode while merged, and the backward pass there MAY be refused.",
     formula="f_train = f_eval", sources=SOURCES, needs=f"{NEEDS} train", faults="57 74 75", cases=exact(),
-    where_offered=True, examples=0.5,
+    optional=True, examples=0.5,
 )
 def modes_agree(subject, case):
     """Evaluation and analysis differentiate in inference mode. A layer that merges there has no A and B to give."""
@@ -199,7 +199,7 @@ def modes_agree(subject, case):
         layer = prepared(subject, case)
         layer.train(training)
         mode = "training" if training else "inference"
-        same(layer.forward(case.x), case.truth.y, f"y in {mode} mode")
+        expect_equal(layer.forward(case.x), case.truth.y, f"y in {mode} mode")
         try:
             found = layer.backward(case.dy)
         except SubjectError:
@@ -208,10 +208,10 @@ def modes_agree(subject, case):
             return
         if not training and not found:  # as under torch.inference_mode
             return
-        same(found.get("x", np.zeros(0)), case.truth.dx, f"dx in {mode} mode")
+        expect_equal(found.get("x", np.zeros(0)), case.truth.dx, f"dx in {mode} mode")
         for name, want in (("A", case.truth.dA), ("B", case.truth.dB)):
             if name in found:
-                same(found[name], want, f"d{name} in {mode} mode")
+                expect_equal(found[name], want, f"d{name} in {mode} mode")
             elif training or not merged(layer, case):
                 raise Mismatch(f"d{name} in {mode} mode", "none", "a gradient, since the layer is not merged")
 
@@ -220,7 +220,7 @@ def modes_agree(subject, case):
     "GRAD-13",
     "A and B MUST get the same gradients when x needs none.",
     formula="dA, dB do not depend on whether dx is wanted", sources=SOURCES, needs=f"{NEEDS} input_needs_grad",
-    faults="55 56 59", cases=exact(), where_offered=True, examples=0.5,
+    faults="55 56 59", cases=exact(), optional=True, examples=0.5,
 )
 def input_without_gradient(subject, case):
     """The first adapted layer of a model sits on a frozen embedding, whose output needs no gradient."""
@@ -245,13 +245,13 @@ def gradients_of_any_leading_dimensions(subject, case):
         layer.forward(case.x)
         found = layer.backward(case.dy)
         for name in {"A", "B"} & set(found):
-            same(found[name], before[name], f"d{name} after an empty batch, against before")
+            expect_equal(found[name], before[name], f"d{name} after an empty batch, against before")
         layer = prepared(subject, case, training=True)
     layer.forward(case.x)
     found = layer.backward(case.dy)
     for name in ("A", "B"):
         if case.x.size and case.dy.size or name in found:  # of an empty batch, none is as good as zero
-            holds(name in found, f"d{name}", "none", "a gradient")
+            expect(name in found, f"d{name}", "none", "a gradient")
     judged(found, case, exactly)
 
 
@@ -266,11 +266,11 @@ def backward_changes_nothing_else(subject, case):
     layer = prepared(subject, case, training=True)
     before = layer.forward(case.x).copy()
     gradients(layer, x, dy)
-    same(x, case.x, "x after the backward pass")
-    same(dy, case.dy, "dy after the backward pass")
+    expect_equal(x, case.x, "x after the backward pass")
+    expect_equal(dy, case.dy, "dy after the backward pass")
     for name, want in case.adapter.items():
-        same(layer.adapter()[name], want, f"{name} after the backward pass")
-    same(layer.forward(case.x), before, "y after the backward pass, against y before")
+        expect_equal(layer.adapter()[name], want, f"{name} after the backward pass")
+    expect_equal(layer.forward(case.x), before, "y after the backward pass, against y before")
 
 
 @requirement(
@@ -285,9 +285,9 @@ def gradients_turn_with_the_gauge(subject, case):
     first = gradients(prepared(subject, case, training=True), case.x, case.dy)
     second = gradients(prepared(subject, changed, training=True), case.x, case.dy)
     if "x" in first and "x" in second:
-        same(second["x"], first["x"], "dx of A M, M⁻¹ B")
-    same(wide(second["A"]) @ M.T, first["A"], "dA' Mᵀ, against dA")
-    same(second["B"], M.T @ wide(first["B"]), "dB', against Mᵀ dB")
+        expect_equal(second["x"], first["x"], "dx of A M, M⁻¹ B")
+    expect_equal(wide(second["A"]) @ M.T, first["A"], "dA' Mᵀ, against dA")
+    expect_equal(second["B"], M.T @ wide(first["B"]), "dB', against Mᵀ dB")
 
 
 @requirement(
@@ -307,10 +307,10 @@ def not_finite_flows_back(subject, case):
         touched = {"A": wide(case.x)[:1].T @ wide(case.B)[:, :1].T, "B": wide(case.x @ case.A)[:1].T * np.eye(1, len(dy[0]))}
         for name, depends in touched.items():
             seen = wide(found[name])[depends != 0]
-            holds(not np.isfinite(seen).any(), f"d{name} where dy[0, 0] is {bad}", seen.astype(float), "nothing finite")
+            expect(not np.isfinite(seen).any(), f"d{name} where dy[0, 0] is {bad}", seen.astype(float), "nothing finite")
         if "x" in found:
-            same(wide(found["x"])[1:], case.truth.dx[1:], f"the other rows of dx where dy[0, 0] is {bad}")
-            holds(not np.isfinite(wide(found["x"])[0]).all(), f"dx[0] where dy[0, 0] is {bad}", "all finite", "not finite")
+            expect_equal(wide(found["x"])[1:], case.truth.dx[1:], f"the other rows of dx where dy[0, 0] is {bad}")
+            expect(not np.isfinite(wide(found["x"])[0]).all(), f"dx[0] where dy[0, 0] is {bad}", "all finite", "not finite")
 
 
 @requirement(
@@ -321,7 +321,7 @@ def not_finite_flows_back(subject, case):
 )
 def layers_are_independent(subject, case):
     """Caches and buffers that belong to a class, or to a shape, work as long as there is one layer."""
-    other = case.turned.but(x=-case.x)
+    other = case.turned.replace(x=-case.x)
     assume(exact_in_any_order(other))
     layers = [(prepared(subject, c, training=True), c) for c in (case, other)]
     for layer, c in layers:
@@ -331,7 +331,8 @@ def layers_are_independent(subject, case):
     layers[1][0].zero_grad()
     twice = gradients(layers[0][0], case.x, case.dy)
     for name in ("A", "B"):
-        same(twice[name], 2 * getattr(case.truth, f"d{name}"), f"d{name} added up, with another layer's cleared in between")
+        expect_equal(twice[name], 2 * getattr(case.truth, f"d{name}"),
+                     f"d{name} added up, with another layer's cleared in between")
 
 
 @requirement(
@@ -371,7 +372,7 @@ def last_forward_counts(subject, case):
 def gradient(layer, case: Case, name: str) -> np.ndarray:
     layer.forward(case.x)
     found = layer.backward(case.dy)
-    holds(name in found, f"gradients after backward: d{name}", f"only {sorted(found)}", f"d{name} among them")
+    expect(name in found, f"gradients after backward: d{name}", f"only {sorted(found)}", f"d{name} among them")
     return found[name]
 
 
@@ -381,11 +382,11 @@ def judged(found, case: Case, judge, note: str = "") -> float:
 
 
 def exactly(got, case: Case, name: str, what: str) -> float:
-    return same(got, getattr(case.truth, name), what)
+    return expect_equal(got, getattr(case.truth, name), what)
 
 
 def within_bound(got, case: Case, name: str, what: str) -> float:
-    return within(got, getattr(case.truth, name), getattr(case.bound, name), what)
+    return expect_within(got, getattr(case.truth, name), getattr(case.bound, name), what)
 
 
 def merged(layer, case: Case) -> bool:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from conformance.requirements import LORALIB, PAPER, PEFT, fresh, requirement, set_mode
-from conformance.truth.compare import holds, mean_is_zero, same, same_spread, wide, within
+from conformance.truth.compare import expect, expect_equal, expect_same_spread, expect_within, expect_zero_mean, wide
 from conformance.truth.strategies import exact, rounding, sized
 
 SOURCES = (f"{PAPER}, §4.1", f"{PEFT}, reset_lora_parameters", f"{LORALIB}, Linear.reset_parameters")
@@ -20,7 +20,7 @@ def fresh_equals_base(subject, case):
     layer = fresh(subject, case)
     for training in (True, False):
         set_mode(layer, training)
-        same(layer.forward(case.x), case.truth.base, "y of a fresh layer")
+        expect_equal(layer.forward(case.x), case.truth.base, "y of a fresh layer")
 
 
 @requirement(
@@ -32,9 +32,9 @@ def keeps_given_weights(subject, case):
     """A constructor that initialises its base layer after it was handed the weights destroys the model; so does one that
     reads them in the order in which they lie in memory."""
     layer = subject.build(case.config, np.asfortranarray(case.W.copy()), None if case.b is None else case.b.copy())
-    same(layer.weight(), case.W, "W of a fresh layer")
+    expect_equal(layer.weight(), case.W, "W of a fresh layer")
     if case.b is not None:
-        same(layer.bias(), case.b, "b of a fresh layer")
+        expect_equal(layer.bias(), case.b, "b of a fresh layer")
 
 
 @requirement(
@@ -48,7 +48,7 @@ def exactly_one_factor_is_zero(subject, case):
     never learns. Which of the two is zero is a convention: the paper zeroes B, embeddings often A."""
     arrays = fresh(subject, case).adapter()
     zero = {name: not wide(arrays[name]).any() for name in ("A", "B")}
-    holds(sum(zero.values()) == 1, "which factors are zero in a fresh layer", zero, "exactly one")
+    expect(sum(zero.values()) == 1, "which factors are zero in a fresh layer", zero, "exactly one")
 
 
 @requirement(
@@ -61,8 +61,8 @@ def random_factor_is_centred(subject, case):
     """A common offset of all entries is one direction that every rank shares. The test is one of statistics, with the
     false-alarm probability that conformance/truth/compare.py states."""
     factor = random_factor(fresh(subject, case))
-    holds(factor.std() > 0, "spread of the random factor", 0, "more")
-    return mean_is_zero(factor, "mean of the random factor")
+    expect(factor.std() > 0, "spread of the random factor", 0, "more")
+    return expect_zero_mean(factor, "mean of the random factor")
 
 
 @requirement(
@@ -73,7 +73,7 @@ def random_factor_is_centred(subject, case):
 def random_factor_has_full_rank(subject, case):
     """A repeated or a zero column is a parameter that is paid for and does nothing."""
     factor = random_factor(fresh(subject, case)).astype(np.float64)
-    holds(
+    expect(
         np.linalg.matrix_rank(factor) == min(factor.shape), "rank of the random factor",
         int(np.linalg.matrix_rank(factor)), min(factor.shape),
     )
@@ -88,8 +88,8 @@ def seeds_differ(subject, case):
     """Otherwise every layer of a model, or every run of an experiment, starts from the same numbers."""
     first = random_factor(fresh(subject, case))
     for more in (1, 16, 256, 65536):  # a seed that is cut to a few bits is another one
-        second = random_factor(fresh(subject, case.but(seed=case.config.seed + more)))
-        holds(not np.array_equal(first, second), f"the random factor of seeds that differ by {more}", "equal", "different")
+        second = random_factor(fresh(subject, case.replace(seed=case.config.seed + more)))
+        expect(not np.array_equal(first, second), f"the random factor of seeds that differ by {more}", "equal", "different")
 
 
 @requirement(
@@ -102,8 +102,8 @@ def spread_is_independent_of_rank(subject, case):
     """kaiming initialisers take the second dimension as the fan-in. Applied to A stored as (in, rank), they divide by
     the rank in place of in_features, and the size of an update depends on the rank twice."""
     per_rank = case.config.alpha / case.config.rank
-    narrow, wider = (random_factor(fresh(subject, case.but(rank=r, alpha=per_rank * r))) for r in (4, 32))
-    return same_spread(narrow, wider, "log(std at rank 4 / std at rank 32)")
+    narrow, wider = (random_factor(fresh(subject, case.replace(rank=r, alpha=per_rank * r))) for r in (4, 32))
+    return expect_same_spread(narrow, wider, "log(std at rank 4 / std at rank 32)")
 
 
 @requirement(
@@ -123,10 +123,10 @@ def both_factors_start_to_learn(subject, case):
         layer.step(0.125)
         first = "B" if not wide(start["B"]).any() else "A"
         moved = not np.array_equal(wide(layer.adapter()[first]), wide(start[first]))
-        holds(moved, f"{first}, zero at the start, after an SGD step", "unchanged", "changed")
+        expect(moved, f"{first}, zero at the start, after an SGD step", "unchanged", "changed")
     for name in ("A", "B"):
         moved = not np.array_equal(wide(layer.adapter()[name]), wide(start[name]))
-        holds(moved, f"{name} after two SGD steps", "unchanged", "changed")
+        expect(moved, f"{name} after two SGD steps", "unchanged", "changed")
 
 
 @requirement(
@@ -138,16 +138,16 @@ def both_factors_start_to_learn(subject, case):
 )
 def fresh_adds_nothing(subject, case):
     """The same statement as INIT-01 at realistic sizes, where a small random B would be no integer."""
-    zero = case.but(A=0 * case.A, B=0 * case.B)
+    zero = case.replace(A=0 * case.A, B=0 * case.B)
     layer = fresh(subject, case)
     set_mode(layer, False)
     y = layer.forward(case.x).copy()
-    ratio = within(y, zero.truth.y, zero.bound.y, "y of a fresh layer")
+    ratio = expect_within(y, zero.truth.y, zero.bound.y, "y of a fresh layer")
     allowed = 2 * zero.bound.y * (not np.array_equal(layer.forward(case.x), y))  # sums in another order with every call
     set_mode(layer, True)
     layer.set_adapter(zero.adapter)
     set_mode(layer, False)
-    within(layer.forward(case.x), y, allowed, "y with both factors zero, against the fresh layer")
+    expect_within(layer.forward(case.x), y, allowed, "y with both factors zero, against the fresh layer")
     return ratio
 
 
@@ -159,13 +159,13 @@ def fresh_adds_nothing(subject, case):
 def seed_repeats(subject, case):
     """What makes an experiment repeatable; 0 is a seed like any other."""
     for seed in (case.config.seed, 0):
-        first, second = (random_factor(fresh(subject, case.but(seed=seed))) for _ in range(2))
-        same(second, first, f"the random factor of a second layer with seed {seed}")
+        first, second = (random_factor(fresh(subject, case.replace(seed=seed))) for _ in range(2))
+        expect_equal(second, first, f"the random factor of a second layer with seed {seed}")
 
 
 def random_factor(layer) -> np.ndarray:
     """The factor of a fresh layer that is not zero."""
     arrays = layer.adapter()
     factor = wide(arrays["A"] if wide(arrays["A"]).any() else arrays["B"])
-    holds(factor.any(), "the factors of a fresh layer", "both zero", "exactly one zero")
+    expect(factor.any(), "the factors of a fresh layer", "both zero", "exactly one zero")
     return factor

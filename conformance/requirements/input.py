@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from conformance.record.trace import SubjectError, refuses
 from conformance.requirements import PEFT, fresh, gradients, prepared, requirement
 from conformance.subject import Unsupported
-from conformance.truth.compare import holds, same
+from conformance.truth.compare import expect, expect_equal
 from conformance.truth.strategies import exact
 
 SOURCES = (f"{PEFT}, update_layer: r must be positive", "torch.nn.Linear and torch.nn.Dropout refuse the like")
@@ -29,8 +29,8 @@ def all_refused(subject, case, argument: str, values: tuple) -> None:
     """The case as it stands works, and no layer comes of any of the values."""
     fresh(subject, case).forward(case.x)
     for value in values:
-        refused = not accepted(subject, case.but(**{argument: value}))
-        holds(refused, f"a layer with {argument} = {value}", "a result", "an error")
+        refused = not accepted(subject, case.replace(**{argument: value}))
+        expect(refused, f"a layer with {argument} = {value}", "a result", "an error")
 
 
 @requirement(
@@ -48,8 +48,8 @@ def wrong_last_dimension(subject, case):
         if wrong != n_in:
             x = case.x[:, :1].repeat(wrong, 1)
             for given in (x, x[0]):
-                holds(refuses(layer.forward, given), f"forward of x {given.shape} with in = {n_in}", "a result", "an error")
-    return same(layer.forward(case.x), before, "y after the refusals, against y before")
+                expect(refuses(layer.forward, given), f"forward of x {given.shape} with in = {n_in}", "a result", "an error")
+    return expect_equal(layer.forward(case.x), before, "y after the refusals, against y before")
 
 
 @requirement(
@@ -71,13 +71,13 @@ def negative_rank(subject, case):
 def rank_zero(subject, case):
     """Both readings are in use; a division by zero that turns into NaN, or a default rank, is neither."""
     fresh(subject, case).forward(case.x)
-    none = case.but(rank=0)
+    none = case.replace(rank=0)
     if accepted(subject, none):
         layer = fresh(subject, none)
-        same(layer.forward(case.x), case.truth.base, "y with rank = 0")
+        expect_equal(layer.forward(case.x), case.truth.base, "y with rank = 0")
         with suppress(Unsupported, SubjectError):  # there may be no factors to show
             shapes = {name: array.shape for name, array in layer.adapter().items()}
-            holds(not any(map(math.prod, shapes.values())), "factors of a layer with rank = 0", shapes, "none")
+            expect(not any(map(math.prod, shapes.values())), "factors of a layer with rank = 0", shapes, "none")
 
 
 @requirement(
@@ -104,7 +104,7 @@ def alpha_not_finite(subject, case):
 @requirement(
     "INPUT-06",
     "A dropout outside [0, 1) SHOULD be refused with an error.",
-    formula="p ∉ [0, 1) ⇒ an error", sources=SOURCES, needs="forward", where_offered=True,
+    formula="p ∉ [0, 1) ⇒ an error", sources=SOURCES, needs="forward", optional=True,
     cases=exact(dropout=0.5, degenerate=True), examples=0.2,
 )
 def dropout_out_of_range(subject, case):
@@ -125,9 +125,9 @@ def arguments_are_left_alone(subject, case):
     layer.set_adapter(handed)
     gradients(layer, case.x, case.dy)
     layer.step(0.5)
-    holds(sorted(handed) == ["A", "B"], "keys of the dict given to set_adapter", sorted(handed), ["A", "B"])
+    expect(sorted(handed) == ["A", "B"], "keys of the dict given to set_adapter", sorted(handed), ["A", "B"])
     for name, want in case.adapter.items():
-        same(handed[name], want, f"the array given to set_adapter as {name}")
+        expect_equal(handed[name], want, f"the array given to set_adapter as {name}")
 
 
 @requirement(
@@ -144,10 +144,10 @@ def factors_of_another_shape(subject, case):
         if any(wrong[name].shape != right.shape for name, right in case.adapter.items()):
             arrays = {name: -array for name, array in wrong.items()}
             shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-            holds(refuses(layer.set_adapter, arrays), f"set_adapter of {shapes}", "accepted", "an error")
+            expect(refuses(layer.set_adapter, arrays), f"set_adapter of {shapes}", "accepted", "an error")
             for name, want in case.adapter.items():
-                same(layer.adapter()[name], want, f"{name} after a set_adapter that was refused")
-    return same(layer.forward(case.x), case.truth.y, "y after a set_adapter that was refused")
+                expect_equal(layer.adapter()[name], want, f"{name} after a set_adapter that was refused")
+    return expect_equal(layer.forward(case.x), case.truth.y, "y after a set_adapter that was refused")
 
 
 @requirement(
@@ -164,9 +164,9 @@ def base_weights_are_left_alone(subject, case):
     gradients(layer, case.x, case.dy)
     layer.step(0.5)
     layer.merge()
-    same(W, case.W, "the array given to build as weight")
+    expect_equal(W, case.W, "the array given to build as weight")
     if b is not None:
-        same(b, case.b, "the array given to build as bias")
+        expect_equal(b, case.b, "the array given to build as bias")
 
 
 @requirement(
@@ -182,4 +182,4 @@ def gradient_of_another_shape(subject, case):
             layer = prepared(subject, case, training=True)
             layer.forward(case.x)
             refused = refuses(layer.backward, dy)
-            holds(refused, f"backward of dy {dy.shape} with y {case.dy.shape}", "a result", "an error")
+            expect(refused, f"backward of dy {dy.shape} with y {case.dy.shape}", "a result", "an error")

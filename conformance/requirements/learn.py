@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from conformance.requirements import PAPER, fresh, prepared, requirement, set_mode
 from conformance.truth.case import BITS, Case, exact_in_any_order, last_bit
-from conformance.truth.compare import holds, same, wide
+from conformance.truth.compare import expect, expect_equal, wide
 from conformance.truth.strategies import exact, sized
 from lora_ref import lora
 
@@ -33,7 +33,7 @@ def trajectory(subject, case):
     target, now = case.dy, case
     for step in range(1, 4):
         residual = (now.truth.y - wide(target)).astype(case.dtype)
-        now = now.but(dy=residual)
+        now = now.replace(dy=residual)
         exact = exact_in_any_order(now)
         following = moved(now, now.truth.dA, now.truth.dB) if exact else None
         if following is None:  # no longer exact: what came before was judged
@@ -41,15 +41,15 @@ def trajectory(subject, case):
             return
         layer.zero_grad()
         set_mode(layer, False)
-        same(layer.forward(case.x), now.truth.y, f"y in inference mode, before step {step}")
+        expect_equal(layer.forward(case.x), now.truth.y, f"y in inference mode, before step {step}")
         set_mode(layer, True)
         y = layer.forward(case.x)
-        same(y, now.truth.y, f"y before step {step}")
+        expect_equal(y, now.truth.y, f"y before step {step}")
         layer.backward((wide(y) - wide(target)).astype(case.dtype))
         layer.step(RATE)
         now = following
         for name, want in now.adapter.items():
-            same(layer.adapter()[name], want, f"{name} after {step} SGD steps")
+            expect_equal(layer.adapter()[name], want, f"{name} after {step} SGD steps")
 
 
 @requirement(
@@ -86,7 +86,7 @@ def convergence(subject, case):
         layer.step(rate)
         y = layer.forward(x)
     loss = float(((wide(y) - target) ** 2).sum())
-    holds(loss <= losses[steps // 2], f"squared error after {steps} steps", loss, f"at most {losses[steps // 2]:.3g}")
+    expect(loss <= losses[steps // 2], f"squared error after {steps} steps", loss, f"at most {losses[steps // 2]:.3g}")
 
 
 def moved(case: Case, dA: np.ndarray, dB: np.ndarray) -> Case | None:
@@ -99,7 +99,7 @@ def moved(case: Case, dA: np.ndarray, dB: np.ndarray) -> Case | None:
         if float((np.abs(before) + np.abs(change)).max()) > last * 2.0 ** BITS[case.config.dtype]:
             return None
         arrays[name] = (before - change).astype(case.dtype)
-    after = case.but(**arrays)
+    after = case.replace(**arrays)
     return after if exact_in_any_order(after) else None
 
 

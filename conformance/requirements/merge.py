@@ -8,7 +8,7 @@ from conformance.requirements import HIGHAM, LORALIB, PAPER, PEFT, gradients, pr
 from conformance.requirements.fwd import SQUARE
 from conformance.requirements.state import saved
 from conformance.truth.case import exact_in_any_order
-from conformance.truth.compare import holds, same, wide, within
+from conformance.truth.compare import expect, expect_equal, expect_within, wide
 from conformance.truth.strategies import exact, rounding
 
 SOURCES = (f"{PAPER}, §4.1: W = W₀ + B A can be computed and stored explicitly", f"{PEFT}, Linear.merge", f"{LORALIB}, train")
@@ -27,7 +27,7 @@ def merged_weight(subject, case):
     round trip certifies the fault. On small integers the answer is exact."""
     layer = prepared(subject, case, training=True)
     layer.merge()
-    return same(layer.weight(), case.truth.merged, "W after merge")
+    return expect_equal(layer.weight(), case.truth.merged, "W after merge")
 
 
 @requirement(
@@ -40,7 +40,7 @@ def merged_weight_within_rounding(subject, case):
     """A merge carried out in a lower precision than the layer's shows here."""
     layer = prepared(subject, case, training=True)
     layer.merge()
-    return within(layer.weight(), case.truth.merged, case.bound.merged, "W after merge")
+    return expect_within(layer.weight(), case.truth.merged, case.bound.merged, "W after merge")
 
 
 @requirement(
@@ -53,11 +53,11 @@ def merged_equals_unmerged(subject, case):
     """The promise of LoRA: no latency and no difference. A forward pass that does not know of the merge adds twice."""
     layer = prepared(subject, case, training=True)
     layer.merge()
-    same(layer.forward(case.x), case.truth.y, "y after merge")
+    expect_equal(layer.forward(case.x), case.truth.y, "y after merge")
     for training in (False, True):
         refuses(set_mode, layer, training)  # a merged layer need not go back to training mode
         mode = "training" if training else "inference"
-        same(layer.forward(case.x), case.truth.y, f"y after merge, then in {mode} mode")
+        expect_equal(layer.forward(case.x), case.truth.y, f"y after merge, then in {mode} mode")
 
 
 @requirement(
@@ -69,7 +69,7 @@ def merged_within_rounding(subject, case):
     """How far merged and unmerged may differ: at most the bound, and not a chosen tolerance."""
     layer = prepared(subject, case, training=True)
     layer.merge()
-    return within(layer.forward(case.x), case.truth.y, case.bound.y, "y after merge")
+    return expect_within(layer.forward(case.x), case.truth.y, case.bound.y, "y after merge")
 
 
 @requirement(
@@ -82,8 +82,8 @@ def merging_twice(subject, case):
     layer = prepared(subject, case, training=True)
     layer.merge()
     refuses(layer.merge)
-    same(layer.weight(), case.truth.merged, "W after a second merge")
-    same(layer.forward(case.x), case.truth.y, "y after a second merge")
+    expect_equal(layer.weight(), case.truth.merged, "W after a second merge")
+    expect_equal(layer.forward(case.x), case.truth.y, "y after a second merge")
 
 
 @requirement(
@@ -98,8 +98,8 @@ def unmerge_restores(subject, case):
     for cycle in ("first", "second"):
         layer.merge()
         layer.unmerge()
-        same(layer.weight(), case.W, f"W after the {cycle} merge and unmerge")
-        same(layer.forward(case.x), case.truth.y, f"y after the {cycle} merge and unmerge")
+        expect_equal(layer.weight(), case.W, f"W after the {cycle} merge and unmerge")
+        expect_equal(layer.forward(case.x), case.truth.y, f"y after the {cycle} merge and unmerge")
 
 
 @requirement(
@@ -113,7 +113,7 @@ def unmerge_restores_within_rounding(subject, case):
     layer = prepared(subject, case, training=True)
     layer.merge()
     layer.unmerge()
-    return within(layer.weight(), case.W, case.bound.unmerged, "W after merge and unmerge")
+    return expect_within(layer.weight(), case.W, case.bound.unmerged, "W after merge and unmerge")
 
 
 @requirement(
@@ -128,11 +128,11 @@ def unmerge_restores_every_bit(subject, case):
     layer = prepared(subject, case, training=True)
     layer.merge()
     layer.unmerge()
-    same(layer.weight(), case.W, "W after merge and unmerge")
+    expect_equal(layer.weight(), case.W, "W after merge and unmerge")
     layer.set_adapter({"A": case.A, "B": np.full_like(case.B, np.inf)})
     if not refuses(layer.merge):
         layer.unmerge()
-    same(layer.weight(), case.W, "W after merging and unmerging an infinite delta")
+    expect_equal(layer.weight(), case.W, "W after merging and unmerging an infinite delta")
 
 
 @requirement(
@@ -146,9 +146,9 @@ def merge_leaves_the_rest(subject, case):
     layer = prepared(subject, case, training=True)
     layer.merge()
     for name, want in case.adapter.items():
-        same(layer.adapter()[name], want, f"{name} after merge")
+        expect_equal(layer.adapter()[name], want, f"{name} after merge")
     if case.b is not None:
-        same(layer.bias(), case.b, "b after merge")
+        expect_equal(layer.bias(), case.b, "b after merge")
 
 
 @requirement(
@@ -168,15 +168,15 @@ def training_after_unmerge(subject, case):
     layer.zero_grad()
     found = gradients(layer, case.x, case.dy)
     for name in ("A", "B"):
-        same(found[name], getattr(case.truth, f"d{name}"), f"d{name} after unmerge")
+        expect_equal(found[name], getattr(case.truth, f"d{name}"), f"d{name} after unmerge")
     layer.step(0.5)
     stepped = {name: before - 0.5 * getattr(case.truth, f"d{name}") for name, before in case.adapter.items()}
     for name, want in stepped.items():
-        same(layer.adapter()[name], want, f"{name} after unmerge and a step")
-    after = case.but(**{name: array.astype(case.dtype) for name, array in stepped.items()})
+        expect_equal(layer.adapter()[name], want, f"{name} after unmerge and a step")
+    after = case.replace(**{name: array.astype(case.dtype) for name, array in stepped.items()})
     assume(exact_in_any_order(after))
     layer.merge()
-    same(layer.forward(case.x), after.truth.y, "y merged again after the step")
+    expect_equal(layer.forward(case.x), after.truth.y, "y merged again after the step")
 
 
 @requirement(
@@ -195,10 +195,10 @@ def setting_while_merged(subject, case):
     layer.merge()
     if refuses(layer.set_adapter, {name: array.copy() for name, array in new.adapter.items()}):
         new = case
-        same(layer.forward(case.x), case.truth.y, "y after set_adapter was refused")
+        expect_equal(layer.forward(case.x), case.truth.y, "y after set_adapter was refused")
     refuses(layer.unmerge)  # setting may have unmerged it
-    same(layer.weight(), case.W, "W after merge, set_adapter and unmerge")
-    same(layer.forward(case.x), new.truth.y, "y after merge, set_adapter and unmerge")
+    expect_equal(layer.weight(), case.W, "W after merge, set_adapter and unmerge")
+    expect_equal(layer.forward(case.x), new.truth.y, "y after merge, set_adapter and unmerge")
 
 
 @requirement(
@@ -211,11 +211,11 @@ def merge_has_an_effect(subject, case):
     """Exports that hold the base model under the name of the trained one are among the most reported faults."""
     layer = prepared(subject, case, training=True)
     layer.merge()
-    holds(not np.array_equal(wide(layer.weight()), wide(case.W)), "W after merge", "W as before", "W + scale · (A B)ᵀ")
-    none = case.but(B=0 * case.B)
+    expect(not np.array_equal(wide(layer.weight()), wide(case.W)), "W after merge", "W as before", "W + scale · (A B)ᵀ")
+    none = case.replace(B=0 * case.B)
     layer = prepared(subject, none, training=True)
     layer.merge()
-    same(layer.weight(), case.W, "W after a merge with B = 0")
+    expect_equal(layer.weight(), case.W, "W after a merge with B = 0")
 
 
 @requirement(
@@ -233,8 +233,8 @@ def gradient_of_x_while_merged(subject, case):
         found = layer.backward(case.dy)
     except SubjectError:
         return 0.0
-    holds("x" in found, "dx while merged", "none", "a gradient")
-    return same(found["x"], case.truth.dx, "dx while merged")
+    expect("x" in found, "dx while merged", "none", "a gradient")
+    return expect_equal(found["x"], case.truth.dx, "dx while merged")
 
 
 @requirement(
@@ -247,7 +247,7 @@ def square_weight(subject, case):
     """A delta that is transposed only if its shape demands it is wrong in most layers of a transformer."""
     layer = prepared(subject, case, training=True)
     layer.merge()
-    return same(layer.weight(), case.truth.merged, "W after merge")
+    return expect_equal(layer.weight(), case.truth.merged, "W after merge")
 
 
 @requirement(
@@ -259,12 +259,12 @@ def unmerging_twice(subject, case):
     """The guard of MERGE-05 from the other side: a delta that was never added must not be taken out."""
     layer = prepared(subject, case, training=True)
     refuses(layer.unmerge)
-    same(layer.weight(), case.W, "W after an unmerge without a merge")
+    expect_equal(layer.weight(), case.W, "W after an unmerge without a merge")
     layer.merge()
     layer.unmerge()
     refuses(layer.unmerge)
-    same(layer.weight(), case.W, "W after a second unmerge")
-    same(layer.forward(case.x), case.truth.y, "y after a second unmerge")
+    expect_equal(layer.weight(), case.W, "W after a second unmerge")
+    expect_equal(layer.forward(case.x), case.truth.y, "y after a second unmerge")
 
 
 @requirement(
@@ -272,7 +272,7 @@ def unmerging_twice(subject, case):
     "Loading while merged MUST NOT corrupt W: after unmerge W is back, and the layer has what was loaded; or the loading is "
     "refused, and nothing has changed.",
     formula="unmerge ∘ load ∘ merge ⇒ W, A', B'", sources=SOURCES, needs=f"{NEEDS} unmerge weight save load", faults="105 111",
-    where_offered=True, cases=exact(), examples=0.5,
+    optional=True, cases=exact(), examples=0.5,
 )
 def loading_while_merged(subject, case):
     """MERGE-11, by way of a file."""
@@ -284,8 +284,8 @@ def loading_while_merged(subject, case):
         if refuses(layer.load, directory):
             new = case
     refuses(layer.unmerge)  # loading may have unmerged it
-    same(layer.weight(), case.W, "W after merge, load and unmerge")
-    same(layer.forward(case.x), new.truth.y, "y after merge, load and unmerge")
+    expect_equal(layer.weight(), case.W, "W after merge, load and unmerge")
+    expect_equal(layer.forward(case.x), new.truth.y, "y after merge, load and unmerge")
 
 
 @requirement(
@@ -297,5 +297,5 @@ def merging_in_inference_mode(subject, case):
     """That is when most people merge. A layer that merges by itself there has nothing left to do."""
     layer = prepared(subject, case)
     if not refuses(layer.merge):
-        same(layer.weight(), case.truth.merged, "W after merge in inference mode")
-    same(layer.forward(case.x), case.truth.y, "y after merge in inference mode")
+        expect_equal(layer.weight(), case.truth.merged, "W after merge in inference mode")
+    expect_equal(layer.forward(case.x), case.truth.y, "y after merge in inference mode")

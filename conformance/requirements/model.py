@@ -10,7 +10,7 @@ import numpy as np
 from conformance.model import Model, places
 from conformance.requirements import PAPER, PEFT, requirement
 from conformance.subject import Subject
-from conformance.truth.compare import holds, same, within_spread
+from conformance.truth.compare import expect, expect_equal, expect_within_spread
 from conformance.truth.model_case import GPT2, ModelCase, models, reference
 
 FORWARD = "lora_ref/transformer.py, every gradient of which is held against the complex step"
@@ -35,24 +35,24 @@ def prepared(subject: Subject, case: ModelCase) -> Model:
 
 def plain(subject: Subject, case: ModelCase, base: dict[str, np.ndarray] | None = None) -> Model:
     """The model without a method, around the base arrays of the case or others."""
-    return fresh(subject, case.but(method="none", base=case.base if base is None else base))
+    return fresh(subject, case.replace(method="none", base=case.base if base is None else base))
 
 
 def right_logits(model: Model, case: ModelCase) -> float:
     truth, deviation = case.spread
-    return within_spread(model.forward(case.tokens, case.mask), truth["logits"], deviation["logits"], "logits")
+    return expect_within_spread(model.forward(case.tokens, case.mask), truth["logits"], deviation["logits"], "logits")
 
 
 def right_where_seen(model: Model, case: ModelCase) -> float:
     """The logits of what is not padding."""
     (truth, deviation), seen, logits = case.spread, case.mask, model.forward(case.tokens, case.mask)
     want = truth["logits"]
-    holds(logits.shape == want.shape, "shape of the logits", logits.shape, want.shape)
-    return within_spread(logits[seen], want[seen], deviation["logits"][seen], "logits of what is not padding")
+    expect(logits.shape == want.shape, "shape of the logits", logits.shape, want.shape)
+    return expect_within_spread(logits[seen], want[seen], deviation["logits"][seen], "logits of what is not padding")
 
 
 def names_are(found: dict, wanted, what: str) -> None:
-    holds(set(found) == set(wanted), what, sorted(found), sorted(wanted))
+    expect(set(found) == set(wanted), what, sorted(found), sorted(wanted))
 
 
 def right_gradients(model: Model, case: ModelCase) -> float:
@@ -62,7 +62,7 @@ def right_gradients(model: Model, case: ModelCase) -> float:
     found = model.backward(case.dlogits)
     wanted = {name.removeprefix("d ") for name in truth if name.startswith("d ")}
     names_are(found, wanted, "names of what got a gradient")
-    return max(within_spread(found[n], truth[f"d {n}"], deviation[f"d {n}"], f"gradient of {n}") for n in sorted(wanted))
+    return max(expect_within_spread(found[n], truth[f"d {n}"], deviation[f"d {n}"], f"gradient of {n}") for n in sorted(wanted))
 
 
 def frozen_and_moved(subject: Subject, case: ModelCase) -> float:
@@ -76,11 +76,11 @@ def frozen_and_moved(subject: Subject, case: ModelCase) -> float:
     names_are(base, case.base, "names of the base after a step")
     names_are(after, case.trained, "names of what trains after a step")
     for name, array in base.items():
-        same(array, case.base[name], f"{name} of the base after a step")
+        expect_equal(array, case.base[name], f"{name} of the base after a step")
     for name, array in case.trained.items():
         kind = np.longdouble
         want, spread = array.astype(kind) - kind(rate) * truth[f"d {name}"], rate * deviation[f"d {name}"]
-        within_spread(after[name], want, spread + 2 * case.unit * np.abs(want).astype(float), f"{name} after a step")
+        expect_within_spread(after[name], want, spread + 2 * case.unit * np.abs(want).astype(float), f"{name} after a step")
     return 0.0
 
 
@@ -88,9 +88,9 @@ def only_these_train(subject: Subject, case: ModelCase, count: int) -> None:
     """The arrays of the method, shaped as they are defined, and nothing of the base."""
     found = fresh(subject, case).trainable()
     wanted = {name: array.shape for name, array in case.trained.items()}
-    holds(found == wanted, "what is trainable", dict(sorted(found.items())), dict(sorted(wanted.items())))
+    expect(found == wanted, "what is trainable", dict(sorted(found.items())), dict(sorted(wanted.items())))
     total = sum(int(np.prod(shape)) for shape in found.values())
-    holds(total == count, "number of trainable parameters", total, count)
+    expect(total == count, "number of trainable parameters", total, count)
 
 
 @requirement(
@@ -104,7 +104,7 @@ def base_model(subject, case):
 
 @requirement(
     "MODEL-02", "Padding MUST change nothing for the tokens that are not padding.",
-    formula="hidden = −∞ where the mask is False", sources=(FORWARD,), needs="build_model forward",
+    formula="attention mask = −∞ where the mask is False", sources=(FORWARD,), needs="build_model forward",
     cases=models("none", masked=True), examples=SHARE,
 )
 def padding(subject, case):
@@ -119,7 +119,7 @@ def padding(subject, case):
 def fresh_lora_changes_nothing(subject, case):
     """Beside the same model without a method."""
     want = plain(subject, case).forward(case.tokens)
-    return same(fresh(subject, case).forward(case.tokens), want, "logits with a fresh LoRA")
+    return expect_equal(fresh(subject, case).forward(case.tokens), want, "logits with a fresh LoRA")
 
 
 @requirement(
@@ -153,9 +153,9 @@ def merged_model(subject, case):
     truth, deviation = case.merged
     names_are(base, case.base, "names of the base after merge")
     for name in sorted(base):
-        within_spread(base[name], truth[name], deviation[name], f"{name} after merge")
-    same(logits, plain(subject, case, base).forward(case.tokens), "logits of the merged model, beside a plain one")
-    return within_spread(logits, truth["logits"], deviation["logits"], "logits after merge")
+        expect_within_spread(base[name], truth[name], deviation[name], f"{name} after merge")
+    expect_equal(logits, plain(subject, case, base).forward(case.tokens), "logits of the merged model, beside a plain one")
+    return expect_within_spread(logits, truth["logits"], deviation["logits"], "logits after merge")
 
 
 @requirement(
@@ -180,7 +180,7 @@ def base_stays_frozen(subject, case):
 
 @requirement(
     "MODEL-09", "Full fine-tuning MUST give every array of the base its gradient.", formula="dW = dyᵀ x, and so on",
-    sources=(FORWARD,), needs="build_model forward backward", cases=models("full"), examples=SHARE, where_offered=True,
+    sources=(FORWARD,), needs="build_model forward backward", cases=models("full"), examples=SHARE, optional=True,
 )
 def gradients_of_the_base(subject, case):
     """The baseline. A tied head and embedding are one array, with the sum of both gradients."""
@@ -189,7 +189,7 @@ def gradients_of_the_base(subject, case):
 
 @requirement(
     "MODEL-10", "With LoRA switched off the model MUST be the base, bit for bit, and with it on again what it was.",
-    formula="y = x Wᵀ + b", sources=SOURCES, needs=f"{NEEDS} switch", cases=LORA, examples=SHARE, where_offered=True,
+    formula="y = x Wᵀ + b", sources=SOURCES, needs=f"{NEEDS} switch", cases=LORA, examples=SHARE, optional=True,
 )
 def lora_switched_off(subject, case):
     """As for a comparison with the base, or for a reference model in preference training."""
@@ -200,9 +200,9 @@ def switched_off(subject: Subject, case: ModelCase) -> float:
     model = prepared(subject, case)
     on = model.forward(case.tokens)
     model.switch(False)
-    same(model.forward(case.tokens), plain(subject, case).forward(case.tokens), "logits with the method switched off")
+    expect_equal(model.forward(case.tokens), plain(subject, case).forward(case.tokens), "logits with the method switched off")
     model.switch(True)
-    return same(model.forward(case.tokens), on, "logits with the method on again")
+    return expect_equal(model.forward(case.tokens), on, "logits with the method on again")
 
 
 @requirement(
@@ -227,4 +227,5 @@ def fused_is_separate_with_one_A(subject, case):
             arrays[f"{place.replace('qkv', part)}.{field}"] = piece
     other = ModelCase(separate, {}, {}, case.tokens, None, case.dlogits, case.known)
     truth, deviation = other.of(case.tokens, reference(separate)[1], arrays)
-    return within_spread(model.forward(case.tokens), truth["logits"], deviation["logits"], "logits of LoRA on fused q, k, v")
+    return expect_within_spread(model.forward(case.tokens), truth["logits"], deviation["logits"],
+                                "logits of LoRA on fused q, k, v")

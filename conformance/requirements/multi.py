@@ -10,7 +10,7 @@ from conformance.record.trace import refuses
 from conformance.requirements import LORALIB, PEFT, prepared, requirement, set_mode
 from conformance.subject import Layer, Subject
 from conformance.truth.case import Case, Together
-from conformance.truth.compare import holds, same, within
+from conformance.truth.compare import expect, expect_equal, expect_within
 from conformance.truth.strategies import several
 
 SOURCES = ("linearity of y in scale · (A B)ᵀ: lora_ref/derivations/lora.md", PEFT)
@@ -38,9 +38,9 @@ def adding_changes_nothing(subject, case):
     """It waits until it is activated. A second adapter that is wrapped around the first, or that takes its place, is seen
     here."""
     layer = together(subject, case)
-    same(layer.forward(case.x), case.truth.y, "y after adding two adapters")
+    expect_equal(layer.forward(case.x), case.truth.y, "y after adding two adapters")
     for name, want in case.adapter.items():
-        same(layer.adapter()[name], want, f"{name} after adding two adapters")
+        expect_equal(layer.adapter()[name], want, f"{name} after adding two adapters")
 
 
 @requirement(
@@ -53,7 +53,7 @@ def one_of_several(subject, case):
     layer = together(subject, case)
     for name in (*case.names[1:], case.names[0]):
         layer.activate({name: 1.0})
-        same(layer.forward(case.x), case.alone(name).truth.y, f"y with {name} active")
+        expect_equal(layer.forward(case.x), case.alone(name).truth.y, f"y with {name} active")
 
 
 @requirement(
@@ -65,12 +65,12 @@ def several_add_up(subject, case):
     """Products add up; (Σ A) (Σ B) has cross terms, and is right for one adapter only. A negative weight subtracts."""
     layer, weights = together(subject, case), case.all_weights
     layer.activate(weights)
-    same(layer.forward(case.x), Together(case, weights).y, "y with all adapters active")
+    expect_equal(layer.forward(case.x), Together(case, weights).y, "y with all adapters active")
     layer.activate(dict(reversed(weights.items())))
-    same(layer.forward(case.x), Together(case, weights).y, "y with all adapters active, named in reverse")
+    expect_equal(layer.forward(case.x), Together(case, weights).y, "y with all adapters active, named in reverse")
     pair = {name: weights[name] for name in case.names[1:]}
     layer.activate(pair)
-    same(layer.forward(case.x), Together(case, pair).y, "y with two of three adapters active")
+    expect_equal(layer.forward(case.x), Together(case, pair).y, "y with two of three adapters active")
 
 
 @requirement(
@@ -82,11 +82,11 @@ def none_active(subject, case):
     """The way to the frozen model, for a reference or a comparison; what is switched on again is what it was."""
     layer = together(subject, case)
     layer.activate({})
-    same(layer.forward(case.x), case.truth.base, "y with no adapter active")
+    expect_equal(layer.forward(case.x), case.truth.base, "y with no adapter active")
     layer.activate({"default": 1.0})
-    same(layer.forward(case.x), case.truth.y, "y with default active again")
+    expect_equal(layer.forward(case.x), case.truth.y, "y with default active again")
     for name, want in case.adapter.items():
-        same(layer.adapter()[name], want, f"{name} after all adapters were switched off")
+        expect_equal(layer.adapter()[name], want, f"{name} after all adapters were switched off")
 
 
 @requirement(
@@ -100,9 +100,9 @@ def activating_replaces(subject, case):
     layer, weights = together(subject, case), case.all_weights
     for chosen in (weights, {"default": 0.0}, {"default": weights["default"]}, weights, {"second": 1.0}, {"default": 1.0}):
         layer.activate(chosen)
-        same(layer.forward(case.x), Together(case, chosen).y, f"y after activate({chosen})")
+        expect_equal(layer.forward(case.x), Together(case, chosen).y, f"y after activate({chosen})")
     for name, want in case.adapter.items():
-        same(layer.adapter()[name], want, f"{name} after several activations")
+        expect_equal(layer.adapter()[name], want, f"{name} after several activations")
 
 
 @requirement(
@@ -120,12 +120,13 @@ def gradients_of_several(subject, case):
         layer.activate(chosen)
         layer.forward(case.x)
         found, want = layer.backward(case.dy), Together(case, chosen)
-        same(found["x"], want.dx, f"dx with {' and '.join(chosen)} active")
+        expect_equal(found["x"], want.dx, f"dx with {' and '.join(chosen)} active")
         for name, gradient in want.gradients.items():
-            holds(name in found, f"gradients with {' and '.join(chosen)} active: d{name}", sorted(found), f"d{name} among them")
-            same(found[name], gradient, f"d{name} with {' and '.join(chosen)} active")
+            expect(name in found, f"gradients with {' and '.join(chosen)} active: d{name}", sorted(found),
+                   f"d{name} among them")
+            expect_equal(found[name], gradient, f"d{name} with {' and '.join(chosen)} active")
         for name in set(found) - set(want.gradients) - {"x"}:
-            same(found[name], np.zeros_like(found[name]), f"d{name} with {' and '.join(chosen)} active")
+            expect_equal(found[name], np.zeros_like(found[name]), f"d{name} with {' and '.join(chosen)} active")
 
 
 @requirement(
@@ -142,11 +143,11 @@ def inactive_adapters_stay(subject, case):
     layer.backward(case.dy)
     layer.step(2.0**-3)
     for name, want in case.adapter.items():
-        same(layer.adapter()[name], want, f"{name} after a step with second active")
+        expect_equal(layer.adapter()[name], want, f"{name} after a step with second active")
     layer.activate({"default": 1.0})
-    same(layer.forward(case.x), case.truth.y, "y of default after a step with second active")
+    expect_equal(layer.forward(case.x), case.truth.y, "y of default after a step with second active")
     layer.activate({"third": 1.0})
-    same(layer.forward(case.x), case.alone("third").truth.y, "y of third after a step with second active")
+    expect_equal(layer.forward(case.x), case.alone("third").truth.y, "y of third after a step with second active")
 
 
 @requirement(
@@ -163,11 +164,11 @@ def merging_several(subject, case):
         layer.activate(chosen)
         want, active = Together(case, chosen), " and ".join(chosen)
         layer.merge()
-        same(layer.weight(), want.merged, f"W after merge, {active} active")
-        same(layer.forward(case.x), want.y, f"y after merge, {active} active")
+        expect_equal(layer.weight(), want.merged, f"W after merge, {active} active")
+        expect_equal(layer.forward(case.x), want.y, f"y after merge, {active} active")
         layer.unmerge()
-        same(layer.weight(), case.W, f"W after unmerge, {active} active")
-        same(layer.forward(case.x), want.y, f"y after unmerge, {active} active")
+        expect_equal(layer.weight(), case.W, f"W after unmerge, {active} active")
+        expect_equal(layer.forward(case.x), want.y, f"y after unmerge, {active} active")
 
 
 @requirement(
@@ -185,9 +186,9 @@ def activating_while_merged(subject, case):
     if refuses(layer.activate, dict(then)):
         then = chosen
     layer.unmerge()
-    same(layer.weight(), case.W, "W after merge, activate and unmerge")
+    expect_equal(layer.weight(), case.W, "W after merge, activate and unmerge")
     layer.activate(then)
-    same(layer.forward(case.x), Together(case, then).y, "y after merge, activate and unmerge")
+    expect_equal(layer.forward(case.x), Together(case, then).y, "y after merge, activate and unmerge")
 
 
 @requirement(
@@ -199,36 +200,36 @@ def unknown_name(subject, case):
     """A misspelt name that is skipped gives the output of the base layer, and nobody is told."""
     layer = together(subject, case)
     for names in ({"secnod": 1.0}, {"third": 1.0, "secnod": 1.0}):
-        holds(refuses(layer.activate, names), f"activate({names})", "no error", "an error: there is no adapter secnod")
-        same(layer.forward(case.x), case.truth.y, "y after an activation that was refused")
+        expect(refuses(layer.activate, names), f"activate({names})", "no error", "an error: there is no adapter secnod")
+        expect_equal(layer.forward(case.x), case.truth.y, "y after an activation that was refused")
 
 
 @requirement(
     "MULTI-11",
     "Removing an adapter MUST leave the others as they were, and what was removed is not applied any more.",
     formula=SUM, sources=SOURCES, needs=f"{NEEDS} activate remove_adapter weight", faults="125",
-    where_offered=True, cases=CASES, examples=0.5,
+    optional=True, cases=CASES, examples=0.5,
 )
 def removing(subject, case):
     """A layer that goes on applying an adapter that it does not have any more cannot be mended from outside."""
     layer, weights = together(subject, case), case.all_weights
     layer.activate({"default": 1.0})
     layer.remove_adapter("third")
-    same(layer.forward(case.x), case.truth.y, "y after an adapter that is not active was removed")
-    holds(refuses(layer.activate, {"third": 1.0}), 'activate of what was removed', "no error", "an error")
+    expect_equal(layer.forward(case.x), case.truth.y, "y after an adapter that is not active was removed")
+    expect(refuses(layer.activate, {"third": 1.0}), 'activate of what was removed', "no error", "an error")
     rest = {name: weights[name] for name in ("default", "second")}
     layer.activate(rest)
     layer.remove_adapter("second")
     layer.activate({"default": 1.0})
-    same(layer.forward(case.x), case.truth.y, "y after an active adapter was removed")
-    same(layer.weight(), case.W, "W after two adapters were removed")
+    expect_equal(layer.forward(case.x), case.truth.y, "y after an active adapter was removed")
+    expect_equal(layer.weight(), case.W, "W after two adapters were removed")
 
 
 @requirement(
     "MULTI-12",
     "Removing an adapter that is merged MUST be refused, or its part is taken out of W.",
     formula="unmerge ∘ remove ∘ merge ⇒ W", sources=SOURCES, needs=f"{NEEDS} activate remove_adapter merge unmerge weight",
-    faults="105", where_offered=True, cases=CASES, examples=0.5,
+    faults="105", optional=True, cases=CASES, examples=0.5,
 )
 def removing_while_merged(subject, case):
     """With the factors gone nobody can subtract them."""
@@ -237,16 +238,16 @@ def removing_while_merged(subject, case):
     layer.merge()
     refuses(layer.remove_adapter, "second")
     refuses(layer.unmerge)  # there may be nothing left to unmerge
-    same(layer.weight(), case.W, "W after merge, remove_adapter and unmerge")
+    expect_equal(layer.weight(), case.W, "W after merge, remove_adapter and unmerge")
     layer.activate({"default": 1.0})
-    same(layer.forward(case.x), case.truth.y, "y of default after merge, remove_adapter and unmerge")
+    expect_equal(layer.forward(case.x), case.truth.y, "y of default after merge, remove_adapter and unmerge")
 
 
 @requirement(
     "MULTI-13",
     "Combining adapters MUST give one that does what they do together, with any weights.",
     formula="combined: scale · A B = Σ weight · scale · A B", sources=SOURCES, needs=f"{NEEDS} activate combine",
-    faults="130 131 132", where_offered=True, cases=CASES,
+    faults="130 131 132", optional=True, cases=CASES,
 )
 def combining(subject, case):
     """Odd and linear in the weights: −1 gives the negative, one adapter of weight 1 gives itself. Weights that are put
@@ -259,17 +260,17 @@ def combining(subject, case):
     for number, part in enumerate(parts):
         layer.activate({f"sum{number}": 1.0})
         want = Together(case, part)
-        ratio = max(ratio, within(layer.forward(case.x), want.y, want.bound_of_one, f"y of combine({part})"))
+        ratio = max(ratio, expect_within(layer.forward(case.x), want.y, want.bound_of_one, f"y of combine({part})"))
     for name in case.names:
         layer.activate({name: 1.0})
-        same(layer.forward(case.x), case.alone(name).truth.y, f"y of {name} after combining")
+        expect_equal(layer.forward(case.x), case.alone(name).truth.y, f"y of {name} after combining")
     return ratio
 
 
 @requirement(
     "MULTI-14",
     "With rank-stabilised scaling each of several adapters MUST have its own alpha / √rank.",
-    formula="scale = alpha / √rank", sources=SOURCES, needs=f"{NEEDS} activate", faults="04 07", where_offered=True,
+    formula="scale = alpha / √rank", sources=SOURCES, needs=f"{NEEDS} activate", faults="04 07", optional=True,
     cases=RSLORA, examples=0.5,
 )
 def rslora_of_several(subject, case):
@@ -277,7 +278,7 @@ def rslora_of_several(subject, case):
     layer = together(subject, case)
     for name in case.names:
         layer.activate({name: 1.0})
-        same(layer.forward(case.x), case.alone(name).truth.y, f"y with {name} active")
+        expect_equal(layer.forward(case.x), case.alone(name).truth.y, f"y with {name} active")
 
 
 @requirement(
@@ -285,7 +286,7 @@ def rslora_of_several(subject, case):
     "In a batch whose samples have adapters of their own, each sample MUST get what it gets alone, and none means the base "
     "layer.",
     formula="yᵢ = xᵢ Wᵀ + b + scale · (xᵢ A) B of its own adapter", sources=SOURCES, needs=f"{NEEDS} forward_mixed",
-    faults="45 134", where_offered=True, cases=CASES,
+    faults="45 134", optional=True, cases=CASES,
 )
 def mixed_batch(subject, case):
     """What a server does. Samples are sorted by adapter and put back: rows change places, or those without an adapter get
@@ -295,15 +296,15 @@ def mixed_batch(subject, case):
     names = ("second", None, "default", "third", "second", None)
     samples = np.stack([case.x] * len(names))
     wants = [case.truth.base if name is None else case.alone(name).truth.y for name in names]
-    same(layer.forward_mixed(samples, names), np.stack(wants), "y of a mixed batch")
-    same(layer.forward_mixed(samples[1:2], (None,)), np.stack([case.truth.base]), "y of a batch without adapters")
-    same(layer.forward(case.x), case.truth.y, "y after a mixed batch")
+    expect_equal(layer.forward_mixed(samples, names), np.stack(wants), "y of a mixed batch")
+    expect_equal(layer.forward_mixed(samples[1:2], (None,)), np.stack([case.truth.base]), "y of a batch without adapters")
+    expect_equal(layer.forward(case.x), case.truth.y, "y after a mixed batch")
 
 
 @requirement(
     "MULTI-16",
     "In a mixed batch a name that no adapter has MUST be refused.",
-    formula="forward_mixed(unknown) raises", sources=SOURCES, needs=f"{NEEDS} forward_mixed", faults="46", where_offered=True,
+    formula="forward_mixed(unknown) raises", sources=SOURCES, needs=f"{NEEDS} forward_mixed", faults="46", optional=True,
     cases=CASES, examples=0.5,
 )
 def unknown_name_in_a_mixed_batch(subject, case):
@@ -312,14 +313,14 @@ def unknown_name_in_a_mixed_batch(subject, case):
     set_mode(layer, False)
     x = np.stack([case.x] * 2)
     refused = refuses(layer.forward_mixed, x, ("second", "secnod"))
-    holds(refused, 'forward_mixed with the name "secnod"', "no error", "an error: there is no such adapter")
+    expect(refused, 'forward_mixed with the name "secnod"', "no error", "an error: there is no such adapter")
 
 
 @requirement(
     "MULTI-17",
     "With rank-stabilised scaling, what one adapter of weight 1 is combined to MUST do what that adapter does.",
     formula="combined: scale · A B = scale · A B of the one", sources=SOURCES, needs=f"{NEEDS} activate combine", faults="08",
-    where_offered=True, cases=RSLORA, examples=0.5,
+    optional=True, cases=RSLORA, examples=0.5,
 )
 def combining_with_rslora(subject, case):
     """The scale is in the factors already; a combined adapter that is scaled by alpha / √rank again is √rank too strong."""
@@ -327,4 +328,4 @@ def combining_with_rslora(subject, case):
     layer.combine("same", {"second": 1.0})
     layer.activate({"same": 1.0})
     want = Together(case, {"second": 1.0})
-    return within(layer.forward(case.x), want.y, want.bound_of_one, "y of the adapter that second was combined to")
+    return expect_within(layer.forward(case.x), want.y, want.bound_of_one, "y of the adapter that second was combined to")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from conformance.requirements import PAPER, fresh, gradients, prepared, requirement
 from conformance.truth.case import exact_in_any_order
-from conformance.truth.compare import holds, same
+from conformance.truth.compare import expect, expect_equal
 from conformance.truth.strategies import exact, rounding
 
 SOURCES = (f"{PAPER}, §4.2: |Θ| = 2 · L · d_model · r for square matrices",)
@@ -24,10 +24,10 @@ def trainable_count(subject, case):
     """The count is what LoRA is chosen for, and the shortest proof that nothing else trains."""
     n = case.config.in_features
     b = None if case.b is None else np.resize(case.b, n)
-    for c in (case, case.but(out_features=n, W=np.resize(case.W, (n, n)), b=b)):
+    for c in (case, case.replace(out_features=n, W=np.resize(case.W, (n, n)), b=b)):
         shapes = fresh(subject, c).trainable()
         want = c.config.rank * (c.config.in_features + c.config.out_features)
-        holds(sum(map(math.prod, shapes.values())) == want, "trainable parameters", shapes, f"{want} in all")
+        expect(sum(map(math.prod, shapes.values())) == want, "trainable parameters", shapes, f"{want} in all")
 
 
 @requirement(
@@ -39,7 +39,7 @@ def trainable_count(subject, case):
 def only_the_factors_train(subject, case):
     """A count can be right by accident."""
     names = sorted(fresh(subject, case).trainable())
-    holds(names == ["A", "B"], "names of the trainable parameters", names, ["A", "B"])
+    expect(names == ["A", "B"], "names of the trainable parameters", names, ["A", "B"])
 
 
 @requirement(
@@ -54,9 +54,9 @@ def step_leaves_frozen_weights(subject, case):
     for _ in range(2):
         gradients(layer, case.x, case.dy)
         layer.step(0.25)
-    same(layer.weight(), case.W, "W after two SGD steps")
+    expect_equal(layer.weight(), case.W, "W after two SGD steps")
     if case.b is not None:
-        same(layer.bias(), case.b, "b after two SGD steps")
+        expect_equal(layer.bias(), case.b, "b after two SGD steps")
 
 
 @requirement(
@@ -73,12 +73,12 @@ def step_is_plain_sgd(subject, case):
         layer = prepared(subject, case, training=True)
         gradients(layer, case.x, case.dy)
         layer.step(rate)
-        after = case.but(A=(case.A - rate * dA).astype(case.dtype), B=(case.B - rate * dB).astype(case.dtype))
+        after = case.replace(A=(case.A - rate * dA).astype(case.dtype), B=(case.B - rate * dB).astype(case.dtype))
         for name, want in after.adapter.items():
-            same(layer.adapter()[name], want, f"{name} after an SGD step of rate {rate:g}")
+            expect_equal(layer.adapter()[name], want, f"{name} after an SGD step of rate {rate:g}")
     if exact_in_any_order(after):
-        same(layer.forward(case.x), after.truth.y, "y after an SGD step")
+        expect_equal(layer.forward(case.x), after.truth.y, "y after an SGD step")
     layer.step(rate)
     for name, before in case.adapter.items():
         gradient = getattr(case.truth, f"d{name}")
-        same(layer.adapter()[name], before - 2 * rate * gradient, f"{name} after another step along the same gradients")
+        expect_equal(layer.adapter()[name], before - 2 * rate * gradient, f"{name} after another step along the same gradients")

@@ -18,14 +18,14 @@ from conformance.requirements.model import (
     right_logits,
     right_where_seen,
 )
-from conformance.truth.compare import within_spread
+from conformance.truth.compare import expect_within_spread
 from conformance.truth.model_case import ModelCase, keys_of, models, reference
 from lora_ref import prefix
 
 LI = "Li and Liang, Prefix-Tuning, 2021, §4"
 SOURCES = (LI, "Liu et al., P-Tuning v2, 2022", PEFT.replace("lora/layer", "prefix_tuning/model"))
 PREFIX = models("prefix")
-NETWORK = models("prefix", hidden=3)
+NETWORK = models("prefix", hidden_size=3)
 
 
 @requirement(
@@ -43,7 +43,7 @@ def prefix_is_tokens_before(subject, case):
     truth, deviation = case.of(whole, {}, case.base)
     _, more = case.of(whole[:, length:], reference(case.config)[1], case.base | given)
     both = deviation["logits"][:, length:] + more["logits"]  # the keys were rounded, too
-    return within_spread(model.forward(whole[:, length:]), truth["logits"][:, length:], both, "logits behind a prefix")
+    return expect_within_spread(model.forward(whole[:, length:]), truth["logits"][:, length:], both, "logits behind a prefix")
 
 
 @requirement(
@@ -57,7 +57,7 @@ def prefix_logits(subject, case):
 
 @requirement(
     "PREFIX-03", "A mask of the tokens MUST leave the prefix visible, to every token.",
-    formula="hidden = [0 … 0, mask]", sources=SOURCES, needs=NEEDS, faults="145", cases=models("prefix", masked=True),
+    formula="attention mask = [0 … 0, mask]", sources=SOURCES, needs=NEEDS, faults="145", cases=models("prefix", masked=True),
 )
 def prefix_and_padding(subject, case):
     """A mask that was made without the prefix in mind is too short by its length, or hides it."""
@@ -96,7 +96,7 @@ def base_stays_frozen_under_a_prefix(subject, case):
 @requirement(
     "PREFIX-07", "A prefix that is made by a network MUST be tanh(E W1ᵀ + b1) W2ᵀ + b2, layer by layer, keys before values.",
     formula="P = tanh(E W1ᵀ + b1) W2ᵀ + b2", sources=(LI, "XiangLi1999/PrefixTuning, gpt2/train_control.py"), needs=NEEDS,
-    cases=NETWORK, where_offered=True,
+    cases=NETWORK, optional=True,
 )
 def reparameterised_prefix(subject, case):
     """The order of its columns is what a stored network means."""
@@ -105,7 +105,7 @@ def reparameterised_prefix(subject, case):
 
 @requirement(
     "PREFIX-08", "Everything of the prefix's network MUST get its gradient.", formula="through tanh, summed over the batch",
-    sources=(LI,), needs=f"{NEEDS} backward", cases=NETWORK, where_offered=True,
+    sources=(LI,), needs=f"{NEEDS} backward", cases=NETWORK, optional=True,
 )
 def reparameterised_gradients(subject, case):
     """The network is what trains."""
@@ -115,7 +115,7 @@ def reparameterised_gradients(subject, case):
 @requirement(
     "PREFIX-09", "After folding the prefix MUST be keys and values alone, and the logits what they were.",
     formula="P is kept, E and the network are not", sources=(f"{LI}.3",), needs=f"{NEEDS} fold arrays", cases=NETWORK,
-    where_offered=True,
+    optional=True,
 )
 def folded_prefix(subject, case):
     """What is stored, and counted, is the prefix."""
@@ -130,7 +130,7 @@ def folded(subject, case: ModelCase) -> float:
     found, wanted = model.arrays(), set(truth) - set(case.base) - {"logits"}
     names_are(found, wanted, "names of what is left after folding")
     for name in sorted(wanted):
-        within_spread(found[name], truth[name], deviation[name], f"{name} after folding")
+        expect_within_spread(found[name], truth[name], deviation[name], f"{name} after folding")
     after = model.forward(case.tokens)
-    within_spread(after, truth["logits"], deviation["logits"], "logits after folding")
-    return within_spread(before, truth["logits"], deviation["logits"], "logits before folding")
+    expect_within_spread(after, truth["logits"], deviation["logits"], "logits after folding")
+    return expect_within_spread(before, truth["logits"], deviation["logits"], "logits before folding")

@@ -19,7 +19,7 @@ from conformance.requirements.model import (
     right_where_seen,
 )
 from conformance.requirements.prefix import folded
-from conformance.truth.compare import holds, within_spread
+from conformance.truth.compare import expect, expect_within_spread
 from conformance.truth.model_case import models
 
 LIU = "Liu et al., GPT Understands, Too, 2021, §3"
@@ -31,7 +31,7 @@ ANYWHERE = models("ptuning")
 def encoders(dtypes):
     """Prompts first, made by an MLP or an LSTM; in float64, where nothing comes near the kink of ReLU."""
     def of(coder: str):
-        return models("ptuning", positions=(0, 1), encoder=coder, hidden=4, only=("float64",))(dtypes)
+        return models("ptuning", positions=(0, 1), encoder=coder, hidden_size=4, only=("float64",))(dtypes)
 
     return st.one_of([of("mlp"), of("lstm")])
 
@@ -49,7 +49,7 @@ def prompts_are_tokens(subject, case):
     model.set_arrays({"prompt.embedding": case.base["embed_tokens.weight"][whole[0, :n]]})
     truth, deviation = case.of(whole, {}, case.base)
     want, spread = (found["logits"][:, n:] for found in (truth, deviation))
-    return within_spread(model.forward(whole[:, n:]), want, spread, "logits behind prompts")
+    return expect_within_spread(model.forward(whole[:, n:]), want, spread, "logits behind prompts")
 
 
 @requirement(
@@ -60,13 +60,13 @@ def logits_stay_aligned(subject, case):
     """Rows that start at the first prompt are off by the number of prompts: every score is that of another word."""
     logits = prepared(subject, case).forward(case.tokens, case.mask)
     shape = (*case.tokens.shape, case.config.vocabulary)
-    holds(logits.shape == shape, "shape of the logits", logits.shape, shape)
+    expect(logits.shape == shape, "shape of the logits", logits.shape, shape)
     truth, deviation = case.spread
-    return within_spread(logits, truth["logits"], deviation["logits"], "logits")
+    return expect_within_spread(logits, truth["logits"], deviation["logits"], "logits")
 
 
 @requirement(
-    "PTUNE-03", "A mask of the tokens MUST leave the prompts visible.", formula="hidden = [0 … 0, mask]", sources=SOURCES,
+    "PTUNE-03", "A mask of the tokens MUST leave the prompts visible.", formula="attention mask = [0 … 0, mask]", sources=SOURCES,
     needs=NEEDS, faults="145", cases=models("ptuning", positions=(0, 1), masked=True),
 )
 def prompts_and_padding(subject, case):
@@ -104,7 +104,7 @@ def base_stays_frozen_under_prompts(subject, case):
 
 @requirement(
     "PTUNE-07", "Prompts anywhere in the input MUST be at the places that were asked for.",
-    formula="h[positions] = prompts", sources=(LIU,), needs=NEEDS, cases=ANYWHERE, where_offered=True,
+    formula="h[positions] = prompts", sources=(LIU,), needs=NEEDS, cases=ANYWHERE, optional=True,
 )
 def prompts_anywhere(subject, case):
     """Between words as well as before them; most libraries put them first."""
@@ -113,7 +113,7 @@ def prompts_anywhere(subject, case):
 
 @requirement(
     "PTUNE-08", "Prompts that an encoder makes MUST be relu(x W1ᵀ + b1) W2ᵀ + b2, x the embeddings or both ways of an LSTM.",
-    formula="x = E, or [h→ h←]", sources=(LIU,), needs=NEEDS, cases=encoders, where_offered=True,
+    formula="x = E, or [h→ h←]", sources=(LIU,), needs=NEEDS, cases=encoders, optional=True,
 )
 def prompt_encoder(subject, case):
     """The LSTM's gates are i, f, g, o, and its way back is turned round again."""
@@ -122,7 +122,7 @@ def prompt_encoder(subject, case):
 
 @requirement(
     "PTUNE-09", "Everything of the prompts' encoder MUST get its gradient.", formula="through relu and time", sources=(LIU,),
-    needs=f"{NEEDS} backward", cases=encoders, where_offered=True,
+    needs=f"{NEEDS} backward", cases=encoders, optional=True,
 )
 def encoder_gradients(subject, case):
     """The encoder is what trains."""
@@ -131,7 +131,7 @@ def encoder_gradients(subject, case):
 
 @requirement(
     "PTUNE-10", "After folding the prompts MUST be alone, and the logits what they were.", formula="the prompts are kept",
-    sources=(LIU,), needs=f"{NEEDS} fold arrays", cases=encoders, where_offered=True,
+    sources=(LIU,), needs=f"{NEEDS} fold arrays", cases=encoders, optional=True,
 )
 def folded_prompts(subject, case):
     """The encoder is not needed any more."""

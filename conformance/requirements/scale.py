@@ -9,7 +9,7 @@ from conformance.requirements import HIGHAM, PAPER, PEFT, fresh, gradients, prep
 from conformance.requirements.grad import exactly, judged
 from conformance.subject import Unsupported
 from conformance.truth.case import exact_in_any_order
-from conformance.truth.compare import same, wide, within
+from conformance.truth.compare import expect_equal, expect_within, wide
 from conformance.truth.strategies import exact, rounding
 
 STANDARD = (f"{PAPER}, §4.1: ΔW x is scaled by α / r", f"{PEFT}, update_layer")
@@ -25,73 +25,73 @@ NEEDS = "set_adapter forward"
 )
 def alpha_over_rank(subject, case):
     """The fault that is reported most. With the base taken away, the output is the scale times integers."""
-    case = case.but(W=0 * case.W, b=None if case.b is None else 0 * case.b)
-    return same(prepared(subject, case).forward(case.x), case.truth.y, "y with W = 0 and b = 0, scale · (x A) B")
+    case = case.replace(W=0 * case.W, b=None if case.b is None else 0 * case.b)
+    return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y with W = 0 and b = 0, scale · (x A) B")
 
 
 @requirement(
     "SCALE-02",
     "For an alpha and a rank whose quotient is no short fraction the scale MUST be right to within rounding.",
-    formula="scale = alpha / rank", sources=(*STANDARD, HIGHAM), needs=NEEDS, where_offered=True, faults="01 02 03",
+    formula="scale = alpha / rank", sources=(*STANDARD, HIGHAM), needs=NEEDS, optional=True, faults="01 02 03",
     cases=rounding(rank=st.sampled_from([3, 5, 6, 7])),
 )
 def scale_within_rounding(subject, case):
     """An integer division, or a scale kept in low precision, is exact for the pairs that people try."""
-    case = case.but(alpha=16.0, W=0 * case.W, b=None if case.b is None else 0 * case.b)
+    case = case.replace(alpha=16.0, W=0 * case.W, b=None if case.b is None else 0 * case.b)
     y = prepared(subject, case).forward(case.x)
-    return within(y, case.truth.y, case.bound.y, "y with W = 0 and b = 0, scale · (x A) B")
+    return expect_within(y, case.truth.y, case.bound.y, "y with W = 0 and b = 0, scale · (x A) B")
 
 
 @requirement(
     "SCALE-03",
     "Where rank-stabilised scaling is offered, the scale MUST be alpha / √rank.",
-    formula="scale = alpha / √rank", sources=RSLORA, needs=NEEDS, faults="04 05 06 07 22", where_offered=True,
+    formula="scale = alpha / √rank", sources=RSLORA, needs=NEEDS, faults="04 05 06 07 22", optional=True,
     cases=exact(scaling="rslora", rank=st.just(4), in_features=st.integers(5, 8), out_features=st.integers(5, 8)),
 )
 def alpha_over_root_rank(subject, case):
     """Accepted and ignored, the option changes the strength by √rank without a word. At rank 4 it is exact."""
-    return same(prepared(subject, case).forward(case.x), case.truth.y, "y with rslora scaling")
+    return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y with rslora scaling")
 
 
 @requirement(
     "SCALE-04",
     "Where rank-stabilised scaling is offered, it MUST hold to within rounding for every rank.",
-    formula="scale = alpha / √rank", sources=(*RSLORA, HIGHAM), needs=NEEDS, faults="04 05 06", where_offered=True,
+    formula="scale = alpha / √rank", sources=(*RSLORA, HIGHAM), needs=NEEDS, faults="04 05 06", optional=True,
     cases=rounding(scaling="rslora", rank=st.integers(2, 9)), examples=0.5,
 )
 def root_rank_within_rounding(subject, case):
     """√rank is no integer in general, and a rank that was rounded shows only then."""
     y = prepared(subject, case).forward(case.x)
-    return within(y, case.truth.y, case.bound.y, "y with rslora scaling")
+    return expect_within(y, case.truth.y, case.bound.y, "y with rslora scaling")
 
 
 @requirement(
     "SCALE-05",
     "The LoRA part MUST be linear in alpha.",
     formula="y(4 alpha) − y(0) = 4 (y(alpha) − y(0))", sources=STANDARD, needs=NEEDS,
-    where_offered=True, faults="03 71", cases=exact(),
+    optional=True, faults="03 71", cases=exact(),
     examples=0.5,
 )
 def linear_in_alpha(subject, case):
     """A law that needs no oracle: it holds for every convention of the scale that alpha enters at all."""
-    more = case.but(alpha=4 * case.config.alpha)
+    more = case.replace(alpha=4 * case.config.alpha)
     assume(exact_in_any_order(more))
     once, four = (wide(prepared(subject, c).forward(c.x)) - c.truth.base for c in (case, more))
-    return same(four, 4 * once, "LoRA part at four times the alpha, against four times the part")
+    return expect_equal(four, 4 * once, "LoRA part at four times the alpha, against four times the part")
 
 
 @requirement(
     "SCALE-06",
     "With alpha = 0 the layer MUST be the base layer, or be refused when it is built.",
     formula="alpha = 0 ⇒ y = x Wᵀ + b, or an error", sources=STANDARD, needs=NEEDS,
-    where_offered=True, faults="11 14", cases=exact(), examples=0.5,
+    optional=True, faults="11 14", cases=exact(), examples=0.5,
 )
 def alpha_zero_is_the_base(subject, case):
     """Zero is a value, not a missing one: a default put in its place turns an adapter on that was turned off."""
-    case = case.but(alpha=0.0)
+    case = case.replace(alpha=0.0)
     if refuses(fresh, subject, case):
         return 0.0
-    return same(prepared(subject, case).forward(case.x), case.truth.base, "y with alpha = 0")
+    return expect_equal(prepared(subject, case).forward(case.x), case.truth.base, "y with alpha = 0")
 
 
 @requirement(
@@ -105,38 +105,38 @@ def padding_the_rank(subject, case):
     """Ties the rank that divides alpha to the rank that the factors have."""
     r, more = case.config.rank, case.config.rank * 2
     fill = np.ones((more - r, case.B.shape[1]), case.dtype)
-    padded = case.but(
+    padded = case.replace(
         rank=more, alpha=case.config.alpha * more / r,
         A=np.concatenate([case.A, 0 * case.A], 1), B=np.concatenate([case.B, fill]),
     )
     assume(exact_in_any_order(padded))
-    return same(prepared(subject, padded).forward(case.x), case.truth.y, "y of the padded layer, against the layer")
+    return expect_equal(prepared(subject, padded).forward(case.x), case.truth.y, "y of the padded layer, against the layer")
 
 
 @requirement(
     "SCALE-08",
     "The scale MUST belong to the layer: another layer with another alpha and rank changes nothing.",
     formula="scale₁ = alpha₁ / rank₁ whatever alpha₂, rank₂", sources=STANDARD, needs=NEEDS,
-    where_offered=True, faults="06 09 17",
+    optional=True, faults="06 09 17",
     cases=exact(), examples=0.5,
 )
 def scale_is_per_layer(subject, case):
     """Models have layers of different rank. A scale kept by the class, or by the process, is that of the last one."""
     first = prepared(subject, case)
-    same(first.forward(case.x), case.truth.y, "y before the second layer is made")
-    other = case.but(
+    expect_equal(first.forward(case.x), case.truth.y, "y before the second layer is made")
+    other = case.replace(
         rank=case.config.rank + 1, alpha=8 * case.config.alpha,
         A=np.pad(case.A, ((0, 0), (0, 1))), B=np.pad(case.B, ((0, 1), (0, 0))),
     )
     prepared(subject, other).forward(case.x)
-    return same(first.forward(case.x), case.truth.y, "y after a second layer was made and used")
+    return expect_equal(first.forward(case.x), case.truth.y, "y after a second layer was made and used")
 
 
 @requirement(
     "SCALE-09",
     "Where rank-stabilised scaling is offered, the gradients MUST have its scale.",
     formula="dA = alpha / √rank · xᵀ (dy Bᵀ), and so on", sources=RSLORA, needs=f"{NEEDS} backward", faults="04 06",
-    profile="training", where_offered=True,
+    profile="training", optional=True,
     cases=exact(scaling="rslora", rank=st.just(4), in_features=st.integers(5, 8), out_features=st.integers(5, 8)), examples=0.5,
 )
 def root_rank_in_the_gradients(subject, case):
@@ -148,39 +148,39 @@ def root_rank_in_the_gradients(subject, case):
     "SCALE-10",
     "Where rank-stabilised scaling is offered, the merged weight MUST have its scale.",
     formula="W' = W + alpha / √rank · (A B)ᵀ", sources=RSLORA, needs="set_adapter merge weight", faults="22",
-    profile="merge", where_offered=True,
+    profile="merge", optional=True,
     cases=exact(scaling="rslora", rank=st.just(4), in_features=st.integers(5, 8), out_features=st.integers(5, 8)), examples=0.5,
 )
 def root_rank_in_the_merge(subject, case):
     """Merge tools read the configuration for themselves."""
     layer = prepared(subject, case, training=True)
     layer.merge()
-    return same(layer.weight(), case.truth.merged, "W after merge, with rslora scaling")
+    return expect_equal(layer.weight(), case.truth.merged, "W after merge, with rslora scaling")
 
 
 @requirement(
     "SCALE-11",
     "A negative alpha, where it is accepted, MUST turn the sign of the LoRA part.",
-    formula="y(−alpha) − base = −(y(alpha) − base)", sources=STANDARD, needs=NEEDS, faults="131", where_offered=True,
+    formula="y(−alpha) − base = −(y(alpha) − base)", sources=STANDARD, needs=NEEDS, faults="131", optional=True,
     cases=exact(), examples=0.5,
 )
 def negative_alpha(subject, case):
     """Subtracting an adapter is how a concept is taken out of a model. To refuse it is no fault; to add it is."""
-    turned = case.but(alpha=-case.config.alpha)
+    turned = case.replace(alpha=-case.config.alpha)
     try:
         layer = prepared(subject, turned)
     except SubjectError as refusal:
         raise Unsupported("a negative alpha") from refusal
-    return same(layer.forward(case.x), turned.truth.y, "y with a negative alpha")
+    return expect_equal(layer.forward(case.x), turned.truth.y, "y with a negative alpha")
 
 
 @requirement(
     "SCALE-12",
     "A very large or a very small alpha MUST count in full.",
     formula="y = x Wᵀ + b + scale · (x A) B, alpha / rank from 2⁻¹² to 2¹²", sources=STANDARD, needs=NEEDS,
-    where_offered=True, faults="03",
+    optional=True, faults="03",
     cases=exact(only=("float32", "float64"), scales=(2.0**12, 2.0**-12, 2.0**8, 2.0**-8)), examples=0.5,
 )
 def extremes_of_alpha(subject, case):
     """A scale that is clipped to what somebody thought reasonable."""
-    return same(prepared(subject, case).forward(case.x), case.truth.y, "y")
+    return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y")

@@ -19,7 +19,7 @@ from conformance.requirements import HIGHAM, fresh, prepared, requirement, set_m
 from conformance.requirements.learn import RATE, SOURCES, moved
 from conformance.subject import Layer, Subject, Unsupported
 from conformance.truth.case import DTYPES, Case, exact_in_any_order, in_range
-from conformance.truth.compare import holds, wide, within
+from conformance.truth.compare import expect, expect_within, wide
 from conformance.truth.strategies import exact, rounding
 from lora_ref import lora
 from lora_ref.error import bounds
@@ -75,7 +75,7 @@ class Model:
     def largest(self) -> Case:
         """The case with everything as large as it may have become, for bounds, which are of absolute values."""
         case = self.case
-        return case.but(**{name: np.abs(wide(getattr(case, name))) + self.drift[name] for name in ("W", "A", "B")})
+        return case.replace(**{name: np.abs(wide(getattr(case, name))) + self.drift[name] for name in ("W", "A", "B")})
 
     def bound_of_y(self) -> np.ndarray | float:
         if self.exact:
@@ -103,7 +103,7 @@ class Model:
         if self.exact:
             return moved(self.case, dA, dB)
         case, precision = self.case, self.case.config.dtype
-        after = case.but(A=wide(case.A) - RATE * dA, B=wide(case.B) - RATE * dB)
+        after = case.replace(A=wide(case.A) - RATE * dA, B=wide(case.B) - RATE * dB)
         largest, grown = self.largest(), lora.LoRA(abs(dA) + self.drift["dA"], abs(dB) + self.drift["dB"])
         rounded = bounds.step(lora.LoRA(largest.A, largest.B), grown, RATE, precision)
         self.drift["A"] = self.drift["A"] + RATE * self.drift["dA"] + rounded.A
@@ -183,19 +183,19 @@ def perform(subject: Subject, layer: Layer, model: Model, operation: str, direct
             model.drift |= none_of(case, "dA", "dB")
         case "train" | "eval":
             if refuses(layer.train, operation == "train"):
-                holds(model.merged, f"{operation}() of a layer that is not merged", "an error", "that mode")
+                expect(model.merged, f"{operation}() of a layer that is not merged", "an error", "that mode")
                 return layer, True
             model.training = operation == "train"
             model.cycled()  # some layers merge by themselves
         case "merge":
             refused = refuses(layer.merge)
-            holds(not refused or not model.plain, "merge of a layer that is not merged", "an error", "a merged layer")
+            expect(not refused or not model.plain, "merge of a layer that is not merged", "an error", "a merged layer")
             model.merged = True
             model.cycled()
         case "unmerge" if model.merged:
             refused = refuses(layer.unmerge)
             known = model.training and not model.unknown  # others may have unmerged by themselves
-            holds(not refused or not known, "unmerge of a merged layer", "an error", "an unmerged layer")
+            expect(not refused or not known, "unmerge of a merged layer", "an error", "an unmerged layer")
             set_mode(layer, True)
             model.merged, model.unknown, model.training = False, False, True
         case "set_adapter":
@@ -211,18 +211,18 @@ def perform(subject: Subject, layer: Layer, model: Model, operation: str, direct
             if not refuses(layer.save, directory):
                 model.saved = replace(model, drift=dict(model.drift))
             else:
-                holds(not model.plain, "save of a layer that is not merged", "an error", "a file")
+                expect(not model.plain, "save of a layer that is not merged", "an error", "a file")
                 model.saved = None
         case "load" if model.plain and model.saved is not None:
             layer.load(directory)
             unmerged_after_load(layer, model.saved)
-            model.case = case.but(A=model.saved.case.A, B=model.saved.case.B)
+            model.case = case.replace(A=model.saved.case.A, B=model.saved.case.B)
             model.drift |= {name: model.saved.drift[name] for name in ("A", "B")}
         case "load_fresh" if model.saved is not None:
-            layer = fresh(subject, case.but(seed=case.config.seed + 1))
+            layer = fresh(subject, case.replace(seed=case.config.seed + 1))
             layer.load(directory)
             unmerged_after_load(layer, model.saved)
-            model.case = case.but(A=model.saved.case.A, B=model.saved.case.B)
+            model.case = case.replace(A=model.saved.case.A, B=model.saved.case.B)
             model.training, model.merged, model.unknown, model.gradients = True, False, False, []
             model.drift = none_of(case, "W", "dA", "dB") | {name: model.saved.drift[name] for name in ("A", "B")}
     return layer, True
@@ -239,15 +239,15 @@ def unmerged_after_load(layer: Layer, saved: Model) -> None:
 def agree(layer: Layer, model: Model, when: str) -> float:
     case, ratio = model.case, 0.0
     if not model.unknown:
-        ratio = within(layer.forward(case.x), case.truth.y, model.bound_of_y(), f"y {when}")
+        ratio = expect_within(layer.forward(case.x), case.truth.y, model.bound_of_y(), f"y {when}")
     for name, want in case.adapter.items():
-        ratio = max(ratio, within(layer.adapter()[name], want, model.drift[name], f"{name} {when}"))
+        ratio = max(ratio, expect_within(layer.adapter()[name], want, model.drift[name], f"{name} {when}"))
     with suppress(Unsupported):
         others = sorted(set(layer.trainable()) - {"A", "B"})
-        holds(not others, f"what trains, beside A and B, {when}", ", ".join(others), "nothing")
+        expect(not others, f"what trains, beside A and B, {when}", ", ".join(others), "nothing")
     if model.plain:
         with suppress(Unsupported):
-            ratio = max(ratio, within(layer.weight(), case.W, model.drift["W"], f"W {when}"))
+            ratio = max(ratio, expect_within(layer.weight(), case.W, model.drift["W"], f"W {when}"))
     return ratio
 
 
@@ -265,7 +265,7 @@ def drift_stays_in_its_budget(subject, case):
         layer.forward(case.x)
         layer.unmerge()
         drift = cycle * case.bound.unmerged
-        ratio = max(ratio, within(layer.weight(), case.W, drift, f"W after {cycle} cycles"))
+        ratio = max(ratio, expect_within(layer.weight(), case.W, drift, f"W after {cycle} cycles"))
         allowed = case.bound.y + np.abs(wide(case.x)) @ drift.T
-        ratio = max(ratio, within(layer.forward(case.x), case.truth.y, allowed, f"y after {cycle} cycles"))
+        ratio = max(ratio, expect_within(layer.forward(case.x), case.truth.y, allowed, f"y after {cycle} cycles"))
     return ratio

@@ -12,7 +12,7 @@ from conformance.requirements import PEFT, fresh, gradients, prepared, requireme
 from conformance.requirements.learn import RATE, moved
 from conformance.subject import Unsupported
 from conformance.truth.case import exact_in_any_order
-from conformance.truth.compare import Mismatch, holds, same, wide
+from conformance.truth.compare import Mismatch, expect, expect_equal, wide
 from conformance.truth.strategies import exact, rounding
 
 SOURCES = ("torch.nn.Module.state_dict and load_state_dict", f"{PEFT.split(',')[0]}, utils/save_and_load.py")
@@ -25,13 +25,13 @@ def saved(layer):
     with tempfile.TemporaryDirectory(prefix="conformance-") as name:
         directory = Path(name)
         layer.save(directory)
-        holds(any(directory.iterdir()), "what save() wrote", "nothing", "at least one file")
+        expect(any(directory.iterdir()), "what save() wrote", "nothing", "at least one file")
         yield directory
 
 
 def other(case):
     """The configuration of the case with another seed, so that nothing agrees by chance."""
-    return case.but(seed=case.config.seed + 1)
+    return case.replace(seed=case.config.seed + 1)
 
 
 @requirement(
@@ -44,7 +44,7 @@ def arrays_survive(subject, case):
     """A file written in another precision, or tensors that are found under other names and skipped, lose the work. The order
     in which the factors were named, and that of their numbers in memory, are no part of them."""
     if case.config.dtype != "float16":  # whose range is small
-        case = case.but(A=np.ldexp(wide(case.A), 20).astype(case.dtype), B=np.ldexp(wide(case.B), -20).astype(case.dtype))
+        case = case.replace(A=np.ldexp(wide(case.A), 20).astype(case.dtype), B=np.ldexp(wide(case.B), -20).astype(case.dtype))
     layer = fresh(subject, case)
     layer.set_adapter({name: np.asfortranarray(case.adapter[name].copy()) for name in ("B", "A")})
     before = {name: array.copy() for name, array in layer.adapter().items()}
@@ -52,8 +52,8 @@ def arrays_survive(subject, case):
         again = fresh(subject, other(case))
         again.load(directory)
     for name, want in before.items():
-        same(want, case.adapter[name], f"{name} after set_adapter")
-        same(again.adapter()[name], want, f"{name} after save and load")
+        expect_equal(want, case.adapter[name], f"{name} after set_adapter")
+        expect_equal(again.adapter()[name], want, f"{name} after save and load")
 
 
 @requirement(
@@ -69,7 +69,8 @@ def function_survives(subject, case):
         again.load(directory)
     for training in (True, False):
         set_mode(again, training)
-        same(again.forward(case.x), case.truth.y, f"y after save and load, in {'training' if training else 'inference'} mode")
+        expect_equal(again.forward(case.x), case.truth.y,
+                     f"y after save and load, in {'training' if training else 'inference'} mode")
 
 
 @requirement(
@@ -84,9 +85,9 @@ def other_shapes_are_refused(subject, case):
     with saved(prepared(subject, case, training=True)) as directory:
         fresh(subject, case).load(directory)
         for changed in (
-            case.but(rank=config.rank + 1, alpha=config.alpha * (config.rank + 1) / config.rank),
-            case.but(in_features=config.in_features + 1, W=case.W[:, :1].repeat(config.in_features + 1, 1)),
-            case.but(
+            case.replace(rank=config.rank + 1, alpha=config.alpha * (config.rank + 1) / config.rank),
+            case.replace(in_features=config.in_features + 1, W=case.W[:, :1].repeat(config.in_features + 1, 1)),
+            case.replace(
                 out_features=config.out_features + 1, W=case.W[:1].repeat(config.out_features + 1, 0),
                 b=None if case.b is None else case.b[:1].repeat(config.out_features + 1),
             ),
@@ -108,18 +109,18 @@ def saving_is_pure(subject, case):
         layer = prepared(subject, case, training)
         if not training:  # dropout would show that saving left inference mode
             with suppress(Unsupported):
-                layer = prepared(subject, case.but(dropout=0.5), training)
+                layer = prepared(subject, case.replace(dropout=0.5), training)
         weight = known_weight(layer)
         for _ in range(2):
             with saved(layer) as directory:
-                same(layer.forward(case.x), case.truth.y, "y after save")
+                expect_equal(layer.forward(case.x), case.truth.y, "y after save")
                 for name, want in case.adapter.items():
-                    same(layer.adapter()[name], want, f"{name} after save")
+                    expect_equal(layer.adapter()[name], want, f"{name} after save")
                 if weight is not None:
-                    same(layer.weight(), weight, "W after save")
+                    expect_equal(layer.weight(), weight, "W after save")
                 again = fresh(subject, other(case))
                 again.load(directory)
-                same(again.forward(case.x), case.truth.y, "y of a fresh layer, loaded")
+                expect_equal(again.forward(case.x), case.truth.y, "y of a fresh layer, loaded")
 
 
 @requirement(
@@ -141,7 +142,7 @@ def mode_does_not_matter(subject, case):
     "STATE-06",
     "What is saved MUST NOT depend on being merged, or saving while merged is refused.",
     formula="save ∘ merge = save", sources=SOURCES, needs=f"{NEEDS} merge", faults="87 92 111",
-    cases=exact(), where_offered=True, examples=0.5,
+    cases=exact(), optional=True, examples=0.5,
 )
 def merged_does_not_matter(subject, case):
     """Saved merged and loaded unmerged, the delta counts twice, and W drifts with every cycle. A layer that is loaded as a
@@ -153,10 +154,10 @@ def merged_does_not_matter(subject, case):
         if refuses(layer.save, Path(directory)):
             return
         if weight is not None:
-            same(layer.weight(), weight, "W after a save while merged")
+            expect_equal(layer.weight(), weight, "W after a save while merged")
         again = fresh(subject, other(case))
         again.load(Path(directory))
-    same(again.forward(case.x), case.truth.y, "y, saved while merged")
+    expect_equal(again.forward(case.x), case.truth.y, "y, saved while merged")
     weight = known_weight(again)
     if weight is not None and not np.array_equal(weight, wide(case.W)):
         with suppress(Unsupported):
@@ -175,7 +176,7 @@ def loading_in_inference_mode(subject, case):
         again = fresh(subject, other(case))
         again.train(False)
         again.load(directory)
-    same(again.forward(case.x), case.truth.y, "y, loaded in inference mode, and still there")
+    expect_equal(again.forward(case.x), case.truth.y, "y, loaded in inference mode, and still there")
     judge_loaded(again, case, "loaded in inference mode")
 
 
@@ -188,8 +189,8 @@ def loading_in_inference_mode(subject, case):
 def refused_load_changes_nothing(subject, case):
     """Half a checkpoint is worse than none: the error is caught, and the model goes on with one factor of another."""
     n_in, n_out = case.config.in_features, case.config.out_features
-    wider = case.but(in_features=n_in + 1, W=case.W[:, :1].repeat(n_in + 1, 1))
-    higher = case.but(
+    wider = case.replace(in_features=n_in + 1, W=case.W[:, :1].repeat(n_in + 1, 1))
+    higher = case.replace(
         out_features=n_out + 1, W=case.W[:1].repeat(n_out + 1, 0), b=None if case.b is None else case.b[:1].repeat(n_out + 1)
     )
     for name, changed in ((f"in {n_in + 1}", wider), (f"out {n_out + 1}", higher)):
@@ -199,14 +200,14 @@ def refused_load_changes_nothing(subject, case):
             if not refuses(layer.load, directory):
                 raise Mismatch(f"a file of in {n_in}, out {n_out}", f"accepted by a layer of {name}", "an error")
         for factor, want in before.items():
-            same(layer.adapter()[factor], want, f"{factor} after a load into a layer of {name}, refused")
+            expect_equal(layer.adapter()[factor], want, f"{factor} after a load into a layer of {name}, refused")
 
 
 @requirement(
     "STATE-10",
     "After a load the layer MUST train on.",
     formula="gradients and step after load = those of the loaded A, B", sources=SOURCES,
-    needs=f"{NEEDS} backward step zero_grad", faults="26 65", profile="training", where_offered=True,
+    needs=f"{NEEDS} backward step zero_grad", faults="26 65", profile="training", optional=True,
     cases=exact(only=("float32", "float64")), examples=0.5,
 )
 def training_after_load(subject, case):
@@ -220,8 +221,8 @@ def training_after_load(subject, case):
     layer.step(0.5)
     for name, before in case.adapter.items():
         gradient = getattr(case.truth, f"d{name}")
-        same(found[name], gradient, f"d{name} after load")
-        same(layer.adapter()[name], before - 0.5 * gradient, f"{name} after load and a step")
+        expect_equal(found[name], gradient, f"d{name} after load")
+        expect_equal(layer.adapter()[name], before - 0.5 * gradient, f"{name} after load and a step")
 
 
 @requirement(
@@ -236,14 +237,14 @@ def nothing_to_load(subject, case):
     with saved(layer) as directory:
         layer.load(directory)
     with tempfile.TemporaryDirectory(prefix="conformance-") as name:
-        holds(refuses(layer.load, Path(name)), "load of an empty directory", "accepted", "an error")
+        expect(refuses(layer.load, Path(name)), "load of an empty directory", "accepted", "an error")
 
 
 @requirement(
     "STATE-13",
     "What is read from a directory MUST be what was last saved there, whatever was saved elsewhere or trained since.",
     formula="load ∘ save to one of two = its own", sources=SOURCES, needs=f"{NEEDS} backward step", faults="122",
-    where_offered=True, cases=exact(), examples=0.5,
+    optional=True, cases=exact(), examples=0.5,
 )
 def two_directories(subject, case):
     """Two checkpoints, of which the earlier one is wanted. Arrays that stay mapped to the file train on in it."""
@@ -253,7 +254,7 @@ def two_directories(subject, case):
         for directory, want in ((first, case), (second, new), (first, case)):
             layer = fresh(subject, other(case))
             layer.load(directory)
-            same(layer.forward(case.x), want.truth.y, "y, loaded from one of two directories")
+            expect_equal(layer.forward(case.x), want.truth.y, "y, loaded from one of two directories")
             gradients(layer, case.x, case.dy)
             layer.step(0.5)
 
@@ -262,7 +263,7 @@ def two_directories(subject, case):
     "STATE-14",
     "In inference mode, as long as it is not merged, the layer MUST apply what was set, loaded or learned at once.",
     formula="f ∘ change ∘ eval = f ∘ change", sources=SOURCES, needs=f"{NEEDS} train weight backward step", faults="110",
-    where_offered=True, cases=exact(), examples=0.5,
+    optional=True, cases=exact(), examples=0.5,
 )
 def changes_in_inference_mode(subject, case):
     """A delta or a copy of a factor that is kept for speed must go when what it was made of goes. A layer that merges by
@@ -289,17 +290,17 @@ def changes_in_inference_mode(subject, case):
             return
         layer.forward(case.x)
         change(layer)
-        same(layer.forward(case.x), want.truth.y, f"y after {name} in inference mode")
+        expect_equal(layer.forward(case.x), want.truth.y, f"y after {name} in inference mode")
 
 
 def judge_loaded(layer, case, how: str) -> None:
     """The function of the case in both modes, and W where it can be seen in training mode."""
     for training in (True, False, True):
         set_mode(layer, training)
-        same(layer.forward(case.x), case.truth.y, f"y, {how}, in {'training' if training else 'inference'} mode")
+        expect_equal(layer.forward(case.x), case.truth.y, f"y, {how}, in {'training' if training else 'inference'} mode")
     weight = known_weight(layer)
     if weight is not None:
-        same(weight, case.W, f"W, {how}")
+        expect_equal(weight, case.W, f"W, {how}")
 
 
 def known_weight(layer):

@@ -6,7 +6,7 @@ case, or the comparison is broken. Its verdict is void.
 """
 
 from conformance.requirements import Requirement, gradients, prepared, requirement
-from conformance.truth.compare import same, within
+from conformance.truth.compare import expect_equal, expect_within
 from conformance.truth.strategies import exact, rounding
 
 SOURCES = ("conformance/run/canaries.py",)
@@ -18,7 +18,7 @@ SOURCES = ("conformance/run/canaries.py",)
 )
 def output_plus_one(subject, case):
     """On an exact case."""
-    same(prepared(subject, case).forward(case.x), case.truth.y + 1, "y, expected to be y + 1")
+    expect_equal(prepared(subject, case).forward(case.x), case.truth.y + 1, "y, expected to be y + 1")
 
 
 @requirement(
@@ -28,7 +28,7 @@ def output_plus_one(subject, case):
 def output_outside_the_bound(subject, case):
     """On real numbers."""
     y = prepared(subject, case).forward(case.x)
-    within(y, case.truth.y + 4 * case.bound.y, case.bound.y, "y, expected to be off by four times the bound")
+    expect_within(y, case.truth.y + 4 * case.bound.y, case.bound.y, "y, expected to be off by four times the bound")
 
 
 @requirement(
@@ -38,7 +38,7 @@ def output_outside_the_bound(subject, case):
 def gradient_plus_one(subject, case):
     """Through the backward pass."""
     found = gradients(prepared(subject, case, training=True), case.x, case.dy)
-    same(found["A"], case.truth.dA + 1, "dA, expected to be dA + 1")
+    expect_equal(found["A"], case.truth.dA + 1, "dA, expected to be dA + 1")
 
 
 @requirement(
@@ -49,7 +49,7 @@ def merged_weight_plus_one(subject, case):
     """Through merging."""
     layer = prepared(subject, case, training=True)
     layer.merge()
-    same(layer.weight(), case.truth.merged + 1, "W after merge, expected to be W + scale · (A B)ᵀ + 1")
+    expect_equal(layer.weight(), case.truth.merged + 1, "W after merge, expected to be W + scale · (A B)ᵀ + 1")
 
 
 ALL: tuple[Requirement, ...] = (output_plus_one, output_outside_the_bound, gradient_plus_one, merged_weight_plus_one)

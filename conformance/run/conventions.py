@@ -15,7 +15,7 @@ from conformance.requirements import set_mode
 from conformance.requirements.init import random_factor
 from conformance.subject import Layer, LayerConfig, Subject, Unsupported
 from conformance.truth.case import DTYPES
-from conformance.truth.compare import Mismatch, same, same_spread, wide
+from conformance.truth.compare import Mismatch, expect_equal, expect_same_spread, wide
 
 NOT_OFFERED = "not offered"
 SCALES: dict[str, Callable[[float, float], float]] = {
@@ -114,7 +114,7 @@ def random_factor_law(subject: Subject) -> str:
     for name, spread in SPREADS.items():
         try:
             for n, rank, factor in draws:
-                same_spread(factor, spread(n, rank) * rng.standard_normal(factor.shape), name)
+                expect_same_spread(factor, spread(n, rank) * rng.standard_normal(factor.shape), name)
         except Mismatch:
             continue
         return f"{law}, standard deviation {name}"
@@ -233,7 +233,7 @@ class Stored(NamedTuple):
         for (name, found), (factor, (first, last)) in zip(stored.items(), {"A": ("in", "rank"), "B": ("rank", "out")}.items(),
                                                           strict=True):
             turned = found.shape != arrays[factor].shape
-            same(found.T if turned else found, arrays[factor], f"{name}, as it is stored")
+            expect_equal(found.T if turned else found, arrays[factor], f"{name}, as it is stored")
             axes.append((last, first) if turned else (first, last))
         A, B = stored
         return cls(A, B, *axes)
@@ -254,7 +254,7 @@ def conversion(source: Subject, target: Subject) -> list[str]:
     for layer in layers:
         set_mode(layer, False)
     x = np.eye(7, dtype=np.float32)
-    same(layers[1].forward(x), layers[0].forward(x), "y of the converted adapter")
+    expect_equal(layers[1].forward(x), layers[0].forward(x), "y of the converted adapter")
     lines = []
     for name, before, after in (("A", theirs.axes_of_A, ours.axes_of_A), ("B", theirs.axes_of_B, ours.axes_of_B)):
         turned = "as it is" if before == after else "transposed"

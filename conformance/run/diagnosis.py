@@ -77,7 +77,7 @@ def diagnose(requirement: Requirement, subject: Subject, case: Case | ModelCase)
 def _known_fault(requirement: Requirement, subject: Subject, heard: list[Heard]) -> str | None:
     """Those that the requirement is known to fail come first, then those of its group, then reported ones."""
     def likelihood(mutant: Mutant) -> tuple[bool, ...]:
-        return requirement.id not in mutant.kills, mutant.group != requirement.group, not mutant.rows
+        return requirement.id not in mutant.kills, mutant.group != requirement.group, not mutant.reports
 
     found = [m for m in all_mutants() if all(h.same_as(Heard(requirement, m.subject(), h.case)) for h in heard)]
     if not found:
@@ -110,9 +110,9 @@ def _cases(requirement: Requirement, dtype: str) -> list[Case | ModelCase]:
 
 
 def _reports(mutant: Mutant) -> str:
-    for id in mutant.rows[:1]:
+    for id in mutant.reports[:1]:
         row = catalogue()[id]
-        more = f" and {len(mutant.rows) - 1} more" if len(mutant.rows) > 1 else ""
+        more = f" and {len(mutant.reports) - 1} more" if len(mutant.reports) > 1 else ""
         return f", as in {row['project']} ({row['links'][0]}, {id}){more}"
     return ""
 

@@ -114,7 +114,7 @@ class _Search:
             if not self.explain or hung or time.perf_counter() > self.deadline or self.calls > SHRINK_CALLS:
                 raise _Enough
         if self.device != "cpu":
-            case = case.but(device=self.device)
+            case = case.replace(device=self.device)
         traced = Traced(self.subject)
         try:
             case = fitted(case, self.subject)

@@ -94,7 +94,7 @@ class Report:
         """conformant, partial, nonconformant or not offered. Requirements of features that are not offered do not count."""
         members = [r for r in self.planned if r.profile == name and r.level == "MUST"]
         offered = any(self.status(r) != "unsupported" for r in members if PROFILES[name].method in r.needs)
-        needed = [self.status(r) for r in members if not r.where_offered or self.status(r) != "unsupported"]
+        needed = [self.status(r) for r in members if not r.optional or self.status(r) != "unsupported"]
         if any(status in FAILING for status in needed):
             return "nonconformant"
         if not offered or not any(status == "pass" for status in needed):

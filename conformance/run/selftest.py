@@ -34,7 +34,7 @@ class Trial:
 
     name: str
     group: str
-    rows: tuple[str, ...]
+    reports: tuple[str, ...]
     kills: tuple[str, ...]
     by: tuple[str, ...]
     cases: int  # that were decided, of all requirements together
@@ -89,7 +89,7 @@ class SelfTest:
         return {
             "schema": 1, "seconds": round(self.seconds, 1), "score": self.score,
             "mutants": [
-                {"name": t.name, "group": t.group, "rows": list(t.rows), "killed": t.killed, "by": list(t.by)}
+                {"name": t.name, "group": t.group, "rows": list(t.reports), "killed": t.killed, "by": list(t.by)}
                 for t in self.mutants
             ],
             "honest": [{"name": t.name, "verdict": verdicts[t.name], "cases": t.cases} for t in self.honest],
@@ -142,7 +142,7 @@ def _mutant(index: int, seed: int) -> Trial:
         if r.id in mutant.kills and r.id not in by:
             outcome = examine(r, mutant, mutant.spec, dtypes=tuple(DTYPES), examples=EXAMPLES, seed=seed, explain=False)
             by += [r.id] if outcome.status in ("fail", "error") else []
-    return Trial(mutant.name, mutant.group, mutant.rows, mutant.kills, tuple(by), cases)
+    return Trial(mutant.name, mutant.group, mutant.reports, mutant.kills, tuple(by), cases)
 
 
 def _honest(index: int, examples: int, seed: int) -> Trial:

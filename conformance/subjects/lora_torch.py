@@ -27,8 +27,8 @@ def subject():
         if config.method == "adapter":
             return lora_torch.Adapter(config.bottleneck, config.nonlinearity, config.adapter_scale, config.start)
         if config.method == "prefix":
-            return lora_torch.Prefix(config.length, config.hidden)
-        return lora_torch.Prompt(config.positions, config.encoder, config.hidden)
+            return lora_torch.Prefix(config.length, config.hidden_size)
+        return lora_torch.Prompt(config.positions, config.encoder, config.hidden_size)
 
     class TransformerModel(Model):
         def __init__(self, config: ModelConfig, arrays):

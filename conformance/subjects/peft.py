@@ -132,7 +132,7 @@ def subject():
             module: Any = peft.PeftModelForCausalLM(self.module.get_base_model(), options)
             module.to(getattr(torch, self.config.dtype)).eval()
             peft.set_peft_model_state_dict(module, stored)
-            self.module, self.own_at = module, own_places(replace(self.config, hidden=None, encoder="embedding"))
+            self.module, self.own_at = module, own_places(replace(self.config, hidden_size=None, encoder="embedding"))
 
         def switch(self, on):
             if on and self.off is not None:
@@ -157,7 +157,7 @@ def subject():
             factors = {place: f"base_model.model.{gpt2.path_of(place)}.lora_" for place in places(config)}
             return {f"{place}.{part}": Place(f"{path}{part}.default.weight", torch.Tensor.t)
                     for place, path in factors.items() for part in "AB"}
-        if config.method == "prefix" and config.hidden is None:
+        if config.method == "prefix" and config.hidden_size is None:
             def part(i: int) -> Place:
                 """A row is keys of layer 0, values of layer 0, keys of layer 1, …"""
                 shape = config.layers, 2, -1
@@ -165,7 +165,7 @@ def subject():
 
             return {"prefix.keys": part(0), "prefix.values": part(1)}
         paths = {"embedding": "embedding.weight"}
-        if config.hidden is not None:
+        if config.hidden_size is not None:
             head = "transform" if config.method == "prefix" else "mlp_head"
             paths |= {"W1": f"{head}.0.weight", "b1": f"{head}.0.bias", "W2": f"{head}.2.weight", "b2": f"{head}.2.bias"}
         if config.encoder == "lstm":
@@ -182,8 +182,8 @@ def subject():
                 task_type="CAUSAL_LM")
         if config.method == "prefix":
             return peft.PrefixTuningConfig(
-                task_type="CAUSAL_LM", num_virtual_tokens=config.length, prefix_projection=config.hidden is not None,
-                encoder_hidden_size=config.hidden)  # pyright: ignore[reportArgumentType]
+                task_type="CAUSAL_LM", num_virtual_tokens=config.length, prefix_projection=config.hidden_size is not None,
+                encoder_hidden_size=config.hidden_size)  # pyright: ignore[reportArgumentType]
         if config.method != "ptuning":
             raise Unsupported("bottleneck adapters: PEFT has none")
         n = len(config.positions)
@@ -195,7 +195,7 @@ def subject():
             raise Unsupported("an MLP of two linear layers as the prompts' encoder: PEFT's has three")
         return peft.PromptEncoderConfig(
             task_type="CAUSAL_LM", num_virtual_tokens=n, encoder_reparameterization_type="LSTM",  # pyright: ignore
-            encoder_hidden_size=config.hidden, encoder_num_layers=1)  # pyright: ignore[reportArgumentType]
+            encoder_hidden_size=config.hidden_size, encoder_num_layers=1)  # pyright: ignore[reportArgumentType]
 
     class Peft(Subject):
         name, version = "peft", peft.__version__

@@ -21,7 +21,7 @@ DTYPES = {
 BITS = {"float32": 24, "float64": 53, "float16": 11, "bfloat16": 8}  # of the significand
 
 
-class Adapter(NamedTuple):
+class FurtherAdapter(NamedTuple):
     """A further adapter of a layer: A (in, rank), B (rank, out), with a rank and an alpha of its own."""
 
     name: str
@@ -42,7 +42,7 @@ class Case:
     x: np.ndarray
     dy: np.ndarray
     operations: tuple[str, ...] = ()  # of a requirement about sequences
-    others: tuple[Adapter, ...] = ()  # beside A and B, which are the adapter "default"
+    others: tuple[FurtherAdapter, ...] = ()  # beside A and B, which are the adapter "default"
     weights: tuple[float, ...] = ()  # of "default" and of the others
 
     @property
@@ -64,7 +64,7 @@ class Case:
         arrays = [wide(a) for a in (self.W, self.A, self.B, self.x, self.dy, *factors)]
         return len(self.operations) + float(sum(a.size + np.abs(a[np.isfinite(a)]).sum() for a in arrays))
 
-    def but(self, **changes) -> "Case":
+    def replace(self, **changes) -> "Case":
         """The same case with other arrays, or (by the names of LayerConfig) another configuration."""
         arrays = {k: v for k, v in changes.items() if k in ("W", "b", "A", "B", "x", "dy")}
         config = {k: v for k, v in changes.items() if k not in arrays}
@@ -78,7 +78,7 @@ class Case:
     def alone(self, name: str) -> "Case":
         """The case of a layer whose only adapter is the one of that name."""
         A, B, alpha = next(((o.A, o.B, o.alpha) for o in self.others if o.name == name), (self.A, self.B, self.config.alpha))
-        return replace(self.but(A=A, B=B, alpha=alpha, rank=A.shape[1]), others=(), weights=())
+        return replace(self.replace(A=A, B=B, alpha=alpha, rank=A.shape[1]), others=(), weights=())
 
     @property
     def all_weights(self) -> dict[str, float]:
@@ -89,7 +89,7 @@ class Case:
         Raises Unsupported if it would not be exact any more."""
         if scale is None or self.config.scaling != "standard":
             return self
-        changed = self.but(alpha=scale * self.config.rank)
+        changed = self.replace(alpha=scale * self.config.rank)
         if exact_in_any_order(self) and not exact_in_any_order(changed):
             raise Unsupported(f"a case that is exact at a scale of {scale:g}")
         return changed
@@ -97,11 +97,11 @@ class Case:
     @property
     def turned(self) -> "Case":
         """The case with another adapter of the same sizes."""
-        return self.but(A=np.flip(self.A).astype(self.dtype), B=np.flip(self.B).astype(self.dtype))
+        return self.replace(A=np.flip(self.A).astype(self.dtype), B=np.flip(self.B).astype(self.dtype))
 
     def copy(self) -> "Case":
         """With an x and a dy of its own, since some layers write into what they are given; what is known of it stays known."""
-        copied = self.but(x=self.x.copy(), dy=self.dy.copy())
+        copied = self.replace(x=self.x.copy(), dy=self.dy.copy())
         vars(copied).update({"truth": self.truth} | {name: known for name, known in vars(self).items() if name == "bound"})
         return copied
 
@@ -205,10 +205,10 @@ def exact_together(case: Case) -> bool:
     do, and of each alone, its weight taken before or after its own sums."""
     for weights in (case.weights, (1.0,) * len(case.names)):
         parts = [case.alone(name) for name in case.names]
-        weighted = [part.but(alpha=weight * part.config.alpha) for part, weight in zip(parts, weights, strict=True)]
+        weighted = [part.replace(alpha=weight * part.config.alpha) for part, weight in zip(parts, weights, strict=True)]
         A = np.hstack([part.A for part in weighted])
         B = np.vstack([(part.scale * wide(part.B)).astype(case.dtype) for part in weighted])
-        whole = case.but(A=A, B=B, rank=A.shape[1], alpha=A.shape[1], scaling="standard")
+        whole = case.replace(A=A, B=B, rank=A.shape[1], alpha=A.shape[1], scaling="standard")
         if not all(map(exact_in_any_order, (*parts, *weighted, whole))):
             return False
     return True

@@ -1,9 +1,9 @@
 """The only file that decides how far apart two arrays may be.
 
 Four kinds of judgement, none with a chosen tolerance:
-* `same`: bit equality, for cases in which every honest way of computing is exact;
-* `within`: componentwise, |got − want| ≤ bound, the bound derived in `lora_ref.error.bounds`;
-* `within_spread`: the same for whole models, the bound a quantile of the spread that `lora_ref.error.noise` finds;
+* `expect_equal`: bit equality, for cases in which every honest way of computing is exact;
+* `expect_within`: componentwise, |got − want| ≤ bound, the bound derived in `lora_ref.error.bounds`;
+* `expect_within_spread`: the same for whole models, the bound a quantile of the spread that `lora_ref.error.noise` finds;
 * statistics of random draws, each with a false-alarm probability of at most ALARM for an honest implementation.
 
 Each returns error / bound (0 where equal), or raises Mismatch with what a report needs.
@@ -52,7 +52,7 @@ class Mismatch(AssertionError):
         return f" (error {self.error:.3g} / bound {self.bound:.3g} = {self.ratio:.3g})"
 
 
-def same(got, want, what: str) -> float:
+def expect_equal(got, want, what: str) -> float:
     """Equal bit for bit, whatever the dtype it is stored in; −0 equals 0, and NaN equals NaN."""
     got, want = wide(got), wide(want)
     _same_shape(got, want, what)
@@ -62,7 +62,7 @@ def same(got, want, what: str) -> float:
     return 0.0
 
 
-def within(got, want, bound, what: str) -> float:
+def expect_within(got, want, bound, what: str) -> float:
     """Each component within its bound. Returns the largest error / bound."""
     got, want = wide(got), wide(want)
     _same_shape(got, want, what)
@@ -75,10 +75,10 @@ def within(got, want, bound, what: str) -> float:
     return float((error[inside] / bound[inside]).max()) if inside.any() else 0.0
 
 
-def within_spread(got, want, deviation, what: str) -> float:
+def expect_within_spread(got, want, deviation, what: str) -> float:
     """Each component within what an honest error of that standard deviation reaches with probability 1 − ALARM. The
     deviation is an estimate from `lora_ref.error.noise.RUNS` runs, so error / deviation has Student's distribution."""
-    return within(got, want, reach() * np.asarray(deviation, np.float64), what)
+    return expect_within(got, want, reach() * np.asarray(deviation, np.float64), what)
 
 
 def reach() -> float:
@@ -113,41 +113,41 @@ def same_number(first: float, second: float) -> bool:
     return abs(first - second) <= 4 * np.finfo(np.float64).eps * abs(second)
 
 
-def holds(condition, what: str, got, want) -> None:
+def expect(condition, what: str, got, want) -> None:
     """A plain fact, with what was seen and what should have been."""
     if not condition:
         raise Mismatch(what, got, want)
 
 
-def mean_is_zero(sample: np.ndarray, what: str) -> float:
+def expect_zero_mean(sample: np.ndarray, what: str) -> float:
     """The mean of independent draws from one symmetric, light-tailed distribution (normal, uniform) is zero."""
     sample = wide(sample).ravel()
     bound = _z(ALARM) * float(sample.std()) / math.sqrt(sample.size)
     return _statistic(float(sample.mean()), 0.0, bound, what)
 
 
-def same_spread(first: np.ndarray, second: np.ndarray, what: str) -> float:
+def expect_same_spread(first: np.ndarray, second: np.ndarray, what: str) -> float:
     """Two samples have one standard deviation. The log of a sample's standard deviation has variance 1/(2 N) for
     normal draws, and less for uniform ones."""
     first, second = wide(first).ravel(), wide(second).ravel()
-    holds(first.std() > 0 and second.std() > 0, what, "one without any spread", "two with a spread")
+    expect(first.std() > 0 and second.std() > 0, what, "one without any spread", "two with a spread")
     bound = _z(ALARM) * math.sqrt(1 / (2 * first.size) + 1 / (2 * second.size))
     return _statistic(math.log(float(first.std())) - math.log(float(second.std())), 0.0, bound, what)
 
 
-def fraction_is(count: int, trials: int, probability: float, what: str) -> float:
+def expect_fraction(count: int, trials: int, probability: float, what: str) -> float:
     """`count` successes in independent `trials` of that probability, by Hoeffding's inequality."""
     return _statistic(count / trials, probability, math.sqrt(math.log(2 / ALARM) / (2 * trials)), what)
 
 
-def few_in_common(first: np.ndarray, second: np.ndarray, what: str) -> None:
+def expect_few_in_common(first: np.ndarray, second: np.ndarray, what: str) -> None:
     """Of two tables of fair coins, rows of k of them: hardly a row of one is in the other. Each of the n² pairs is alike with
     a probability of 2⁻ᵏ, so m of them are with at most (n² 2⁻ᵏ)ᵐ."""
     rows = [set(map(tuple, table.tolist())) for table in (first, second)]
     chance = len(first) * len(second) * 2.0 ** -first.shape[1]
     allowed = math.floor(math.log(ALARM) / math.log(chance))  # one more is less likely than ALARM
     common = len(rows[0] & rows[1])
-    holds(common <= allowed, what, common, f"at most {allowed} of {len(second)}, by chance")
+    expect(common <= allowed, what, common, f"at most {allowed} of {len(second)}, by chance")
 
 
 def wide(array) -> np.ndarray:

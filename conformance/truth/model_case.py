@@ -28,8 +28,8 @@ def reference(config: ModelConfig) -> tuple[Config, Methods]:
     spec = {
         "lora": lora.Spec(config.rank, scale),
         "adapter": adapter.Spec(config.bottleneck, config.nonlinearity, config.adapter_scale, config.start),
-        "prefix": prefix.Spec(config.length, config.hidden),
-        "ptuning": ptuning.Spec(config.positions, config.encoder, config.hidden),
+        "prefix": prefix.Spec(config.length, config.hidden_size),
+        "ptuning": ptuning.Spec(config.positions, config.encoder, config.hidden_size),
     }
     return Config(**fields), dict.fromkeys(places(config), spec.get(config.method))
 
@@ -51,7 +51,7 @@ class ModelCase:
         """What makes a counterexample easy to read: few numbers."""
         return float(sum(a.size for a in (*self.base.values(), *self.trained.values(), self.tokens)))
 
-    def but(self, **changes) -> "ModelCase":
+    def replace(self, **changes) -> "ModelCase":
         own = {k: v for k, v in changes.items() if k in ("base", "trained", "tokens", "mask", "dlogits")}
         config = replace(self.config, **{k: v for k, v in changes.items() if k not in own})
         return replace(self, config=config, known={}, **own)
@@ -112,7 +112,7 @@ class ModelCase:
         own = {
             "lora": f"rank {c.rank}, alpha {c.alpha:g} on {', '.join(c.targets)}",
             "adapter": f"{c.form}, bottleneck {c.bottleneck}, {c.nonlinearity}, scale {c.adapter_scale:g}, start {c.start}",
-            "prefix": f"length {c.length}" + (f", hidden {c.hidden}" if c.hidden else ""),
+            "prefix": f"length {c.length}" + (f", hidden {c.hidden_size}" if c.hidden_size else ""),
             "ptuning": f"positions {c.positions}, {c.encoder}",
         }
         text = c.method + (": " + own[c.method] if c.method in own else "")

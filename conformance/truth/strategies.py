@@ -11,7 +11,16 @@ import numpy as np
 from hypothesis import strategies as st
 
 from conformance.subject import LayerConfig, Unsupported
-from conformance.truth.case import DTYPES, Adapter, Case, exact_in_any_order, exact_together, in_range, resolution, telling
+from conformance.truth.case import (
+    DTYPES,
+    Case,
+    FurtherAdapter,
+    exact_in_any_order,
+    exact_together,
+    in_range,
+    resolution,
+    telling,
+)
 from conformance.truth.compare import FAULT_OF_INTEREST
 
 # The simplest first, since Hypothesis shrinks bytes towards 0.
@@ -105,7 +114,7 @@ def several(**options):
                 r = draw(st.sampled_from([r for r in ranks if r <= min(n_in, n_out)]))
                 A, B = integers(draw, (n_in, r), first.config.dtype), integers(draw, (r, n_out), first.config.dtype)
                 factor = r**0.5 if first.config.scaling == "rslora" else r
-                others.append(Adapter(name, A, B, draw(st.sampled_from(EXACT_SCALES)) * factor))
+                others.append(FurtherAdapter(name, A, B, draw(st.sampled_from(EXACT_SCALES)) * factor))
             weights = tuple(draw(st.sampled_from(WEIGHTS)) for _ in range(3))
             return replace(first, others=tuple(others), weights=weights)
 

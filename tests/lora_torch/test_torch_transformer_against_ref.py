@@ -13,7 +13,7 @@ import torch
 from small_models import CONFIGS, METHODS, Trial, trial
 from torch import Tensor
 
-from conformance.truth.compare import Mismatch, reach, within_spread
+from conformance.truth.compare import Mismatch, expect_within_spread, reach
 from lora_ref import adapter, lora, ops, optim, prefix, ptuning, transformer
 from lora_ref.error import noise
 from lora_ref.shapes import rows
@@ -115,7 +115,7 @@ def test_logits_loss_and_gradients_agree(config, method, dtype, masked):
     got = {"logits": logits, "loss": loss} | model.gradients()
     assert set(got) == set(truth) and all(str(tensor.dtype) == f"torch.{dtype}" for tensor in got.values())
     for name, array in copied(got).items():
-        within_spread(array, truth[name], deviation[name], name)
+        expect_within_spread(array, truth[name], deviation[name], name)
 
 
 @every_method
@@ -123,10 +123,10 @@ def test_a_gradient_that_is_off_by_a_part_in_a_billion_is_refused(method):
     """So that the bounds above are worth something. The gradient of the keys' biases alone is zero where no prefix is."""
     _, truth, deviation = judged("gelu", method, "float64", False)
     for name in truth:
-        within_spread(truth[name], truth[name], deviation[name], name)
+        expect_within_spread(truth[name], truth[name], deviation[name], name)
         if not name.endswith("k_proj.bias"):
             with pytest.raises(Mismatch, match=f"^{name}"):
-                within_spread(truth[name] * (1 + 1e-9), truth[name], deviation[name], name)
+                expect_within_spread(truth[name] * (1 + 1e-9), truth[name], deviation[name], name)
 
 
 @pytest.mark.parametrize("method", ["pfeiffer", "prompt-mlp"])
@@ -215,7 +215,7 @@ def test_every_step_of_adamw_agrees(config, method, dtype):
     model, steps = done
     for got, truth, deviation in steps:
         for name, array in got.items():
-            within_spread(array, truth[name], deviation[name], name)
+            expect_within_spread(array, truth[name], deviation[name], name)
 
     arrays = dict(t.arrays)
     arrays |= {f"{part} {name}": np.zeros_like(arrays[name]) for part in "mv" for name in trained(t)}

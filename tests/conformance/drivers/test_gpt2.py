@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from conformance.truth.compare import Mismatch, within_spread
+from conformance.truth.compare import Mismatch, expect_within_spread
 from lora_ref import ops, prefix, transformer
 from lora_ref.error import noise
 from lora_ref.places import Config
@@ -107,7 +107,7 @@ def ours(given: dict[str, np.ndarray], padding: str, methods: dict[str, Any] | N
 def judge(got: dict[str, np.ndarray], truth: dict[str, np.ndarray], deviation: dict[str, np.ndarray]) -> None:
     assert set(got) == set(truth)
     for name in truth:
-        within_spread(got[name], truth[name], deviation[name], name)
+        expect_within_spread(got[name], truth[name], deviation[name], name)
 
 
 @every_mask

@@ -50,6 +50,6 @@ def test_spec_is_fresh():
 
 
 def test_every_known_fault_is_recreated_or_waits_for_something():
-    recreated = {row for mutant in all_mutants() for row in mutant.rows}
+    recreated = {row for mutant in all_mutants() for row in mutant.reports}
     assert recreated == {id for id, row in catalogue().items() if "waits_for" not in row}
     assert len(recreated) >= 75 and len(all_mutants()) >= 120

@@ -48,7 +48,7 @@ def test_cases_without_power_are_not_used():
 
     case = find(rounding(only=("float32",))(("float32",)), lambda c: True)
     assert resolution(case) <= FAULT_OF_INTEREST["float32"]
-    assert resolution(case.but(B=0 * case.B)) == np.inf
+    assert resolution(case.replace(B=0 * case.B)) == np.inf
 
 
 def test_what_cannot_be_decided_is_indeterminate():
@@ -87,14 +87,14 @@ def test_fewer_checks_than_planned_is_void():
 SUBTLE = {f"BUG-{n:02}" for n in (7, 15, 16, 26, 55, 64, 75, 84, 85, 96, 97, 98, 106, 111, 130, 131)}
 
 
-@pytest.mark.parametrize("mutant", [m for m in all_mutants() if SUBTLE & set(m.rows)], ids=lambda m: m.name)
+@pytest.mark.parametrize("mutant", [m for m in all_mutants() if SUBTLE & set(m.reports)], ids=lambda m: m.name)
 def test_the_subtlest_reports_are_caught_and_named(mutant):
     """By the cause itself, or by another that goes back to the same report and cannot be told from it."""
     requirement = REQUIREMENTS[mutant.kills[0]]
     outcome = examine(requirement, mutant.subject(), mutant.spec, dtypes=tuple(DTYPES), examples=24, seed=0)
     assert outcome.status == "fail", outcome.message
     named = [m for m in all_mutants() if m.words.rstrip(".") in (outcome.diagnosis or "")]
-    assert any(set(m.rows) & set(mutant.rows) for m in named), outcome.diagnosis
+    assert any(set(m.reports) & set(mutant.reports) for m in named), outcome.diagnosis
 
 
 DIAGNOSES = {  # and some that are not so subtle

@@ -69,4 +69,4 @@ def test_rows_are_in_the_catalogue() -> None:
     faults = json.loads(files("conformance").joinpath("known_faults.json").read_text(encoding="utf-8"))["faults"]
     known = {fault["id"] for fault in faults}
     for mutant in all_mutants():
-        assert set(mutant.rows) <= known, mutant.name
+        assert set(mutant.reports) <= known, mutant.name
