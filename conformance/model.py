@@ -6,7 +6,7 @@ prefixes, prompts. NumPy arrays go in, NumPy arrays come out, by the names of `l
     lora      layers.0.qkv_proj.A (in, rank), .B (rank, out)                        at each of `targets` in each layer
     adapter   layers.0.mlp.output.down (width, bottleneck), .down_bias, .up (bottleneck, width), .up_bias       "houlsby",
               also layers.0.attention.output;   layers.0.output "pfeiffer";   layers.0.mlp "parallel"
-    prefix    prefix.keys, prefix.values (layers, length, kv_heads · head size);   with hidden_size: prefix.embedding, W1, b1, W2, b2
+    prefix    prefix.keys, prefix.values (layers, length, kv_heads · head size);   with hidden_size: .embedding, W1, b1, W2, b2
     ptuning   prompt.embedding (n, width);   encoder "mlp" or "lstm": what `lora_ref.ptuning` has besides
     none      nothing;   full: nothing besides, and the base trains
 """

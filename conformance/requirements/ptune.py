@@ -66,8 +66,8 @@ def logits_stay_aligned(subject, case):
 
 
 @requirement(
-    "PTUNE-03", "A mask of the tokens MUST leave the prompts visible.", formula="attention mask = [0 … 0, mask]", sources=SOURCES,
-    needs=NEEDS, faults="145", cases=models("ptuning", positions=(0, 1), masked=True),
+    "PTUNE-03", "A mask of the tokens MUST leave the prompts visible.", formula="attention mask = [0 … 0, mask]",
+    sources=SOURCES, needs=NEEDS, faults="145", cases=models("ptuning", positions=(0, 1), masked=True),
 )
 def prompts_and_padding(subject, case):
     """A mask that was made without the prompts in mind."""
