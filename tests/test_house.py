@@ -30,17 +30,80 @@ def test_the_two_writings_are_independent(package):
         assert imports(path) - set(sys.stdlib_module_names) <= ALLOWED[package] | more, path
 
 
-def test_requirements_know_nothing_of_reports_and_subjects_nothing_of_requirements():
-    for folder, forbidden in {"requirements": "report|runner|subjects", "subjects": "requirements|report|runner"}.items():
-        for path in (ROOT / "conformance" / folder).glob("*.py"):
-            assert not re.search(rf"conformance\.({forbidden})\b", path.read_text(encoding="utf-8")), path
-    assert "numpy" not in imports(ROOT / "conformance" / "runner.py")
+FLOORS = (  # from the ground: a module may import from its own floor and from those before it
+    ("subject", "model", "torch"), ("truth",), ("record",), ("drivers",), ("requirements",), ("subjects", "mutants"), ("run",),
+    ("bench", "findings"), ("report",), ("commands", "skeletons"), ("__main__",),
+)
+FLOOR = {part: height for height, parts in enumerate(FLOORS) for part in parts}
+
+
+def modules(package: str) -> dict[str, Path]:
+    """Dotted name → file, of every module of a package."""
+    found = {}
+    for path in (ROOT / package).rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if "scripts" not in parts:  # of findings: each is run alone, with its library
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(name: str, path: Path, known: dict[str, Path]) -> set[str]:
+    """The modules of `known` that a module imports when it runs, inside of functions, too."""
+    found, tree = set(), ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []  # what a type checker alone reads
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= whole & set(known) or {node.module}
+    return (found & set(known)) - {name, name.partition(".")[0]}
+
+
+def test_an_import_of_conformance_goes_down_and_never_up():
+    known = modules("conformance")
+    del known["conformance"]  # the public face: its `load` asks the harness when it is called
+    for name, path in known.items():
+        for other in imported(name, path, known):
+            here, there = (FLOOR[part.split(".")[1]] for part in (name, other))
+            assert here >= there, f"{name} imports {other}, which is on a higher floor"
+
+
+@pytest.mark.parametrize("package", ["lora_ref", "lora_torch", "conformance"])
+def test_there_is_no_circle_of_imports(package):
+    known = modules(package)
+    graph = {name: imported(name, path, known) for name, path in known.items()}
+    graph.pop(package)
+    while graph:
+        free = [name for name, others in graph.items() if not others & set(graph)]
+        assert free, f"a circle among {', '.join(sorted(graph))}"
+        for name in free:
+            del graph[name]
+
+
+def test_the_reference_needs_neither_its_error_analysis_nor_its_studies():
+    known = modules("lora_ref")
+    for name, path in known.items():
+        part = (name.split(".") + [""])[1]
+        if part not in ("error", "study", "__main__"):
+            assert not {other for other in imported(name, path, known) if other.split(".")[1] in ("error", "study")}, name
+        if part == "error":
+            assert not {other for other in imported(name, path, known) if other.split(".")[1] == "study"}, name
+
+
+def test_what_plans_and_counts_knows_no_numerics():
+    for name in ("runner", "plan", "verdict"):
+        path = ROOT / "conformance" / "run" / f"{name}.py"
+        assert not {"numpy", "torch", "lora_ref"} & imports(path), path
 
 
 def test_no_tolerance_outside_compare():
     """Neither the words of one, nor a small constant beside a comparison."""
     for path in (ROOT / "conformance").rglob("*.py"):
-        if path.name == "compare.py" or path.parent.name == "mutants":  # a mutant's fault may be a threshold
+        exempt = path.parent.name in ("mutants", "scripts")  # a mutant's fault may be a threshold
+        if exempt or path.parts[-2:] == ("truth", "compare.py"):
             continue
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"\b(rtol|atol|rel_tol|abs_tol|allclose|isclose|approx)\b", text), path

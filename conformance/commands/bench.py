@@ -9,7 +9,7 @@ from pathlib import Path
 from conformance.commands.shared import check_device, console, positive
 from conformance.report import json as json_report
 from conformance.run.loading import LoadError
-from conformance.run.runner import DTYPES
+from conformance.run.plan import DTYPES
 
 HELP = "speed and memory beside the frozen layer, as ratios in one run"
 

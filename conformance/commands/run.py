@@ -6,11 +6,11 @@ import threading
 from conformance.commands.shared import check_device, check_files, console, positive
 from conformance.report import json as json_report
 from conformance.report import junit, terminal
-from conformance.run import runner
+from conformance.run import plan, runner, verdict
 from conformance.run.loading import built_in
 
 HELP = "check implementations against every requirement, and give a verdict on each"
-DEFAULT = runner.Options()
+DEFAULT = plan.Options()
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +20,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
              "all stands for every built-in one (default: lora_torch)")
     add("--only", nargs="+", default=[], metavar="ID|GROUP", help="these requirements or groups alone")
     add("--level", choices=("must", "should", "may"), default="may", help="leave out what is below this level")
-    add("--dtype", nargs="+", choices=runner.DTYPES, default=list(runner.DTYPES), metavar="D",
-        help=f"of {', '.join(runner.DTYPES)}: these alone")
+    add("--dtype", nargs="+", choices=plan.DTYPES, default=list(plan.DTYPES), metavar="D",
+        help=f"of {', '.join(plan.DTYPES)}: these alone")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where layers are built (default: cpu)")
     add("--examples", type=positive(int), default=DEFAULT.examples, metavar="N",
         help=f"cases per requirement, about (default: {DEFAULT.examples})")
@@ -47,17 +47,17 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{repeated[0]} is named twice")
     if arguments.resume and not arguments.json:
         raise ValueError("--resume needs --json F, the file with the reports that are there")
-    options = runner.Options(
+    options = plan.Options(
         tuple(arguments.only), arguments.level, tuple(arguments.dtype), arguments.device, arguments.examples,
         arguments.seed, arguments.jobs, arguments.timeout, arguments.memory,
     )
-    planned = runner.plan(options)
+    planned = plan.plan(options)
     done = json_report.read(arguments.json, options, planned) if arguments.resume else {}
     screen = console()
     with terminal.progress(screen, specs, len(planned)) as told:
         lock = threading.Lock()
 
-        def noted(report: runner.Report, outcome) -> None:
+        def noted(report: verdict.Report, outcome) -> None:
             told(report, outcome)
             if outcome is None and arguments.json:
                 with lock:

@@ -19,7 +19,7 @@ from conformance.drivers import environments
 from conformance.drivers.process import ONE_THREAD
 from conformance.requirements import Requirement, all_requirements
 from conformance.run.loading import environment, missing_here
-from conformance.run.runner import FAILING
+from conformance.run.verdict import FAILING
 
 HERE = Path(__file__).parent
 FULL = HERE.parent / "results" / "full.json"

@@ -14,7 +14,8 @@ import numpy as np
 from conformance import __version__
 from conformance.requirements import Requirement
 from conformance.run.examine import Outcome
-from conformance.run.runner import Options, Report
+from conformance.run.plan import Options
+from conformance.run.verdict import Report
 
 
 def environment(device: str) -> dict:

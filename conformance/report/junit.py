@@ -4,7 +4,7 @@ its message, since it does not make a subject nonconformant."""
 from pathlib import Path
 from xml.etree import ElementTree as xml
 
-from conformance.run.runner import FAILING, Report
+from conformance.run.verdict import FAILING, Report
 
 
 def write(path: str, reports: list[Report]) -> None:

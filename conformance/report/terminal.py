@@ -13,7 +13,7 @@ from rich.text import Text
 
 from conformance.requirements import GROUPS, PROFILES, Requirement
 from conformance.run.examine import Outcome
-from conformance.run.runner import FAILING, Report
+from conformance.run.verdict import FAILING, Report
 
 SUBJECTS_PER_TABLE, CONVENTIONS_PER_TABLE = 4, 2
 COLOURS = {"conformant": "green", "partial": "yellow", "nonconformant": "red", "void": "yellow", "error": "red"}

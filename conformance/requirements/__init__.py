@@ -7,17 +7,13 @@ docstring says why the requirement is there. Every module of this folder is read
 import importlib
 import pkgutil
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
-import numpy as np
 from hypothesis.strategies import SearchStrategy
 
-from conformance.subject import Layer, Subject, Unsupported
-from conformance.truth.case import Case
-from conformance.truth.compare import expect
+from conformance.subject import Subject
 
 Check = Callable[[Subject, Any], float | None]  # the case is of the kind that `cases` draws
 LEVELS = ("MUST", "SHOULD", "MAY")
@@ -101,37 +97,6 @@ def all_requirements() -> tuple[Requirement, ...]:
         module = importlib.import_module(f"{__name__}.{info.name}")
         found += [value for value in vars(module).values() if isinstance(value, Requirement)]
     return tuple(sorted(found, key=lambda r: (list(GROUPS).index(r.group), r.id)))
-
-
-def fresh(subject: Subject, case: Case) -> Layer:
-    """The layer as built, around copies of W and b, in training mode."""
-    layer = subject.build(case.config, case.W.copy(), None if case.b is None else case.b.copy())
-    set_mode(layer, training=True)
-    return layer
-
-
-def prepared(subject: Subject, case: Case, training: bool = False) -> Layer:
-    """The layer with the case's A and B, which are set in training mode, since some layers merge on eval()."""
-    layer = fresh(subject, case)
-    layer.set_adapter({name: array.copy() for name, array in case.adapter.items()})
-    if not training:
-        set_mode(layer, training)
-    return layer
-
-
-def set_mode(layer: Layer, training: bool) -> None:
-    """Training or inference mode; a layer that knows no modes is the same in both."""
-    with suppress(Unsupported):
-        layer.train(training)
-
-
-def gradients(layer: Layer, x: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarray]:
-    """One forward and one backward pass. Demands dA and dB: a gradient that is not there is a failure."""
-    layer.forward(x)
-    found = layer.backward(dy)
-    for name in ("A", "B"):
-        expect(name in found, f"gradients after backward: d{name}", f"only {sorted(found)}", f"d{name} among them")
-    return found
 
 
 PAPER = "Hu et al., LoRA, arXiv:2106.09685v2"

@@ -9,7 +9,7 @@ import numpy as np
 
 from conformance.model import places
 from conformance.requirements import requirement
-from conformance.requirements.model import (
+from conformance.requirements.helpers.models import (
     NEEDS,
     SHARE,
     fresh,

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from conformance.requirements import LORALIB, PEFT, fresh, gradients, prepared, requirement
+from conformance.requirements import LORALIB, PEFT, requirement
+from conformance.requirements.helpers.layers import fresh, gradients, prepared
 from conformance.subject import Layer
 from conformance.truth.case import DTYPES, Case
 from conformance.truth.compare import expect, expect_equal, expect_few_in_common, expect_fraction, wide

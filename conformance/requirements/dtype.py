@@ -5,8 +5,8 @@ from contextlib import suppress
 import numpy as np
 from hypothesis import strategies as st
 
-from conformance.requirements import HIGHAM, PEFT, gradients, prepared, requirement
-from conformance.requirements.grad import judged, within_bound
+from conformance.requirements import HIGHAM, PEFT, requirement
+from conformance.requirements.helpers.layers import gradients, judged, prepared, within_bound
 from conformance.subject import Unsupported
 from conformance.truth.compare import expect, expect_equal, expect_within, wide
 from conformance.truth.strategies import exact, rounding

@@ -5,11 +5,12 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from conformance.record.trace import SubjectError
-from conformance.requirements import HIGHAM, PAPER, gradients, prepared, requirement, set_mode
-from conformance.requirements.fwd import LARGE, layouts, regauged
+from conformance.requirements import HIGHAM, PAPER, requirement
+from conformance.requirements.helpers.layers import exactly, gradient, gradients, judged, prepared, set_mode, within_bound
+from conformance.requirements.helpers.variants import LARGE, layouts, regauged
 from conformance.subject import Unsupported
 from conformance.truth.case import Case, exact_in_any_order
-from conformance.truth.compare import Mismatch, expect, expect_equal, expect_within, wide
+from conformance.truth.compare import Mismatch, expect, expect_equal, wide
 from conformance.truth.strategies import exact, rounding
 
 SOURCES = (f"{PAPER}, §4.1 eq. 3, differentiated in lora_ref/derivations/lora.md",)
@@ -367,26 +368,6 @@ def last_forward_counts(subject, case):
                 raise
             continue  # there need be no gradients in inference mode
         judged(found, case, exactly, f" of the second of two forward passes, in {modes} mode")
-
-
-def gradient(layer, case: Case, name: str) -> np.ndarray:
-    layer.forward(case.x)
-    found = layer.backward(case.dy)
-    expect(name in found, f"gradients after backward: d{name}", f"only {sorted(found)}", f"d{name} among them")
-    return found[name]
-
-
-def judged(found, case: Case, judge, note: str = "") -> float:
-    """dx, dA and dB, as far as they are there, by `exactly` or `within_bound`."""
-    return max((judge(found[n], case, f"d{n}", f"d{n}{note}") for n in ("x", "A", "B") if n in found), default=0.0)
-
-
-def exactly(got, case: Case, name: str, what: str) -> float:
-    return expect_equal(got, getattr(case.truth, name), what)
-
-
-def within_bound(got, case: Case, name: str, what: str) -> float:
-    return expect_within(got, getattr(case.truth, name), getattr(case.bound, name), what)
 
 
 def merged(layer, case: Case) -> bool:

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from conformance.requirements import LORALIB, PAPER, PEFT, fresh, requirement, set_mode
+from conformance.requirements import LORALIB, PAPER, PEFT, requirement
+from conformance.requirements.helpers.layers import fresh, set_mode
 from conformance.truth.compare import expect, expect_equal, expect_same_spread, expect_within, expect_zero_mean, wide
 from conformance.truth.strategies import exact, rounding, sized
 

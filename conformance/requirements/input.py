@@ -6,7 +6,8 @@ from contextlib import suppress
 from hypothesis import strategies as st
 
 from conformance.record.trace import SubjectError, refuses
-from conformance.requirements import PEFT, fresh, gradients, prepared, requirement
+from conformance.requirements import PEFT, requirement
+from conformance.requirements.helpers.layers import fresh, gradients, prepared
 from conformance.subject import Unsupported
 from conformance.truth.compare import expect, expect_equal
 from conformance.truth.strategies import exact

@@ -4,15 +4,16 @@ import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from conformance.requirements import PAPER, fresh, prepared, requirement, set_mode
-from conformance.truth.case import BITS, Case, exact_in_any_order, last_bit
+from conformance.requirements import PAPER, requirement
+from conformance.requirements.helpers.layers import fresh, prepared, set_mode
+from conformance.requirements.helpers.sequences import RATE, moved
+from conformance.truth.case import exact_in_any_order
 from conformance.truth.compare import expect, expect_equal, wide
 from conformance.truth.strategies import exact, sized
 from lora_ref import lora
 
 SOURCES = (f"{PAPER}, §4.1", "gradient descent on ½ ‖y − target‖²")
 NEEDS = "set_adapter adapter forward backward zero_grad step"
-RATE = 2.0**-3
 
 
 @requirement(
@@ -87,20 +88,6 @@ def convergence(subject, case):
         y = layer.forward(x)
     loss = float(((wide(y) - target) ** 2).sum())
     expect(loss <= losses[steps // 2], f"squared error after {steps} steps", loss, f"at most {losses[steps // 2]:.3g}")
-
-
-def moved(case: Case, dA: np.ndarray, dB: np.ndarray) -> Case | None:
-    """The case after one SGD step along these gradients, or None if anything of the step, or of what the case after it
-    leads to, could be rounded."""
-    arrays = {}
-    for name, gradient in (("A", dA), ("B", dB)):
-        before, change = wide(getattr(case, name)), RATE * gradient
-        last = min(last_bit(before), last_bit(change))
-        if float((np.abs(before) + np.abs(change)).max()) > last * 2.0 ** BITS[case.config.dtype]:
-            return None
-        arrays[name] = (before - change).astype(case.dtype)
-    after = case.replace(**arrays)
-    return after if exact_in_any_order(after) else None
 
 
 def safe_rate(x, start: lora.LoRA, target, scale: float) -> float:

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import assume
 
 from conformance.record.trace import SubjectError, refuses
-from conformance.requirements import HIGHAM, LORALIB, PAPER, PEFT, gradients, prepared, requirement, set_mode
-from conformance.requirements.fwd import SQUARE
-from conformance.requirements.state import saved
+from conformance.requirements import HIGHAM, LORALIB, PAPER, PEFT, requirement
+from conformance.requirements.helpers.layers import gradients, prepared, saved, set_mode
+from conformance.requirements.helpers.variants import SQUARE
 from conformance.truth.case import exact_in_any_order
 from conformance.truth.compare import expect, expect_equal, expect_within, wide
 from conformance.truth.strategies import exact, rounding
@@ -216,6 +216,26 @@ def merge_has_an_effect(subject, case):
     layer = prepared(subject, none, training=True)
     layer.merge()
     expect_equal(layer.weight(), case.W, "W after a merge with B = 0")
+
+
+@requirement(
+    "MERGE-13",
+    "Over several cycles of merge and unmerge W and the output MUST NOT drift by more than the rounding of that many cycles.",
+    formula="|Wₖ − W| ≤ k · bound of a cycle, |yₖ − y| ≤ bound of y + |x| |Wₖ − W|ᵀ", sources=(HIGHAM,),
+    needs="set_adapter forward merge unmerge weight", faults="100", cases=rounding(), examples=0.5,
+)
+def drift_stays_in_its_budget(subject, case):
+    """An unmerge that subtracts is honest, and its errors add up; they may not grow faster than the number of cycles."""
+    layer, ratio = prepared(subject, case, training=True), 0.0
+    for cycle in range(1, 5):
+        layer.merge()
+        layer.forward(case.x)
+        layer.unmerge()
+        drift = cycle * case.bound.unmerged
+        ratio = max(ratio, expect_within(layer.weight(), case.W, drift, f"W after {cycle} cycles"))
+        allowed = case.bound.y + np.abs(wide(case.x)) @ drift.T
+        ratio = max(ratio, expect_within(layer.forward(case.x), case.truth.y, allowed, f"y after {cycle} cycles"))
+    return ratio
 
 
 @requirement(

@@ -7,7 +7,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from conformance.record.trace import refuses
-from conformance.requirements import LORALIB, PEFT, prepared, requirement, set_mode
+from conformance.requirements import LORALIB, PEFT, requirement
+from conformance.requirements.helpers.layers import prepared, set_mode
 from conformance.subject import Layer, Subject
 from conformance.truth.case import Case, Together
 from conformance.truth.compare import expect, expect_equal, expect_within

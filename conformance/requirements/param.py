@@ -5,7 +5,8 @@ import math
 import numpy as np
 from hypothesis import strategies as st
 
-from conformance.requirements import PAPER, fresh, gradients, prepared, requirement
+from conformance.requirements import PAPER, requirement
+from conformance.requirements.helpers.layers import fresh, gradients, prepared
 from conformance.truth.case import exact_in_any_order
 from conformance.truth.compare import expect, expect_equal
 from conformance.truth.strategies import exact, rounding

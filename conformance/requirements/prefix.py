@@ -6,12 +6,12 @@
 import numpy as np
 
 from conformance.requirements import PEFT, requirement
-from conformance.requirements.model import (
+from conformance.requirements.helpers.models import (
     NEEDS,
     SHARE,
+    folded,
     fresh,
     frozen_and_moved,
-    names_are,
     only_these_train,
     prepared,
     right_gradients,
@@ -19,7 +19,7 @@ from conformance.requirements.model import (
     right_where_seen,
 )
 from conformance.truth.compare import expect_within_spread
-from conformance.truth.model_case import ModelCase, keys_of, models, reference
+from conformance.truth.model_case import keys_of, models, reference
 from lora_ref import prefix
 
 LI = "Li and Liang, Prefix-Tuning, 2021, §4"
@@ -120,17 +120,3 @@ def reparameterised_gradients(subject, case):
 def folded_prefix(subject, case):
     """What is stored, and counted, is the prefix."""
     return folded(subject, case)
-
-
-def folded(subject, case: ModelCase) -> float:
-    model = prepared(subject, case)
-    before = model.forward(case.tokens)
-    model.fold()
-    truth, deviation = case.merged
-    found, wanted = model.arrays(), set(truth) - set(case.base) - {"logits"}
-    names_are(found, wanted, "names of what is left after folding")
-    for name in sorted(wanted):
-        expect_within_spread(found[name], truth[name], deviation[name], f"{name} after folding")
-    after = model.forward(case.tokens)
-    expect_within_spread(after, truth["logits"], deviation["logits"], "logits after folding")
-    return expect_within_spread(before, truth["logits"], deviation["logits"], "logits before folding")

@@ -7,9 +7,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from conformance.requirements import PEFT, requirement
-from conformance.requirements.model import (
+from conformance.requirements.helpers.models import (
     NEEDS,
     SHARE,
+    folded,
     fresh,
     frozen_and_moved,
     only_these_train,
@@ -18,7 +19,6 @@ from conformance.requirements.model import (
     right_logits,
     right_where_seen,
 )
-from conformance.requirements.prefix import folded
 from conformance.truth.compare import expect, expect_within_spread
 from conformance.truth.model_case import models
 

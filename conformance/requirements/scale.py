@@ -5,8 +5,8 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from conformance.record.trace import SubjectError, refuses
-from conformance.requirements import HIGHAM, PAPER, PEFT, fresh, gradients, prepared, requirement
-from conformance.requirements.grad import exactly, judged
+from conformance.requirements import HIGHAM, PAPER, PEFT, requirement
+from conformance.requirements.helpers.layers import exactly, fresh, gradients, judged, prepared
 from conformance.subject import Unsupported
 from conformance.truth.case import exact_in_any_order
 from conformance.truth.compare import expect_equal, expect_within, wide

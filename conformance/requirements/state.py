@@ -1,32 +1,25 @@
 """STATE: what is written, and what comes back."""
 
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from hypothesis import assume
+from hypothesis import strategies as st
 
 from conformance.record.trace import refuses
-from conformance.requirements import PEFT, fresh, gradients, prepared, requirement, set_mode
-from conformance.requirements.learn import RATE, moved
+from conformance.requirements import HIGHAM, PAPER, PEFT, requirement
+from conformance.requirements.helpers.layers import fresh, gradients, known_weight, prepared, saved, set_mode
+from conformance.requirements.helpers.sequences import RATE, SEQUENCES, follow, moved
 from conformance.subject import Unsupported
-from conformance.truth.case import exact_in_any_order
+from conformance.truth.case import DTYPES, exact_in_any_order
 from conformance.truth.compare import Mismatch, expect, expect_equal, wide
 from conformance.truth.strategies import exact, rounding
 
+SEQUENCE_SOURCES = (f"{PAPER}, §4.1", "gradient descent on ½ ‖y − target‖²")
 SOURCES = ("torch.nn.Module.state_dict and load_state_dict", f"{PEFT.split(',')[0]}, utils/save_and_load.py")
 NEEDS = "set_adapter adapter forward save load"
-
-
-@contextmanager
-def saved(layer):
-    """A directory that holds what the layer saved."""
-    with tempfile.TemporaryDirectory(prefix="conformance-") as name:
-        directory = Path(name)
-        layer.save(directory)
-        expect(any(directory.iterdir()), "what save() wrote", "nothing", "at least one file")
-        yield directory
 
 
 def other(case):
@@ -204,6 +197,20 @@ def refused_load_changes_nothing(subject, case):
 
 
 @requirement(
+    "STATE-09",
+    "Any sequence of forward, backward, step, zero_grad, train, eval, merge, unmerge, set_adapter, save and load, into this "
+    "layer or a fresh one, MUST leave function, W, A and B as the sequence says.",
+    formula="the layer = the model, after every operation", sources=SEQUENCE_SOURCES, needs="set_adapter adapter forward",
+    faults="16 75 86 87 100 105 111", profile="training", examples=2,
+    cases=exact(only=("float32", "float64"), scales=(4.0, 0.25), operations=SEQUENCES),
+)
+def sequences(subject, case):
+    """Most faults of state need three operations in the right order, which no one thinks of. All numbers are exact, so
+    nothing can hide in the rounding."""
+    return follow(subject, case, exact=True)
+
+
+@requirement(
     "STATE-10",
     "After a load the layer MUST train on.",
     formula="gradients and step after load = those of the loaded A, B", sources=SOURCES,
@@ -238,6 +245,21 @@ def nothing_to_load(subject, case):
         layer.load(directory)
     with tempfile.TemporaryDirectory(prefix="conformance-") as name:
         expect(refuses(layer.load, Path(name)), "load of an empty directory", "accepted", "an error")
+
+
+@requirement(
+    "STATE-12",
+    "After any such sequence in real numbers, function, W, A and B MUST be within what the roundings of its operations can "
+    "have added up to.",
+    formula="|the layer − the model| ≤ the sum of the bounds of all operations, after every one",
+    sources=(*SEQUENCE_SOURCES, HIGHAM),
+    needs="set_adapter adapter forward", faults="98 100", profile="training",
+    cases=rounding(only=tuple(DTYPES), sizes=st.integers(2, 8), rank=st.integers(1, 3), operations=SEQUENCES),
+)
+def drifting_sequences(subject, case):
+    """Small integers survive a detour through half precision, and real numbers do not. The budget grows with what was
+    done: each cycle of merging, each step and each gradient has its own bound."""
+    return follow(subject, case, exact=False)
 
 
 @requirement(
@@ -301,10 +323,3 @@ def judge_loaded(layer, case, how: str) -> None:
     weight = known_weight(layer)
     if weight is not None:
         expect_equal(weight, case.W, f"W, {how}")
-
-
-def known_weight(layer):
-    try:
-        return wide(layer.weight())
-    except Unsupported:
-        return None

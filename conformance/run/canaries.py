@@ -5,7 +5,8 @@ A run in which one passes has compared nothing: the subject's adapter answers wi
 case, or the comparison is broken. Its verdict is void.
 """
 
-from conformance.requirements import Requirement, gradients, prepared, requirement
+from conformance.requirements import Requirement, requirement
+from conformance.requirements.helpers.layers import gradients, prepared
 from conformance.truth.compare import expect_equal, expect_within
 from conformance.truth.strategies import exact, rounding
 

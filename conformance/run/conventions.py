@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from conformance.record.trace import SubjectError, Traced, refuses
-from conformance.requirements import set_mode
+from conformance.requirements.helpers.layers import set_mode
 from conformance.requirements.init import random_factor
 from conformance.subject import Layer, LayerConfig, Subject, Unsupported
 from conformance.truth.case import DTYPES

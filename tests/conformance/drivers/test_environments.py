@@ -8,7 +8,7 @@ import pytest
 from conformance.drivers import environments
 from conformance.drivers.environments import BOOT, ENVIRONMENTS, PACKAGE, CannotInstall, Environment
 from conformance.drivers.process import ProcessSubject
-from conformance.run import runner
+from conformance.run import plan, runner
 from conformance.run.loading import LoadError, built_in, environment, load, missing_here
 
 
@@ -56,7 +56,7 @@ def test_not_available_says_what_would_change_that(cache):
     name = next(name for name in built_in() if missing_here(name))  # no interpreter has them all
     with pytest.raises(LoadError, match=f"{name} is not available: .* not installed .conformance subjects --install {name}."):
         load(name)
-    report = runner.run([name], runner.Options(only=("FWD-01",)))[0]
+    report = runner.run([name], plan.Options(only=("FWD-01",)))[0]
     assert report.exit_status == 4 and "not available" in report.unloadable
 
 

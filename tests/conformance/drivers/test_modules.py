@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conformance import LayerConfig, load
-from conformance.run import runner
+from conformance.run import plan, runner, verdict
 from conformance.torch import TorchLayer, to_array, to_tensor
 
 FILE = Path(__file__).parents[1] / "modules.py"
@@ -15,8 +15,8 @@ FILE = Path(__file__).parents[1] / "modules.py"
 
 @pytest.mark.parametrize("name", ["Plain", "Nested", "Wrapper"])
 def test_modules_are_judged_as_they_stand(name):
-    report = runner.run([f"{FILE}:{name}"], runner.Options(level="must", jobs=2, examples=6))[0]
-    failed = {id: o.message for id, o in report.outcomes.items() if o.status in runner.FAILING}
+    report = runner.run([f"{FILE}:{name}"], plan.Options(level="must", jobs=2, examples=6))[0]
+    failed = {id: o.message for id, o in report.outcomes.items() if o.status in verdict.FAILING}
     assert set(failed) <= ({"STATE-06", "STATE-09"} if name == "Wrapper" else set()), failed
     assert ("STATE-06" in failed) == (name == "Wrapper")
     assert report.verdict == ("nonconformant" if name == "Wrapper" else "conformant")
@@ -26,7 +26,7 @@ def test_modules_are_judged_as_they_stand(name):
 
 
 def test_a_fault_is_found():
-    report = runner.run([f"{FILE}:NotDivided"], runner.Options(only=("FWD-01", "SCALE-01"), jobs=1))[0]
+    report = runner.run([f"{FILE}:NotDivided"], plan.Options(only=("FWD-01", "SCALE-01"), jobs=1))[0]
     assert {o.status for o in report.outcomes.values()} == {"fail"}
 
 
@@ -47,13 +47,13 @@ def test_arrays_are_found_in_either_layout(name):
 @pytest.mark.parametrize("name", ["BackupFirst", "BiasOfB", "made_by_a_function"])
 def test_a_guess_is_tried_out(name):
     """A buffer of the shape of W, or a bias of another part, is not what the module computes with."""
-    report = runner.run([f"{FILE}:{name}"], runner.Options(only=("FWD-01", "INIT-02", "GRAD-02"), jobs=1, examples=6))[0]
+    report = runner.run([f"{FILE}:{name}"], plan.Options(only=("FWD-01", "INIT-02", "GRAD-02"), jobs=1, examples=6))[0]
     assert {id: o.message for id, o in report.outcomes.items() if o.status != "pass"} == {}
 
 
 @pytest.mark.parametrize("name", ["MergeGivesAnother", "MergeNeedsAMode"])
 def test_merges_of_another_kind_are_not_offered(name):
-    report = runner.run([f"{FILE}:{name}"], runner.Options(only=("FWD-01", "MERGE"), jobs=1, examples=6))[0]
+    report = runner.run([f"{FILE}:{name}"], plan.Options(only=("FWD-01", "MERGE"), jobs=1, examples=6))[0]
     assert report.profiles["merge"] == "not offered"
     assert report.verdict == "conformant", {o.message for o in report.outcomes.values()}
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import conformance
 from conformance.drivers.process import USERS_PATH, ProcessSubject, Program, _environment
 from conformance.drivers.protocol import decode, encode
-from conformance.run import runner
+from conformance.run import plan, runner, verdict
 from conformance.run.loading import LoadError, load
 from conformance.run.worker import Worker
 from conformance.subject import LayerConfig, Unsupported
@@ -54,8 +54,8 @@ def server(name: str) -> list[str]:
     return [sys.executable, "-c", words]
 
 
-def run(spec: str, *only: str, timeout: float = 30.0, examples: int = 4, memory: float = 8.0) -> runner.Report:
-    return runner.run([spec], runner.Options(only=only, jobs=1, timeout=timeout, examples=examples, memory=memory))[0]
+def run(spec: str, *only: str, timeout: float = 30.0, examples: int = 4, memory: float = 8.0) -> verdict.Report:
+    return runner.run([spec], plan.Options(only=only, jobs=1, timeout=timeout, examples=examples, memory=memory))[0]
 
 
 def test_the_page_is_true(program):
@@ -71,7 +71,7 @@ def test_the_page_is_true(program):
 
 def test_skeletons_pass(program):
     report = run(f"cmd:{' '.join(program)}", "FWD", "INIT", "GRAD", "PARAM", "SCALE", "INPUT", "LEARN", examples=3)
-    failed = {id: outcome.message for id, outcome in report.outcomes.items() if outcome.status in runner.FAILING}
+    failed = {id: outcome.message for id, outcome in report.outcomes.items() if outcome.status in verdict.FAILING}
     assert not failed
     assert report.verdict == "conformant"
     assert sum(outcome.status == "pass" for outcome in report.outcomes.values()) > 60
@@ -169,7 +169,7 @@ def test_what_is_no_program_is_told(spec, says):
         load(spec)
 
 
-def statuses(report: runner.Report) -> dict[str, str]:
+def statuses(report: verdict.Report) -> dict[str, str]:
     return {id: outcome.status for id, outcome in report.outcomes.items()}
 
 

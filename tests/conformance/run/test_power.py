@@ -6,7 +6,7 @@ import pytest
 from conformance.mutants import LayerSubject, all_mutants
 from conformance.mutants.honest import Honest
 from conformance.requirements import Requirement, all_requirements
-from conformance.run import canaries, runner
+from conformance.run import canaries, verdict
 from conformance.run.diagnosis import diagnose
 from conformance.run.examine import Outcome, examine
 from conformance.truth.case import DTYPES, resolution
@@ -71,7 +71,7 @@ def test_a_canary_that_passes_voids_the_run(monkeypatch):
     monkeypatch.setattr(canaries, "same", lambda got, want, what: 0.0)
     outcome = examine(canaries.ALL[0], scaled_by(1.0), "honest", dtypes=("float32",), examples=24, seed=0)
     assert outcome.status == "pass"
-    report = runner.Report("honest", planned=(REQUIREMENTS["FWD-01"],), outcomes={"FWD-01": Outcome("FWD-01", "pass")})
+    report = verdict.Report("honest", planned=(REQUIREMENTS["FWD-01"],), outcomes={"FWD-01": Outcome("FWD-01", "pass")})
     assert report.exit_status == 0
     report.canaries[canaries.ALL[0].id] = outcome
     assert (report.verdict, report.exit_status) == ("void", 3)
@@ -79,7 +79,7 @@ def test_a_canary_that_passes_voids_the_run(monkeypatch):
 
 def test_fewer_checks_than_planned_is_void():
     planned = (REQUIREMENTS["FWD-01"], REQUIREMENTS["FWD-02"])
-    report = runner.Report("short", planned=planned, outcomes={"FWD-01": Outcome("FWD-01", "pass")})
+    report = verdict.Report("short", planned=planned, outcomes={"FWD-01": Outcome("FWD-01", "pass")})
     assert (report.verdict, report.exit_status) == ("void", 3)
 
 

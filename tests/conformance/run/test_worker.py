@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from conformance.run import runner
+from conformance.run import plan, runner, verdict
 
 BROKEN = Path(__file__).parents[1] / "broken.py"
 
 
-def run(name: str, *only: str, timeout: float = 30.0, examples: int = 4) -> runner.Report:
-    options = runner.Options(only=only, jobs=1, timeout=timeout, examples=examples)
+def run(name: str, *only: str, timeout: float = 30.0, examples: int = 4) -> verdict.Report:
+    options = plan.Options(only=only, jobs=1, timeout=timeout, examples=examples)
     return runner.run([f"{BROKEN}:{name}"], options)[0]
 
 
@@ -40,7 +40,7 @@ def test_the_run_goes_on(name, status, says):
 
 
 def test_wrong_dtype_is_named():
-    options = runner.Options(only=("DTYPE-01", "FWD-01"), dtypes=("float32",), jobs=1, examples=4)
+    options = plan.Options(only=("DTYPE-01", "FWD-01"), dtypes=("float32",), jobs=1, examples=4)
     report = runner.run([f"{BROKEN}:wrong_dtype"], options)[0]
     assert report.outcomes["FWD-01"].status == "pass"  # the numbers are right
     assert report.outcomes["DTYPE-01"].status == "fail"
@@ -93,14 +93,14 @@ def test_offering_nothing_is_void():
     ],
 )
 def test_unloadable(spec, says):
-    report = runner.run([spec], runner.Options(only=("FWD-01",), jobs=1))[0]
+    report = runner.run([spec], plan.Options(only=("FWD-01",), jobs=1))[0]
     assert says in report.unloadable
     assert report.exit_status == 4
 
 
 def test_subjects_do_not_disturb_each_other():
     specs = [f"{BROKEN}:exits_hard", "lora_ref"]
-    reports = runner.run(specs, runner.Options(only=("FWD-01", "FWD-03"), jobs=2, examples=4))
+    reports = runner.run(specs, plan.Options(only=("FWD-01", "FWD-03"), jobs=2, examples=4))
     assert [report.spec for report in reports] == specs
     assert [report.exit_status for report in reports] == [4, 0]
 
@@ -123,7 +123,7 @@ subject = load("lora_ref")
 
 def test_a_worker_that_cannot_be_started_leaves_the_work_to_the_others(tmp_path):
     (tmp_path / "once.py").write_text(ONE_PROCESS_ONLY)
-    options = runner.Options(only=("FWD",), jobs=2, examples=4)
+    options = plan.Options(only=("FWD",), jobs=2, examples=4)
     report = runner.run([f"{tmp_path / 'once.py'}:subject"], options)[0]
     assert report.verdict == "conformant", report.unloadable
     assert len(report.outcomes) == len(report.planned)

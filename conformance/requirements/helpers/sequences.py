@@ -1,8 +1,8 @@
-"""STATE, continued: what is true of one operation is true in any order.
+"""Sequences of operations on a layer, beside a small model of what the layer should be.
 
-A case holds a sequence of operations, drawn and shrunk with the arrays; a small model in exact arithmetic runs beside the
-layer. It knows what the contract leaves open, and does not ask there: the function of a merged layer whose factors were set,
-the gradients of A and B while merged, the state of a layer that merges when it goes to inference mode.
+A case holds a sequence of operations, which is drawn and shrunk with the arrays. The model does not ask what the contract
+leaves open: the function of a merged layer whose factors were set, the gradients of A and B while merged, the state of a layer
+that merges when it goes to inference mode.
 """
 
 import shutil
@@ -15,15 +15,14 @@ import numpy as np
 from hypothesis import strategies as st
 
 from conformance.record.trace import refuses
-from conformance.requirements import HIGHAM, fresh, prepared, requirement, set_mode
-from conformance.requirements.learn import RATE, SOURCES, moved
+from conformance.requirements.helpers.layers import fresh, prepared, set_mode
 from conformance.subject import Layer, Subject, Unsupported
-from conformance.truth.case import DTYPES, Case, exact_in_any_order, in_range
+from conformance.truth.case import BITS, Case, exact_in_any_order, in_range, last_bit
 from conformance.truth.compare import expect, expect_within, wide
-from conformance.truth.strategies import exact, rounding
 from lora_ref import lora
 from lora_ref.error import bounds
 
+RATE = 2.0**-3
 OPERATIONS = (
     "forward", "backward", "step", "zero_grad", "merge", "unmerge", "set_adapter", "train", "eval",
     "save", "load", "load_fresh",
@@ -40,8 +39,22 @@ PIECES = st.sampled_from([*RECIPES, *((operation,) for operation in OPERATIONS)]
 SEQUENCES = st.lists(PIECES, min_size=2, max_size=6).map(lambda pieces: sum(pieces, ()))
 
 
+def moved(case: Case, dA: np.ndarray, dB: np.ndarray) -> Case | None:
+    """The case after one SGD step along these gradients, or None if anything of the step, or of what the case after it
+    leads to, could be rounded."""
+    arrays = {}
+    for name, gradient in (("A", dA), ("B", dB)):
+        before, change = wide(getattr(case, name)), RATE * gradient
+        last = min(last_bit(before), last_bit(change))
+        if float((np.abs(before) + np.abs(change)).max()) > last * 2.0 ** BITS[case.config.dtype]:
+            return None
+        arrays[name] = (before - change).astype(case.dtype)
+    after = case.replace(**arrays)
+    return after if exact_in_any_order(after) else None
+
+
 @dataclass
-class Model:
+class Expected:
     """What the layer should be now, in exact arithmetic, and how far from it an honest layer may have got. Where a case is
     exact that is nowhere; in all others each operation adds what its roundings may cost, at most."""
 
@@ -50,7 +63,7 @@ class Model:
     merged: bool = False
     unknown: bool = False  # the function, until the layer is unmerged
     gradients: list[Case] = field(default_factory=list)  # the cases whose gradients have added up
-    saved: "Model | None" = None
+    saved: "Expected | None" = None
 
     exact: bool = True
     drift: dict[str, np.ndarray] = field(default_factory=dict)  # bounds of W, A, B, and of the gradients that have added up
@@ -123,7 +136,7 @@ def none_of(case: Case, *names: str) -> dict[str, np.ndarray]:
 def follow(subject: Subject, case: Case, exact: bool) -> float:
     """The sequence of the case on a layer and on its model. What the layer does not offer is left out; where the model
     cannot follow, the sequence ends. Returns the largest error / bound."""
-    layer, model, ratio = prepared(subject, case, training=True), Model(case, exact=exact), 0.0
+    layer, model, ratio = prepared(subject, case, training=True), Expected(case, exact=exact), 0.0
     with tempfile.TemporaryDirectory(prefix="conformance-") as name:
         for number, operation in enumerate(case.operations, 1):
             with suppress(Unsupported):
@@ -134,35 +147,7 @@ def follow(subject: Subject, case: Case, exact: bool) -> float:
     return ratio
 
 
-@requirement(
-    "STATE-09",
-    "Any sequence of forward, backward, step, zero_grad, train, eval, merge, unmerge, set_adapter, save and load, into this "
-    "layer or a fresh one, MUST leave function, W, A and B as the sequence says.",
-    formula="the layer = the model, after every operation", sources=SOURCES, needs="set_adapter adapter forward",
-    faults="16 75 86 87 100 105 111", profile="training", examples=2,
-    cases=exact(only=("float32", "float64"), scales=(4.0, 0.25), operations=SEQUENCES),
-)
-def sequences(subject, case):
-    """Most faults of state need three operations in the right order, which no one thinks of. All numbers are exact, so
-    nothing can hide in the rounding."""
-    return follow(subject, case, exact=True)
-
-
-@requirement(
-    "STATE-12",
-    "After any such sequence in real numbers, function, W, A and B MUST be within what the roundings of its operations can "
-    "have added up to.",
-    formula="|the layer − the model| ≤ the sum of the bounds of all operations, after every one", sources=(*SOURCES, HIGHAM),
-    needs="set_adapter adapter forward", faults="98 100", profile="training",
-    cases=rounding(only=tuple(DTYPES), sizes=st.integers(2, 8), rank=st.integers(1, 3), operations=SEQUENCES),
-)
-def drifting_sequences(subject, case):
-    """Small integers survive a detour through half precision, and real numbers do not. The budget grows with what was
-    done: each cycle of merging, each step and each gradient has its own bound."""
-    return follow(subject, case, exact=False)
-
-
-def perform(subject: Subject, layer: Layer, model: Model, operation: str, directory: Path) -> tuple[Layer, bool]:
+def perform(subject: Subject, layer: Layer, model: Expected, operation: str, directory: Path) -> tuple[Layer, bool]:
     """One operation on both, if it means the same to every layer now. Returns the layer to go on with, and whether the model
     can follow."""
     case = model.case
@@ -228,7 +213,7 @@ def perform(subject: Subject, layer: Layer, model: Model, operation: str, direct
     return layer, True
 
 
-def unmerged_after_load(layer: Layer, saved: Model) -> None:
+def unmerged_after_load(layer: Layer, saved: Expected) -> None:
     """Some layers save that they are merged, and are so when they are loaded."""
     if not saved.plain:
         with suppress(Unsupported):
@@ -236,7 +221,7 @@ def unmerged_after_load(layer: Layer, saved: Model) -> None:
         set_mode(layer, True)
 
 
-def agree(layer: Layer, model: Model, when: str) -> float:
+def agree(layer: Layer, model: Expected, when: str) -> float:
     case, ratio = model.case, 0.0
     if not model.unknown:
         ratio = expect_within(layer.forward(case.x), case.truth.y, model.bound_of_y(), f"y {when}")
@@ -248,24 +233,4 @@ def agree(layer: Layer, model: Model, when: str) -> float:
     if model.plain:
         with suppress(Unsupported):
             ratio = max(ratio, expect_within(layer.weight(), case.W, model.drift["W"], f"W {when}"))
-    return ratio
-
-
-@requirement(
-    "MERGE-13",
-    "Over several cycles of merge and unmerge W and the output MUST NOT drift by more than the rounding of that many cycles.",
-    formula="|Wₖ − W| ≤ k · bound of a cycle, |yₖ − y| ≤ bound of y + |x| |Wₖ − W|ᵀ", sources=(HIGHAM,),
-    needs="set_adapter forward merge unmerge weight", faults="100", cases=rounding(), examples=0.5,
-)
-def drift_stays_in_its_budget(subject, case):
-    """An unmerge that subtracts is honest, and its errors add up; they may not grow faster than the number of cycles."""
-    layer, ratio = prepared(subject, case, training=True), 0.0
-    for cycle in range(1, 5):
-        layer.merge()
-        layer.forward(case.x)
-        layer.unmerge()
-        drift = cycle * case.bound.unmerged
-        ratio = max(ratio, expect_within(layer.weight(), case.W, drift, f"W after {cycle} cycles"))
-        allowed = case.bound.y + np.abs(wide(case.x)) @ drift.T
-        ratio = max(ratio, expect_within(layer.forward(case.x), case.truth.y, allowed, f"y after {cycle} cycles"))
     return ratio

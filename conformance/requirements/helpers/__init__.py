@@ -1,0 +1,1 @@
+"""What several requirements share: how a layer or a model is prepared and asked. No requirement stands here."""

@@ -1,0 +1,79 @@
+"""A layer made ready for a case, and its answers judged."""
+
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from conformance.subject import Layer, Subject, Unsupported
+from conformance.truth.case import Case
+from conformance.truth.compare import expect, expect_equal, expect_within, wide
+
+
+def fresh(subject: Subject, case: Case) -> Layer:
+    """The layer as built, around copies of W and b, in training mode."""
+    layer = subject.build(case.config, case.W.copy(), None if case.b is None else case.b.copy())
+    set_mode(layer, training=True)
+    return layer
+
+
+def prepared(subject: Subject, case: Case, training: bool = False) -> Layer:
+    """The layer with the case's A and B, which are set in training mode, since some layers merge on eval()."""
+    layer = fresh(subject, case)
+    layer.set_adapter({name: array.copy() for name, array in case.adapter.items()})
+    if not training:
+        set_mode(layer, training)
+    return layer
+
+
+def set_mode(layer: Layer, training: bool) -> None:
+    """Training or inference mode; a layer that knows no modes is the same in both."""
+    with suppress(Unsupported):
+        layer.train(training)
+
+
+def gradients(layer: Layer, x: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarray]:
+    """One forward and one backward pass. Demands dA and dB: a gradient that is not there is a failure."""
+    layer.forward(x)
+    found = layer.backward(dy)
+    for name in ("A", "B"):
+        expect(name in found, f"gradients after backward: d{name}", f"only {sorted(found)}", f"d{name} among them")
+    return found
+
+
+def gradient(layer, case: Case, name: str) -> np.ndarray:
+    layer.forward(case.x)
+    found = layer.backward(case.dy)
+    expect(name in found, f"gradients after backward: d{name}", f"only {sorted(found)}", f"d{name} among them")
+    return found[name]
+
+
+def judged(found, case: Case, judge, note: str = "") -> float:
+    """dx, dA and dB, as far as they are there, by `exactly` or `within_bound`."""
+    return max((judge(found[n], case, f"d{n}", f"d{n}{note}") for n in ("x", "A", "B") if n in found), default=0.0)
+
+
+def exactly(got, case: Case, name: str, what: str) -> float:
+    return expect_equal(got, getattr(case.truth, name), what)
+
+
+def within_bound(got, case: Case, name: str, what: str) -> float:
+    return expect_within(got, getattr(case.truth, name), getattr(case.bound, name), what)
+
+
+@contextmanager
+def saved(layer):
+    """A directory that holds what the layer saved."""
+    with tempfile.TemporaryDirectory(prefix="conformance-") as name:
+        directory = Path(name)
+        layer.save(directory)
+        expect(any(directory.iterdir()), "what save() wrote", "nothing", "at least one file")
+        yield directory
+
+
+def known_weight(layer):
+    try:
+        return wide(layer.weight())
+    except Unsupported:
+        return None

@@ -1,0 +1,35 @@
+"""What a run is asked for, and which requirements that is."""
+
+import os
+from dataclasses import dataclass
+
+from conformance.drivers.process import MEMORY
+from conformance.requirements import LEVELS, Requirement, all_requirements
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Options:
+    only: tuple[str, ...] = ()
+    level: str = "may"
+    dtypes: tuple[str, ...] = DTYPES
+    device: str = "cpu"
+    examples: int = 24
+    seed: int = 0
+    jobs: int = os.cpu_count() or 1
+    timeout: float = 30.0
+    memory: float = MEMORY
+
+
+def plan(options: Options) -> tuple[Requirement, ...]:
+    """The requirements of a run. Raises ValueError for an id or a group that is not there."""
+    every = all_requirements()
+    known = {r.id for r in every} | {r.group for r in every}
+    unknown = [name for name in options.only if name.upper() not in known]
+    if unknown:
+        hint = "`conformance list` shows them; a SUBJECT goes before the options"
+        raise ValueError(f"--only {unknown[0]}: no such requirement or group; {hint}")
+    levels = LEVELS[: [level.lower() for level in LEVELS].index(options.level) + 1]
+    only = {name.upper() for name in options.only}
+    return tuple(r for r in every if r.level in levels and (not only or r.id in only or r.group in only))
