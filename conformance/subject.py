@@ -157,6 +157,9 @@ class Subject:
 
     name: str = ""
     version: str = ""
+    # Which values of `LayerConfig.method`, and of `ModelConfig.method` beside "none" and "full", it can build. Of any other the
+    # harness itself says that it is not offered: `build` is not asked.
+    methods: tuple[str, ...] = ("lora",)
     # Of an implementation that has no alpha: cases then have the alpha that gives it, and `build` is asked for no other.
     scale: float | None = None
     freezes: str = ""  # what makes W and b frozen, where that is not the layer itself: a function, a filter, a wrapper

@@ -279,6 +279,7 @@ class ProcessSubject(Subject):
         self.scale, self.freezes = about.get("scale"), str(about.get("freezes", ""))
         self._speaks_python = program.strided = bool(about.get("strided"))
         self.models = bool(about.get("models"))
+        self.methods = tuple(map(str, about.get("methods", Subject.methods)))
         return program
 
 

@@ -162,6 +162,7 @@ class _Server:
         return {
             "protocol": VERSION, "name": self.subject.name, "version": self.subject.version, "scale": self.subject.scale,
             "freezes": self.subject.freezes, "strided": True, "models": models,
+            "methods": list(self.subject.methods),
         }
 
     def call(self, told: dict) -> Call:

@@ -35,6 +35,11 @@ class LayerSubject(Subject):
         """ScaleIsAlpha → scale-is-alpha."""
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", self.layer.__name__).lower()
 
+    @property
+    def methods(self) -> tuple[str, ...]:  # type: ignore[override]
+        of_models = ("lora", "adapter", "prefix", "ptuning")
+        return getattr(self.layer, "methods", of_models if issubclass(self.layer, Model) else Subject.methods)
+
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> Layer:
         if issubclass(self.layer, Model):
             raise Unsupported("single layers")

@@ -17,6 +17,7 @@ _ANSWERS = {
     "forward": np.ndarray, "forward_mixed": np.ndarray, "weight": np.ndarray, "bias": (np.ndarray, type(None)),
 }
 MAX_SCRIPT_ELEMENTS = 400
+BASES = ("none", "full")  # what a model may be asked for without a method
 
 
 class SubjectError(Exception):
@@ -44,12 +45,13 @@ class Traced(Subject):
     def __init__(self, subject: Subject):
         self._subject = subject
         self.name, self.scale = getattr(subject, "name", ""), getattr(subject, "scale", None)
-        self.freezes = getattr(subject, "freezes", "")
+        self.freezes, self.methods = getattr(subject, "freezes", ""), tuple(getattr(subject, "methods", Subject.methods))
         self._layers: dict[str, Layer | None] = {}
         self.calls: list[tuple[Call, tuple]] = []  # and the arguments themselves, to see whether they change
         self.elements = 0  # of all arrays handed over, to know whether a script stays readable
 
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> "TracedLayer":
+        self._offered(config.method)
         fixed = self.scale
         other = fixed is not None and (config.scaling, config.alpha) != ("standard", fixed * config.rank)
         if other and isinstance(config.rank, int) and config.rank > 0:  # a bad rank is for the implementation to refuse
@@ -63,12 +65,20 @@ class Traced(Subject):
 
     def build_model(self, config: ModelConfig, arrays: dict[str, np.ndarray]) -> "TracedModel":
         """A model has more numbers than a script can show: no script is made of its calls."""
+        if config.method not in BASES:
+            self._offered(config.method)
         self.elements = MAX_SCRIPT_ELEMENTS + 1
         name = f"model{len(self._layers) + 1 if self._layers else ''}"
         self._layers[name] = None
         model = TracedModel(self, name)
         model._layer = self._ask(f"{name}.build_model", self._subject.build_model, (config, arrays), Model)
         return model
+
+    def _offered(self, method: str) -> None:
+        if method not in self.methods:
+            reason = Unsupported(f"the method {method}")
+            reason.method = "build"
+            raise reason
 
     def _ask(self, label: str, action, args: tuple, answer=None) -> Any:
         """`label` is the layer's name and the method's."""

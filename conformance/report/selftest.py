@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from conformance.requirements import GROUPS
+from conformance.requirements import groups
 from conformance.run.selftest import SelfTest, Trial
 
 
@@ -21,10 +21,10 @@ def progress(console: Console, total: int):
 
 
 def show(console: Console, found: SelfTest) -> None:
-    for group, title in GROUPS.items():
-        trials = [trial for trial in found.mutants if trial.group == group]
+    for group in groups().values():
+        trials = [trial for trial in found.mutants if trial.group == group.id]
         if trials:
-            console.print(Text(f"{group} {title}: known-bad", style="bold"))
+            console.print(Text(f"{group.id} {group.title}: known-bad", style="bold"))
             console.print(_matrix(trials))
     console.print(Text("honest variations", style="bold"))
     table = _table("variation", "verdict", "SHOULD failed")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from conformance import __version__
 from conformance.mutants import all_mutants, honest_subjects
-from conformance.requirements import GROUPS, PROFILES, Requirement, all_requirements
+from conformance.requirements import Requirement, all_requirements, groups, profiles
 from conformance.run.diagnosis import catalogue
 
 PATH = Path(__file__).parents[1] / "SPEC.md"
@@ -108,12 +108,12 @@ def render() -> str:
     parts = [HEAD.format(
         version=__version__, count=len(requirements), must=levels.count("MUST"), should=levels.count("SHOULD"), core="FWD-01"
     )]
-    for profile in PROFILES:
+    for profile in profiles():
         ids = [r.id for r in requirements if r.profile == profile and r.level == "MUST"]
         parts.append(f"| {profile} | {' '.join(ids)} |\n")
-    for group, title in GROUPS.items():
-        parts.append(f"\n## {group}: {title}\n")
-        parts += [_section(r) for r in requirements if r.group == group]
+    for group in groups().values():
+        parts.append(f"\n## {group.id}: {group.title}\n")
+        parts += [_section(r) for r in requirements if r.group == group.id]
     return "".join([*parts, _known_faults()])
 
 
@@ -131,7 +131,7 @@ must be failed by the requirements named beside it, and {len(honest_subjects())}
 | group | mutant | what is wrong | reports | failed by at least |
 |---|---|---|---|---|
 """
-    for m in sorted(mutants, key=lambda m: list(GROUPS).index(m.group)):
+    for m in sorted(mutants, key=lambda m: list(groups()).index(m.group)):
         numbers = " ".join(row.removeprefix("BUG-") for row in m.reports)
         text += f"| {m.group} | {m.name} | {m.words.replace('|', '&#124;')} | {numbers} | {' '.join(m.kills)} |\n"
     text += "\nThe other reports wait for:\n\n"

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from conformance.requirements import GROUPS, PROFILES, Requirement
+from conformance.requirements import Requirement, groups, profiles
 from conformance.run.examine import Outcome
 from conformance.run.verdict import FAILING, Report
 
@@ -123,11 +123,11 @@ def _table(reports: list[Report]) -> Table:
     table.add_column("group")
     for report in reports:
         table.add_column(report.name or report.spec, overflow="fold")
-    for group, title in GROUPS.items():
-        if any(r.group == group for report in reports for r in report.planned):
-            table.add_row(f"{group:7}{title}", *(_cell(report, group) for report in reports))
+    for group in groups().values():
+        if any(r.group == group.id for report in reports for r in report.planned):
+            table.add_row(f"{group.id:7}{group.title}", *(_cell(report, group.id) for report in reports))
     table.add_section()
-    for profile in PROFILES:
+    for profile in profiles():
         values = [report.profiles[profile] for report in reports]
         table.add_row(f"profile {profile}", *(Text(SHORT[v], style=COLOURS.get(v, "dim")) for v in values))
     return table

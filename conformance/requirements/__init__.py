@@ -9,6 +9,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from hypothesis.strategies import SearchStrategy
@@ -19,30 +20,14 @@ Check = Callable[[Subject, Any], float | None]  # the case is of the kind that `
 LEVELS = ("MUST", "SHOULD", "MAY")
 
 
-class Profile(NamedTuple):
-    """What a subject is judged for as a whole."""
+class Group(NamedTuple):
+    """A group of requirements. The file of the group says GROUP = Group(…)."""
 
-    method: str  # of Layer: a subject that does not have it does not offer the profile
-    groups: tuple[str, ...]  # that count towards it, unless a requirement names another profile
-
-
-PROFILES = {
-    "inference": Profile("forward", ("FWD", "SCALE", "DTYPE", "INPUT")),
-    "training": Profile("backward", ("INIT", "GRAD", "PARAM", "DROP", "LEARN")),
-    "merge": Profile("merge", ("MERGE",)),
-    "files": Profile("save", ("STATE",)),
-    "multi": Profile("add_adapter", ("MULTI",)),
-    "model": Profile("build_model", ("MODEL",)),
-    "adapter": Profile("build_model", ("ADAPT",)),
-    "prefix": Profile("build_model", ("PREFIX",)),
-    "ptuning": Profile("build_model", ("PTUNE",)),
-}
-GROUPS = {
-    "FWD": "Forward", "INIT": "Initialisation", "GRAD": "Gradients", "PARAM": "Parameters", "SCALE": "Scale",
-    "MERGE": "Merging", "DROP": "Dropout", "STATE": "Saving and loading", "DTYPE": "Number formats",
-    "INPUT": "Bad input", "LEARN": "Learning", "MULTI": "Several adapters",
-    "MODEL": "Whole models", "ADAPT": "Bottleneck adapters", "PREFIX": "Prefix tuning", "PTUNE": "P-tuning",
-}
+    id: str  # of its requirements: ID-01, ID-02, …
+    title: str
+    order: int  # among the groups
+    profile: str  # which verdict it counts towards, unless a requirement names another one
+    asks: str  # a method of Layer or Subject: a subject without it does not offer the profile
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +40,7 @@ class Requirement:
     formula: str
     sources: tuple[str, ...]
     faults: tuple[str, ...]  # rows of known_faults.json that it catches
-    profile: str
+    own_profile: str  # "": that of its group
     optional: bool  # a profile does not wait for it: binding only on those that offer the feature
     examples: float  # of the number of cases that a run is asked for
 
@@ -66,6 +51,10 @@ class Requirement:
     @property
     def group(self) -> str:
         return self.id.split("-")[0]
+
+    @property
+    def profile(self) -> str:
+        return self.own_profile or groups()[self.group].profile
 
     @property
     def title(self) -> str:
@@ -81,22 +70,37 @@ def requirement(
     faults: str = "", profile: str = "", optional: bool = False, examples: float = 1.0,
 ) -> Callable[[Check], Requirement]:
     """Makes a Requirement of a property. `needs` are method names, `faults` row numbers, divided by spaces."""
-    group = id.split("-")[0]
-    profile = profile or next((name for name, its in PROFILES.items() if group in its.groups), "inference")
-    rows = tuple(f"BUG-{number}" for number in faults.split())
+    reports = tuple(f"BUG-{number}" for number in faults.split())
     return lambda check: Requirement(
-        id, sentence, check, cases, tuple(needs.split()), formula, sources, rows, profile, optional, examples
+        id, sentence, check, cases, tuple(needs.split()), formula, sources, reports, profile, optional, examples
     )
 
 
 @cache
+def _modules() -> tuple[ModuleType, ...]:
+    """The file of each group, in the order of the groups."""
+    names = [info.name for info in pkgutil.iter_modules(__path__) if not info.ispkg]
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    return tuple(sorted(modules, key=lambda module: (module.GROUP.order, module.GROUP.id)))
+
+
+@cache
+def groups() -> dict[str, Group]:
+    """Id → group, in their order."""
+    return {module.GROUP.id: module.GROUP for module in _modules()}
+
+
+@cache
+def profiles() -> dict[str, str]:
+    """Profile → the method that a subject must have to offer it, in the order of the groups."""
+    return {group.profile: group.asks for group in groups().values()}
+
+
+@cache
 def all_requirements() -> tuple[Requirement, ...]:
-    """Every requirement, by group in the order of GROUPS, then by number."""
-    found = []
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        found += [value for value in vars(module).values() if isinstance(value, Requirement)]
-    return tuple(sorted(found, key=lambda r: (list(GROUPS).index(r.group), r.id)))
+    """Every requirement, by group, then by number."""
+    found = [value for module in _modules() for value in vars(module).values() if isinstance(value, Requirement)]
+    return tuple(sorted(found, key=lambda r: (list(groups()).index(r.group), r.id)))
 
 
 PAPER = "Hu et al., LoRA, arXiv:2106.09685v2"

@@ -8,7 +8,7 @@
 import numpy as np
 
 from conformance.model import places
-from conformance.requirements import requirement
+from conformance.requirements import Group, requirement
 from conformance.requirements.helpers.models import (
     NEEDS,
     SHARE,
@@ -25,6 +25,7 @@ from conformance.requirements.helpers.models import (
 from conformance.truth.compare import expect, expect_equal
 from conformance.truth.model_case import models
 
+GROUP = Group("ADAPT", "Bottleneck adapters", order=140, profile="adapter", asks="build_model")
 HOULSBY = "Houlsby et al., Parameter-Efficient Transfer Learning for NLP, 2019, §2.1"
 HE = "He et al., Towards a Unified View of Parameter-Efficient Transfer Learning, 2022, eq. 4, §4.1"
 PFEIFFER = "Pfeiffer et al., AdapterFusion, 2021"

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from conformance.requirements import LORALIB, PEFT, requirement
+from conformance.requirements import LORALIB, PEFT, Group, requirement
 from conformance.requirements.helpers.layers import fresh, gradients, prepared
 from conformance.subject import Layer
 from conformance.truth.case import DTYPES, Case
 from conformance.truth.compare import expect, expect_equal, expect_few_in_common, expect_fraction, wide
 from conformance.truth.strategies import among, exact, sized
 
+GROUP = Group("DROP", "Dropout", order=70, profile="training", asks="backward")
 SOURCES = (
     "Srivastava et al. 2014, Dropout, JMLR 15",
     f"{PEFT}, Linear.forward: lora_B(lora_A(dropout(x)))",

@@ -5,12 +5,13 @@ from contextlib import suppress
 import numpy as np
 from hypothesis import strategies as st
 
-from conformance.requirements import HIGHAM, PEFT, requirement
+from conformance.requirements import HIGHAM, PEFT, Group, requirement
 from conformance.requirements.helpers.layers import gradients, judged, prepared, within_bound
 from conformance.subject import Unsupported
 from conformance.truth.compare import expect, expect_equal, expect_within, wide
 from conformance.truth.strategies import exact, rounding
 
+GROUP = Group("DTYPE", "Number formats", order=90, profile="inference", asks="forward")
 SOURCES = (HIGHAM, "IEEE 754-2019; bfloat16: 8 bits of significand, the exponent of binary32")
 NEEDS = "set_adapter forward"
 HALVES = ("float16", "bfloat16")

@@ -7,7 +7,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from conformance.record.trace import refuses
-from conformance.requirements import HIGHAM, LORALIB, PAPER, PEFT, requirement
+from conformance.requirements import HIGHAM, LORALIB, PAPER, PEFT, Group, requirement
 from conformance.requirements.helpers.layers import fresh, prepared
 from conformance.requirements.helpers.variants import LARGE, SQUARE, layouts, regauged
 from conformance.subject import Unsupported
@@ -15,6 +15,7 @@ from conformance.truth.case import exact_in_any_order
 from conformance.truth.compare import expect, expect_equal, expect_within, wide
 from conformance.truth.strategies import exact, rounding
 
+GROUP = Group("FWD", "Forward", order=10, profile="inference", asks="forward")
 FORMULA = "y = x Wᵀ + b + scale · (x A) B"
 SOURCES = (f"{PAPER}, §4.1 eq. 3", f"{PEFT}, Linear.forward", f"{LORALIB}, Linear.forward")
 
@@ -228,7 +229,7 @@ def gauge_invariance(subject, case):
 )
 def concatenated_ranks_add(subject, case):
     """The exact way to combine two adapters into one; factors that are summed one by one have cross terms."""
-    other = case.turned
+    other = case.with_other_factors
     both = case.replace(
         rank=2 * case.config.rank, alpha=2 * case.config.alpha,
         A=np.concatenate([case.A, other.A], 1), B=np.concatenate([case.B, other.B]),

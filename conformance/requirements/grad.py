@@ -5,7 +5,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from conformance.record.trace import SubjectError
-from conformance.requirements import HIGHAM, PAPER, requirement
+from conformance.requirements import HIGHAM, PAPER, Group, requirement
 from conformance.requirements.helpers.layers import exactly, gradient, gradients, judged, prepared, set_mode, within_bound
 from conformance.requirements.helpers.variants import LARGE, layouts, regauged
 from conformance.subject import Unsupported
@@ -13,6 +13,7 @@ from conformance.truth.case import Case, exact_in_any_order
 from conformance.truth.compare import Mismatch, expect, expect_equal, wide
 from conformance.truth.strategies import exact, rounding
 
+GROUP = Group("GRAD", "Gradients", order=30, profile="training", asks="backward")
 SOURCES = (f"{PAPER}, §4.1 eq. 3, differentiated in lora_ref/derivations/lora.md",)
 NEEDS = "set_adapter forward backward"
 
@@ -322,7 +323,7 @@ def not_finite_flows_back(subject, case):
 )
 def layers_are_independent(subject, case):
     """Caches and buffers that belong to a class, or to a shape, work as long as there is one layer."""
-    other = case.turned.replace(x=-case.x)
+    other = case.with_other_factors.replace(x=-case.x)
     assume(exact_in_any_order(other))
     layers = [(prepared(subject, c, training=True), c) for c in (case, other)]
     for layer, c in layers:

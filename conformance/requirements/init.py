@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from conformance.requirements import LORALIB, PAPER, PEFT, requirement
+from conformance.requirements import LORALIB, PAPER, PEFT, Group, requirement
 from conformance.requirements.helpers.layers import fresh, set_mode
 from conformance.truth.compare import expect, expect_equal, expect_same_spread, expect_within, expect_zero_mean, wide
 from conformance.truth.strategies import exact, rounding, sized
 
+GROUP = Group("INIT", "Initialisation", order=20, profile="training", asks="backward")
 SOURCES = (f"{PAPER}, §4.1", f"{PEFT}, reset_lora_parameters", f"{LORALIB}, Linear.reset_parameters")
 
 

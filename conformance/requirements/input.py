@@ -6,12 +6,13 @@ from contextlib import suppress
 from hypothesis import strategies as st
 
 from conformance.record.trace import SubjectError, refuses
-from conformance.requirements import PEFT, requirement
+from conformance.requirements import PEFT, Group, requirement
 from conformance.requirements.helpers.layers import fresh, gradients, prepared
 from conformance.subject import Unsupported
 from conformance.truth.compare import expect, expect_equal
 from conformance.truth.strategies import exact
 
+GROUP = Group("INPUT", "Bad input", order=100, profile="inference", asks="forward")
 SOURCES = (f"{PEFT}, update_layer: r must be positive", "torch.nn.Linear and torch.nn.Dropout refuse the like")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from conformance.requirements import PAPER, requirement
+from conformance.requirements import PAPER, Group, requirement
 from conformance.requirements.helpers.layers import fresh, prepared, set_mode
 from conformance.requirements.helpers.sequences import RATE, moved
 from conformance.truth.case import exact_in_any_order
@@ -12,6 +12,7 @@ from conformance.truth.compare import expect, expect_equal, wide
 from conformance.truth.strategies import exact, sized
 from lora_ref import lora
 
+GROUP = Group("LEARN", "Learning", order=110, profile="training", asks="backward")
 SOURCES = (f"{PAPER}, §4.1", "gradient descent on ½ ‖y − target‖²")
 NEEDS = "set_adapter adapter forward backward zero_grad step"
 

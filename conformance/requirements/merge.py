@@ -4,13 +4,14 @@ import numpy as np
 from hypothesis import assume
 
 from conformance.record.trace import SubjectError, refuses
-from conformance.requirements import HIGHAM, LORALIB, PAPER, PEFT, requirement
+from conformance.requirements import HIGHAM, LORALIB, PAPER, PEFT, Group, requirement
 from conformance.requirements.helpers.layers import gradients, prepared, saved, set_mode
 from conformance.requirements.helpers.variants import SQUARE
 from conformance.truth.case import exact_in_any_order
 from conformance.truth.compare import expect, expect_equal, expect_within, wide
 from conformance.truth.strategies import exact, rounding
 
+GROUP = Group("MERGE", "Merging", order=60, profile="merge", asks="merge")
 SOURCES = (f"{PAPER}, §4.1: W = W₀ + B A can be computed and stored explicitly", f"{PEFT}, Linear.merge", f"{LORALIB}, train")
 NEEDS = "set_adapter forward merge"
 MERGED = "W' = W + scale · (A B)ᵀ"
@@ -189,7 +190,7 @@ def training_after_unmerge(subject, case):
 def setting_while_merged(subject, case):
     """An unmerge that subtracts the new delta from a weight that holds the old one leaves the difference in W for
     ever. It happens whenever a checkpoint is loaded into a model that is merged."""
-    new = case.turned
+    new = case.with_other_factors
     assume(exact_in_any_order(new) and not np.array_equal(wide(new.truth.merged), wide(case.truth.merged)))
     layer = prepared(subject, case, training=True)
     layer.merge()
@@ -296,7 +297,7 @@ def unmerging_twice(subject, case):
 )
 def loading_while_merged(subject, case):
     """MERGE-11, by way of a file."""
-    new = case.turned
+    new = case.with_other_factors
     assume(exact_in_any_order(new) and not np.array_equal(wide(new.truth.merged), wide(case.truth.merged)))
     with saved(prepared(subject, new, training=True)) as directory:
         layer = prepared(subject, case, training=True)

@@ -6,7 +6,7 @@
 from dataclasses import replace
 
 from conformance.model import places
-from conformance.requirements import PAPER, PEFT, requirement
+from conformance.requirements import PAPER, PEFT, Group, requirement
 from conformance.requirements.helpers.models import (
     NEEDS,
     SHARE,
@@ -24,6 +24,7 @@ from conformance.requirements.helpers.models import (
 from conformance.truth.compare import expect_equal, expect_within_spread
 from conformance.truth.model_case import GPT2, ModelCase, models, reference
 
+GROUP = Group("MODEL", "Whole models", order=130, profile="model", asks="build_model")
 FORWARD = "lora_ref/transformer.py, every gradient of which is held against the complex step"
 SOURCES = (FORWARD, PAPER, PEFT)
 LORA = models("lora")

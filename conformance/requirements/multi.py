@@ -7,13 +7,14 @@ import numpy as np
 from hypothesis import strategies as st
 
 from conformance.record.trace import refuses
-from conformance.requirements import LORALIB, PEFT, requirement
+from conformance.requirements import LORALIB, PEFT, Group, requirement
 from conformance.requirements.helpers.layers import prepared, set_mode
 from conformance.subject import Layer, Subject
 from conformance.truth.case import Case, Together
 from conformance.truth.compare import expect, expect_equal, expect_within
 from conformance.truth.strategies import several
 
+GROUP = Group("MULTI", "Several adapters", order=120, profile="multi", asks="add_adapter")
 SOURCES = ("linearity of y in scale · (A B)ᵀ: lora_ref/derivations/lora.md", PEFT)
 NEEDS = "set_adapter forward add_adapter"
 LARGE = st.integers(5, 8)

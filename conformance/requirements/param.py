@@ -5,12 +5,13 @@ import math
 import numpy as np
 from hypothesis import strategies as st
 
-from conformance.requirements import PAPER, requirement
+from conformance.requirements import PAPER, Group, requirement
 from conformance.requirements.helpers.layers import fresh, gradients, prepared
 from conformance.truth.case import exact_in_any_order
 from conformance.truth.compare import expect, expect_equal
 from conformance.truth.strategies import exact, rounding
 
+GROUP = Group("PARAM", "Parameters", order=40, profile="training", asks="backward")
 SOURCES = (f"{PAPER}, §4.2: |Θ| = 2 · L · d_model · r for square matrices",)
 # For a matrix out × in: the general form of the paper's count, see methods: r (in + out) is 2 d r when in = out = d.
 

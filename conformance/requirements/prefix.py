@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from conformance.requirements import PEFT, requirement
+from conformance.requirements import PEFT, Group, requirement
 from conformance.requirements.helpers.models import (
     NEEDS,
     SHARE,
@@ -22,6 +22,7 @@ from conformance.truth.compare import expect_within_spread
 from conformance.truth.model_case import keys_of, models, reference
 from lora_ref import prefix
 
+GROUP = Group("PREFIX", "Prefix tuning", order=150, profile="prefix", asks="build_model")
 LI = "Li and Liang, Prefix-Tuning, 2021, §4"
 SOURCES = (LI, "Liu et al., P-Tuning v2, 2022", PEFT.replace("lora/layer", "prefix_tuning/model"))
 PREFIX = models("prefix")

@@ -6,7 +6,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from conformance.requirements import PEFT, requirement
+from conformance.requirements import PEFT, Group, requirement
 from conformance.requirements.helpers.models import (
     NEEDS,
     SHARE,
@@ -22,6 +22,7 @@ from conformance.requirements.helpers.models import (
 from conformance.truth.compare import expect, expect_within_spread
 from conformance.truth.model_case import models
 
+GROUP = Group("PTUNE", "P-tuning", order=160, profile="ptuning", asks="build_model")
 LIU = "Liu et al., GPT Understands, Too, 2021, §3"
 SOURCES = (LIU, PEFT.replace("lora/layer", "p_tuning/model"))
 FIRST = models("ptuning", positions=(0, 1))

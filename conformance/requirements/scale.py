@@ -5,13 +5,14 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from conformance.record.trace import SubjectError, refuses
-from conformance.requirements import HIGHAM, PAPER, PEFT, requirement
+from conformance.requirements import HIGHAM, PAPER, PEFT, Group, requirement
 from conformance.requirements.helpers.layers import exactly, fresh, gradients, judged, prepared
 from conformance.subject import Unsupported
 from conformance.truth.case import exact_in_any_order
 from conformance.truth.compare import expect_equal, expect_within, wide
 from conformance.truth.strategies import exact, rounding
 
+GROUP = Group("SCALE", "Scale", order=50, profile="inference", asks="forward")
 STANDARD = (f"{PAPER}, §4.1: ΔW x is scaled by α / r", f"{PEFT}, update_layer")
 RSLORA = ("Kalajdzievski 2023, rsLoRA, arXiv:2312.03732: α / √r", f"{PEFT}, update_layer, use_rslora")
 NEEDS = "set_adapter forward"

@@ -9,7 +9,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from conformance.record.trace import refuses
-from conformance.requirements import HIGHAM, PAPER, PEFT, requirement
+from conformance.requirements import HIGHAM, PAPER, PEFT, Group, requirement
 from conformance.requirements.helpers.layers import fresh, gradients, known_weight, prepared, saved, set_mode
 from conformance.requirements.helpers.sequences import RATE, SEQUENCES, follow, moved
 from conformance.subject import Unsupported
@@ -17,6 +17,7 @@ from conformance.truth.case import DTYPES, exact_in_any_order
 from conformance.truth.compare import Mismatch, expect, expect_equal, wide
 from conformance.truth.strategies import exact, rounding
 
+GROUP = Group("STATE", "Saving and loading", order=80, profile="files", asks="save")
 SEQUENCE_SOURCES = (f"{PAPER}, §4.1", "gradient descent on ½ ‖y − target‖²")
 SOURCES = ("torch.nn.Module.state_dict and load_state_dict", f"{PEFT.split(',')[0]}, utils/save_and_load.py")
 NEEDS = "set_adapter adapter forward save load"
@@ -270,7 +271,7 @@ def drifting_sequences(subject, case):
 )
 def two_directories(subject, case):
     """Two checkpoints, of which the earlier one is wanted. Arrays that stay mapped to the file train on in it."""
-    new = case.turned
+    new = case.with_other_factors
     assume(exact_in_any_order(new) and not np.array_equal(wide(new.truth.y), wide(case.truth.y)))
     with saved(prepared(subject, case, training=True)) as first, saved(prepared(subject, new, training=True)) as second:
         for directory, want in ((first, case), (second, new), (first, case)):
@@ -290,7 +291,7 @@ def two_directories(subject, case):
 def changes_in_inference_mode(subject, case):
     """A delta or a copy of a factor that is kept for speed must go when what it was made of goes. A layer that merges by
     itself in inference mode is left out: for that one there are MERGE-11 and STATE-07."""
-    new = case.turned
+    new = case.with_other_factors
     stepped = moved(case, case.truth.dA, case.truth.dB)
     assume(exact_in_any_order(new) and stepped is not None)
     assert stepped is not None

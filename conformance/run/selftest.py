@@ -16,7 +16,7 @@ from multiprocessing import get_context
 import numpy as np
 
 from conformance.mutants import all_mutants, honest_subjects
-from conformance.requirements import GROUPS, Requirement, all_requirements
+from conformance.requirements import Requirement, all_requirements, groups
 from conformance.run import case_bank
 from conformance.run.examine import examine
 from conformance.run.worker import ONE_THREAD
@@ -81,8 +81,8 @@ class SelfTest:
 
     def by_group(self) -> dict[str, tuple[int, int]]:
         """Group → killed, all."""
-        groups = {group: [trial.killed for trial in self.mutants if trial.group == group] for group in GROUPS}
-        return {group: (sum(killed), len(killed)) for group, killed in groups.items() if killed}
+        found = {id: [trial.killed for trial in self.mutants if trial.group == id] for id in groups()}
+        return {id: (sum(killed), len(killed)) for id, killed in found.items() if killed}
 
     def as_dict(self) -> dict:
         verdicts = {trial.name: "nonconformant" if trial in self.wronged else "conformant" for trial in self.honest}

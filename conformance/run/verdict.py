@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from conformance.requirements import PROFILES, Requirement, all_requirements
+from conformance.requirements import Requirement, all_requirements, profiles
 from conformance.run.examine import Outcome
 
 FAILING = ("fail", "error", "crash", "timeout")
@@ -59,7 +59,7 @@ class Report:
 
     @property
     def profiles(self) -> dict[str, str]:
-        return {name: self._profile(name) for name in PROFILES}
+        return {name: self._profile(name) for name in profiles()}
 
     def status(self, requirement: Requirement) -> str:
         outcome = self.outcomes.get(requirement.id)
@@ -68,7 +68,7 @@ class Report:
     def _profile(self, name: str) -> str:
         """conformant, partial, nonconformant or not offered. Requirements of features that are not offered do not count."""
         members = [r for r in self.planned if r.profile == name and r.level == "MUST"]
-        offered = any(self.status(r) != "unsupported" for r in members if PROFILES[name].method in r.needs)
+        offered = any(self.status(r) != "unsupported" for r in members if profiles()[name] in r.needs)
         needed = [self.status(r) for r in members if not r.optional or self.status(r) != "unsupported"]
         if any(status in FAILING for status in needed):
             return "nonconformant"

@@ -149,6 +149,7 @@ def subject():
 
     class Adapters(Subject):
         name, version = "adapters", importlib.metadata.version("adapters")
+        methods = ("lora", "adapter")
         freezes = "train_adapter"
 
         def build(self, config: LayerConfig, weight, bias):

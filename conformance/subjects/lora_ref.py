@@ -215,6 +215,7 @@ def _prefix(name: str) -> str:
 
 class LoRARef(Subject):
     name, version = "lora_ref", __version__
+    methods = ("lora", "adapter", "prefix", "ptuning")
 
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> Layer:
         if config.dtype not in ("float32", "float64"):

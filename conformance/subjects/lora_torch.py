@@ -79,6 +79,7 @@ def subject():
 
     class LoRATorch(Subject):
         name, version = "lora_torch", __version__
+        methods = ("lora", "adapter", "prefix", "ptuning")
 
         def build(self, config: LayerConfig, weight, bias):
             torch.manual_seed(config.seed)

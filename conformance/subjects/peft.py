@@ -199,6 +199,7 @@ def subject():
 
     class Peft(Subject):
         name, version = "peft", peft.__version__
+        methods = ("lora", "prefix", "ptuning")
         freezes = "get_peft_model"
 
         def build(self, config: LayerConfig, weight, bias):

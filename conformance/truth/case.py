@@ -95,7 +95,7 @@ class Case:
         return changed
 
     @property
-    def turned(self) -> "Case":
+    def with_other_factors(self) -> "Case":
         """The case with another adapter of the same sizes."""
         return self.replace(A=np.flip(self.A).astype(self.dtype), B=np.flip(self.B).astype(self.dtype))
 
@@ -251,7 +251,7 @@ def last_bit(array: np.ndarray) -> float:
     return float(bits.min(initial=np.inf))
 
 
-def telling(case: Case) -> bool:
+def shows_the_lora_part(case: Case) -> bool:
     """Whether the LoRA part moves the output and every gradient: a case in which it does not could tell nothing."""
     W, A, B, x, dy = (wide(a).astype(np.float64) for a in (case.W, case.A, case.B, case.x, case.dy))
     x2, dy2 = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])

@@ -19,7 +19,7 @@ from conformance.truth.case import (
     exact_together,
     in_range,
     resolution,
-    telling,
+    shows_the_lora_part,
 )
 from conformance.truth.compare import FAULT_OF_INTEREST
 
@@ -63,12 +63,13 @@ def exact(
     in_features: Integers = SIZES, out_features: Integers = SIZES, rank: Integers = RANKS, scales=EXACT_SCALES,
     leading=None, bias=st.booleans(),
     scaling: str = "standard", dropout: float = 0.0, only: tuple[str, ...] = tuple(DTYPES), degenerate: bool = False,
-    operations=None, square: bool = False, wide_rank: bool = False, small: bool = False,
+    operations=None, square: bool = False, wide_rank: bool = False, small: bool = False, method: str = "lora",
 ):
     """Cases of small integers. Sizes are all different (unless `square`) and the LoRA part is visible, unless `degenerate`.
 
     The rank is at most min(in, out), unless `wide_rank`: some implementations refuse more. `leading` is a strategy for the
     leading dimensions of x; `only` are the dtypes that the requirement is about. `small` are 0, 1 and −1 alone.
+    `method` is the configuration's, for methods whose layers have LoRA's A and B.
     """
     leading = st.lists(st.integers(1, 3), min_size=1, max_size=2).map(tuple) if leading is None else leading
 
@@ -84,7 +85,7 @@ def exact(
             r, n_in, n_out = draw(sizes)
             factor = r**0.5 if scaling == "rslora" else r
             alpha = draw(st.sampled_from(scales)) * factor
-            config = LayerConfig(n_in, n_out, r, alpha, draw(bias), dtype, dropout=dropout, scaling=scaling)
+            config = LayerConfig(n_in, n_out, r, alpha, draw(bias), dtype, dropout=dropout, scaling=scaling, method=method)
             lead = draw(leading)
             return Case(
                 config,
@@ -96,7 +97,7 @@ def exact(
                 dy=integers(draw, (*lead, n_out), dtype, small),
                 operations=tuple(draw(operations)) if operations is not None else (),
             )
-        return case().filter(lambda c: exact_in_any_order(c) and (degenerate or telling(c)))
+        return case().filter(lambda c: exact_in_any_order(c) and (degenerate or shows_the_lora_part(c)))
 
     return of
 
@@ -126,7 +127,7 @@ def several(**options):
 def all_differ(case: Case) -> bool:
     parts = [case.alone(name) for name in case.names]
     outputs = {part.truth.y.astype(np.float64).tobytes() for part in parts}
-    return all(map(telling, parts)) and len(outputs) == len(parts)
+    return all(map(shows_the_lora_part, parts)) and len(outputs) == len(parts)
 
 
 def rounding(

@@ -184,7 +184,7 @@ def perform(subject: Subject, layer: Layer, model: Expected, operation: str, dir
             set_mode(layer, True)
             model.merged, model.unknown, model.training = False, False, True
         case "set_adapter":
-            new = case.turned
+            new = case.with_other_factors
             if not model.sound(new):
                 return layer, False
             if not refuses(layer.set_adapter, {"A": new.A.copy(), "B": new.B.copy()}):

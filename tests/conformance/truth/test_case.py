@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conformance.truth.case import BITS, DTYPES, exact_in_any_order, last_bit, telling
+from conformance.truth.case import BITS, DTYPES, exact_in_any_order, last_bit, shows_the_lora_part
 from conformance.truth.strategies import EXACT_SCALES, exact, rounding
 
 CASES = {dtype: exact()((dtype,)) for dtype in DTYPES}
@@ -72,10 +72,10 @@ def test_last_bit(values):
 def test_the_guard_knows_when_it_is_not(dtype, data):
     case = data.draw(CASES[dtype])
     assert exact_in_any_order(case)
-    assert telling(case)
+    assert shows_the_lora_part(case)
     large = case.replace(W=np.full_like(case.W, 2 ** BITS[dtype]), x=np.where(case.x == 0, 1, case.x).astype(case.dtype) * 3)
     assert not exact_in_any_order(large)
-    assert not telling(case.replace(B=0 * case.B))
+    assert not shows_the_lora_part(case.replace(B=0 * case.B))
 
 
 @given(exact()(tuple(DTYPES)))
