@@ -24,9 +24,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conformance.subject import Arrays, Layer, Unsupported
+from conformance.model import ModelConfig
+from conformance.subject import Arrays, Layer, LayerConfig, Unsupported
 
 torch.set_num_threads(1)  # cases are tiny: threads cost more than they give, and order sums at random
+
+
+def set_seed(config: LayerConfig | ModelConfig) -> None:
+    """Seeds the generator of the configuration's device. torch.manual_seed does so, too, and on the way asks for every kind of
+    accelerator that there is, which takes longer than building a small layer."""
+    torch.default_generator.manual_seed(config.seed)
+    if config.device != "cpu":
+        torch.cuda.manual_seed(config.seed)
 
 
 def to_tensor(array: np.ndarray, device: str | torch.device = "cpu") -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from conformance.model import Model, ModelConfig, gpt2_like
 from conformance.subject import Arrays, Unsupported
-from conformance.torch import to_array, to_tensor
+from conformance.torch import set_seed, to_array, to_tensor
 
 transformers.logging.set_verbosity_error()
 
@@ -57,7 +57,7 @@ def build(config: ModelConfig, arrays: Arrays) -> Any:
     """The model around copies of the base arrays, in inference mode. Raises Unsupported for another architecture."""
     if not gpt2_like(config):
         raise Unsupported("a base other than GPT-2's: gated, RMSNorm, without biases, q, k and v apart, or a head of its own")
-    torch.manual_seed(config.seed)
+    set_seed(config)
     options: dict[str, Any] = {
         "vocab_size": config.vocabulary, "n_embd": config.width, "n_layer": config.layers, "n_head": config.heads,
         "n_inner": config.mlp_width, "n_positions": config.context, "activation_function": "gelu_new",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from conformance.record.torch_script import script, written
 from conformance.subject import Call, Layer, LayerConfig, Subject, Unsupported
-from conformance.torch import TorchLayer
+from conformance.torch import TorchLayer, set_seed
 
 
 class ModuleLayer(TorchLayer):
@@ -96,7 +96,7 @@ class ModuleSubject(Subject):
         return script(calls, imports, construction)
 
     def _constructed(self, config: LayerConfig) -> nn.Module:
-        torch.manual_seed(config.seed)
+        set_seed(config)
         dtype, device, usual = getattr(torch, config.dtype), torch.device(config.device), torch.get_default_dtype()
         if dtype == torch.float64:  # a buffer that is made in float32 would have lost its digits before .to()
             torch.set_default_dtype(dtype)

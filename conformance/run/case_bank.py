@@ -1,6 +1,13 @@
-"""A few cases for each requirement, drawn once and used for many subjects: what hundreds of mutants are tried on."""
+"""Cases that are drawn once and used for many requirements and many subjects.
 
+Many requirements ask for cases of the same kind, and drawing one takes longer than most checks of it. So the cases of a kind
+are kept, with what is known of their truth, and every requirement of that kind begins with the same ones. Hypothesis is asked
+again where a case fails, to find a smaller one.
+"""
+
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 
 import hypothesis
 from hypothesis import HealthCheck, Phase
@@ -14,23 +21,49 @@ from conformance.truth.compare import Mismatch
 from conformance.truth.model_case import ModelCase
 
 HEALTH = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large, HealthCheck.large_base_example]
+AT_A_TIME = 12  # drawn
+_kept: dict[tuple, list[Case | ModelCase]] = {}
 
 
-def draw(requirement: Requirement, dtypes: tuple[str, ...], count: int, seed: int = 0) -> list:
-    """About `count` cases of the requirement (times its own share of examples, at least one), none of them minimal."""
-    wanted = max(1, round(count * requirement.examples))
+def cases(requirement: Requirement, dtypes: tuple[str, ...], seed: int = 0) -> Iterator[Case | ModelCase]:
+    """The cases of the requirement's kind, none of them minimal, one after another and without end.
+
+    Raises Unsupported if there is none in these dtypes. Ends at once if none can be drawn at all."""
+    of, n = requirement.cases, 0
+    kept = _kept.setdefault((of, dtypes, seed), [])
+    while True:
+        if n == len(kept):
+            kept += _drawn(of(dtypes), AT_A_TIME, seed + 1_000_003 * (n // AT_A_TIME))
+        if n == len(kept):
+            return
+        yield kept[n]
+        n += 1
+
+
+def first(requirement: Requirement, dtypes: tuple[str, ...], count: int, seed: int = 0) -> list[Case | ModelCase]:
+    """About `count` cases of the requirement (times its own share of examples, at least one)."""
+    with suppress(Unsupported):
+        return list(islice(cases(requirement, dtypes, seed), share(requirement, count)))
+    return []
+
+
+def share(requirement: Requirement, count: int) -> int:
+    """How many cases the requirement is to be decided on, where `count` is the usual number."""
+    return max(1, round(count * requirement.examples))
+
+
+def _drawn(strategy, count: int, seed: int) -> list[Case | ModelCase]:
     drawn: list[Case | ModelCase] = []
     settings = hypothesis.settings(
-        max_examples=wanted + 1, database=None, deadline=None, phases=[Phase.generate],
-        suppress_health_check=HEALTH,
+        max_examples=count + 1, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=HEALTH,
     )
 
     def keep(case: Case | ModelCase) -> None:
         drawn.append(case)
 
-    with suppress(Unsupported, HypothesisException):
-        hypothesis.seed(seed)(settings(hypothesis.given(requirement.cases(dtypes))(keep)))()
-    return drawn[-wanted:]  # the first that Hypothesis tries is the simplest one
+    with suppress(HypothesisException):
+        hypothesis.seed(seed)(settings(hypothesis.given(strategy)(keep)))()
+    return drawn[-count:]  # the first that Hypothesis tries is the simplest one
 
 
 def fitted(case: Case | ModelCase, subject: Subject) -> Case | ModelCase:

@@ -62,7 +62,7 @@ class Heard(Traced):
 
 def diagnose(requirement: Requirement, subject: Subject, case: Case | ModelCase) -> str | None:
     """One sentence, or None. May ask the subject a few dozen times, in the dtype of the case."""
-    drawn = case_bank.draw(requirement, (case.config.dtype,), round(CASES / requirement.examples))
+    drawn = case_bank.first(requirement, (case.config.dtype,), round(CASES / requirement.examples))
     cases = [case]
     for other in drawn:
         with suppress(Unsupported):
@@ -106,7 +106,7 @@ def _likeliest(requirement: Requirement, found: list[Mutant], subject: Subject, 
 
 @cache
 def _cases(requirement: Requirement, dtype: str) -> list[Case | ModelCase]:
-    return case_bank.draw(requirement, (dtype,), CASES)
+    return case_bank.first(requirement, (dtype,), CASES)
 
 
 def _reports(mutant: Mutant) -> str:

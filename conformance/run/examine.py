@@ -4,17 +4,18 @@ import shlex
 import time
 import warnings
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 
 import hypothesis
 import numpy as np
-from hypothesis.errors import HypothesisException
+from hypothesis.errors import HypothesisException, UnsatisfiedAssumption
 
 from conformance.drivers.process import Hung
 from conformance.record.trace import SubjectError, Traced
 from conformance.requirements import Requirement
-from conformance.run import canaries
-from conformance.run.case_bank import HEALTH, fitted
+from conformance.run import canaries, case_bank
 from conformance.run.diagnosis import diagnose
 from conformance.subject import LayerConfig, Subject, Unsupported
 from conformance.truth.case import DTYPES, Case, resolution
@@ -23,6 +24,7 @@ from conformance.truth.model_case import ModelCase
 
 SHRINK_SECONDS = 10.0  # after the first failure, for slow subjects; most searches end with the calls
 SHRINK_CALLS = 400  # cases tried to make it smaller; the smallest found by then is reported
+TRIES = 10  # cases, at most, for each that is to be decided: some are not offered, or hold too little
 WITHOUT_METHOD = 4  # cases, none decided, in which a method of a layer that could be built is not offered: it never is
 UNSUPPORTED_IN_A_ROW = 24  # cases, none decided: the subject does not offer what the requirement needs
 
@@ -82,7 +84,7 @@ def examine(requirement: Requirement, subject: Subject, spec: str, *, dtypes: tu
 
 
 class _Search:
-    """One run of Hypothesis over a requirement; remembers the smallest failure itself, so that the search can be cut short."""
+    """The cases of one requirement, tried on one subject. It remembers the smallest failure, so that it can be cut short."""
 
     def __init__(self, requirement: Requirement, subject: Subject, spec: str, device: str, explain: bool):
         self.requirement, self.subject, self.spec, self.device, self.explain = requirement, subject, spec, device, explain
@@ -93,19 +95,30 @@ class _Search:
         self.deadline, self.calls = float("inf"), 0
 
     def run(self, dtypes: tuple[str, ...], examples: int, seed: int) -> None:
-        """Searches; all that is found is kept, and nothing is raised for it."""
-        settings = hypothesis.settings(
-            max_examples=max(1, round(examples * self.requirement.examples)),
-            database=None, deadline=None, derandomize=False, report_multiple_bugs=False, print_blob=False,
-            suppress_health_check=HEALTH, verbosity=hypothesis.Verbosity.quiet,
-            phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
-        )
+        """Tries the cases of the bank, and makes the first failure small. What is found is kept; nothing is raised for it."""
+        wanted = case_bank.share(self.requirement, examples)
         try:
-            hypothesis.seed(seed)(settings(hypothesis.given(self.requirement.cases(dtypes))(self.attempt)))()
+            for case in islice(case_bank.cases(self.requirement, dtypes, seed), TRIES * wanted):
+                with suppress(UnsatisfiedAssumption):
+                    self.attempt(case)
+                if self.decided >= wanted:
+                    return
         except Unsupported as reason:
             self.unsupported.append(str(reason))
-        except (_Enough, Mismatch, SubjectError, HypothesisException):
-            pass  # it is in self.best
+        except _Enough:
+            pass
+        except (Mismatch, SubjectError):
+            self.shrink(dtypes, examples, seed)
+
+    def shrink(self, dtypes: tuple[str, ...], examples: int, seed: int) -> None:
+        """Has Hypothesis find a smaller case that fails."""
+        settings = hypothesis.settings(
+            max_examples=2 * case_bank.share(self.requirement, examples), database=None, deadline=None, derandomize=False,
+            report_multiple_bugs=False, print_blob=False, suppress_health_check=case_bank.HEALTH,
+            verbosity=hypothesis.Verbosity.quiet, phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+        )
+        with suppress(_Enough, Mismatch, SubjectError, HypothesisException, Unsupported):  # what fails is in self.best
+            hypothesis.seed(seed)(settings(hypothesis.given(self.requirement.cases(dtypes))(self.attempt)))()
 
     def attempt(self, case: Case | ModelCase) -> None:
         if self.best is not None:
@@ -117,7 +130,7 @@ class _Search:
             case = case.replace(device=self.device)
         traced = Traced(self.subject)
         try:
-            case = fitted(case, self.subject)
+            case = case_bank.fitted(case, self.subject)
             self.worst = max(self.worst, self.requirement.check(traced, case.copy()) or 0.0)
             self.decided += 1
             if isinstance(case, Case) and "bound" in vars(case):  # a rounding case
@@ -128,7 +141,7 @@ class _Search:
             enough = self.without_method >= WITHOUT_METHOD or len(self.unsupported) >= UNSUPPORTED_IN_A_ROW
             if not self.decided and self.best is None and enough:
                 raise _Enough from None
-            hypothesis.reject()
+            raise UnsatisfiedAssumption from None
         except (Mismatch, SubjectError) as failure:
             if self.best is None:
                 self.deadline = time.perf_counter() + SHRINK_SECONDS

@@ -123,7 +123,7 @@ def _trials(pool: ProcessPoolExecutor, examples: int, seed: int) -> Iterator[Tri
 
 @cache
 def _bank(size: int, seed: int) -> dict[Requirement, list[Case]]:
-    return {r: case_bank.draw(r, tuple(DTYPES), size, seed) for r in all_requirements()}
+    return {r: case_bank.first(r, tuple(DTYPES), size, seed) for r in all_requirements()}
 
 
 def _tried(subject: Subject, size: int, seed: int) -> tuple[list[str], int]:

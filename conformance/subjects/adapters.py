@@ -36,7 +36,7 @@ def subject():
     from conformance.drivers.gpt2 import GPT2, Place
     from conformance.model import ModelConfig, places
     from conformance.subject import LayerConfig, Subject, Unsupported
-    from conformance.torch import TorchLayer, to_array, to_tensor
+    from conformance.torch import TorchLayer, set_seed, to_array, to_tensor
 
     spec = importlib.util.find_spec("adapters")
     adapters: Any = importlib.import_module("adapters")  # a type checker takes the name for this file
@@ -155,7 +155,7 @@ def subject():
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard":
                 raise Unsupported(f"{config.scaling} scaling")
-            torch.manual_seed(config.seed)
+            set_seed(config)
             model: Any = LlamaModel(LlamaConfig(
                 vocab_size=2, hidden_size=config.out_features, intermediate_size=config.in_features, num_hidden_layers=1,
                 num_attention_heads=1, head_dim=2, mlp_bias=config.bias))

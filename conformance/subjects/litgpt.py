@@ -15,7 +15,7 @@ def subject():
 
     from conformance.record.torch_script import script, written
     from conformance.subject import LayerConfig, Subject, Unsupported
-    from conformance.torch import TorchLayer
+    from conformance.torch import TorchLayer, set_seed
 
     lora: Any = importlib.import_module("litgpt.lora")  # a type checker takes the name for this file
 
@@ -38,7 +38,7 @@ def subject():
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard":
                 raise Unsupported(f"{config.scaling} scaling")
-            torch.manual_seed(config.seed)
+            set_seed(config)
             module = lora.LoRALinear(config.in_features, config.out_features, **options(config))
             lora.mark_only_lora_as_trainable(module)
             module.to(config.device, getattr(torch, config.dtype))

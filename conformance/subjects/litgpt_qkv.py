@@ -19,7 +19,7 @@ def subject():
     import torch
 
     from conformance.subject import LayerConfig, Subject, Unsupported
-    from conformance.torch import TorchLayer, to_array, to_tensor
+    from conformance.torch import TorchLayer, set_seed, to_array, to_tensor
 
     lora: Any = importlib.import_module("litgpt.lora")
 
@@ -76,7 +76,7 @@ def subject():
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard":
                 raise Unsupported(f"{config.scaling} scaling")
-            torch.manual_seed(config.seed)
+            set_seed(config)
             module = lora.LoRAQKVLinear(
                 config.in_features, ROWS * config.out_features, head_size=config.out_features, n_head=HEADS,
                 n_query_groups=GROUPS, r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout,

@@ -16,7 +16,7 @@ def subject():
 
     from conformance.record.torch_script import script, written
     from conformance.subject import LayerConfig, Subject, Unsupported
-    from conformance.torch import TorchLayer
+    from conformance.torch import TorchLayer, set_seed
 
     lora_adapters: Any = importlib.import_module("lora_adapters")  # a type checker takes the name for this file
 
@@ -53,7 +53,7 @@ def subject():
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard":
                 raise Unsupported(f"{config.scaling} scaling")
-            torch.manual_seed(config.seed)
+            set_seed(config)
             linear = nn.Linear(config.in_features, config.out_features, **linear_options(config))
             module = lora_adapters.apply_adapter(nn.Sequential(linear), lora_adapters.LoraLinear, **options(config))
             module = lora_adapters.mark_only_lora_as_trainable(module)

@@ -16,7 +16,7 @@ def subject():
 
     from conformance.record.torch_script import script, written
     from conformance.subject import LayerConfig, Subject, Unsupported
-    from conformance.torch import TorchLayer
+    from conformance.torch import TorchLayer, set_seed
 
     LoRA: Any = importlib.import_module("lora_pytorch").LoRA  # a type checker takes the name for this file
 
@@ -54,7 +54,7 @@ def subject():
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard" or config.dropout:
                 raise Unsupported("rslora and dropout: from_module has no options for them")
-            torch.manual_seed(config.seed)
+            set_seed(config)
             linear = nn.Linear(config.in_features, config.out_features, **linear_options(config))
             module = LoRA.from_module(linear, rank=config.rank)
             layer = LoraPytorchLayer(

@@ -11,7 +11,7 @@ def subject():
     from conformance.model import Model, ModelConfig, places
     from conformance.record.torch_script import script, written
     from conformance.subject import LayerConfig, Subject
-    from conformance.torch import TorchLayer, to_array, to_tensor
+    from conformance.torch import TorchLayer, set_seed, to_array, to_tensor
 
     def arguments(config: LayerConfig) -> dict:
         return {
@@ -82,7 +82,7 @@ def subject():
         methods = ("lora", "adapter", "prefix", "ptuning")
 
         def build(self, config: LayerConfig, weight, bias):
-            torch.manual_seed(config.seed)
+            set_seed(config)
             module = lora_torch.LinearLoRA(**arguments(config))
             layer = TorchLayer(
                 module, W="pre_trained_weight.weight", b="pre_trained_weight.bias" if config.bias else None,
@@ -92,7 +92,7 @@ def subject():
             return layer
 
         def build_model(self, config: ModelConfig, arrays):
-            torch.manual_seed(config.seed)
+            set_seed(config)
             return TransformerModel(config, arrays)
 
         def script(self, calls, spec):

@@ -12,7 +12,7 @@ def subject():
 
     from conformance.record.torch_script import script, written
     from conformance.subject import LayerConfig, Subject, Unsupported
-    from conformance.torch import TorchLayer
+    from conformance.torch import TorchLayer, set_seed
 
     class LoralibLayer(TorchLayer):
         def merge(self):
@@ -40,7 +40,7 @@ def subject():
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard":
                 raise Unsupported(f"{config.scaling} scaling")
-            torch.manual_seed(config.seed)
+            set_seed(config)
             module = loralib.Linear(config.in_features, config.out_features, **options(config))
             loralib.mark_only_lora_as_trainable(module)
             layer = LoralibLayer(

@@ -19,7 +19,7 @@ def subject():
 
     from conformance.record.torch_script import script, written
     from conformance.subject import LayerConfig, Subject, Unsupported
-    from conformance.torch import TorchLayer
+    from conformance.torch import TorchLayer, set_seed
 
     lycoris: Any = importlib.import_module("lycoris")  # a type checker takes the name for this file
     logging.getLogger("LyCORIS").setLevel(logging.ERROR)
@@ -63,7 +63,7 @@ def subject():
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard":
                 raise Unsupported(f"{config.scaling} scaling: create_lycoris has no option for it")
-            torch.manual_seed(config.seed)
+            set_seed(config)
             linear: Any = nn.Linear(config.in_features, config.out_features, **linear_options(config))
             linear.network = lycoris.create_lycoris(linear, 1.0, **options(config))
             linear.network.apply_to()

@@ -23,7 +23,7 @@ def subject():
     from torch import nn
 
     from conformance.subject import LayerConfig, Subject, Unsupported
-    from conformance.torch import TorchLayer, to_array, to_tensor
+    from conformance.torch import TorchLayer, set_seed, to_array, to_tensor
 
     place, default, base = "q_proj", "default", "base"
     key = f"base_model.model.model.layers.0.self_attn.{place}.lora_"
@@ -147,7 +147,7 @@ def subject():
         def build(self, config: LayerConfig, weight, bias):
             if config.dtype == "float64":
                 raise Unsupported("float64: mlora loads float32, float16 and bfloat16")
-            torch.manual_seed(config.seed)
+            set_seed(config)
             dtype = getattr(torch, config.dtype)
             linear = nn.Linear(config.in_features, config.out_features, bias=config.bias, dtype=dtype)
             module = Decoder(linear, config.device)

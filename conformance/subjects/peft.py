@@ -20,7 +20,7 @@ def subject():
     from conformance.model import ModelConfig, places
     from conformance.record.torch_script import dtype_of, script, tensor, written
     from conformance.subject import LayerConfig, Subject, Unsupported
-    from conformance.torch import TorchLayer, to_array, to_tensor
+    from conformance.torch import TorchLayer, set_seed, to_array, to_tensor
 
     base = "base_model.model.0"
 
@@ -203,7 +203,7 @@ def subject():
         freezes = "get_peft_model"
 
         def build(self, config: LayerConfig, weight, bias):
-            torch.manual_seed(config.seed)
+            set_seed(config)
             linear = nn.Linear(config.in_features, config.out_features, **linear_options(config))
             module = peft.get_peft_model(nn.Sequential(linear), peft.LoraConfig(**options(config)))
             layer = PeftLayer(

@@ -16,7 +16,7 @@ def subject():
 
     from conformance.record.torch_script import script, written
     from conformance.subject import LayerConfig, Subject, Unsupported
-    from conformance.torch import TorchLayer
+    from conformance.torch import TorchLayer, set_seed
 
     pytora: Any = importlib.import_module("pytora")  # a type checker takes the name for this file
     base, factor = "0.parametrizations.weight.original", "0.parametrizations.weight.0.lora_"
@@ -58,7 +58,7 @@ def subject():
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard":
                 raise Unsupported(f"{config.scaling} scaling")
-            torch.manual_seed(config.seed)
+            set_seed(config)
             linear = nn.Linear(config.in_features, config.out_features, **linear_options(config))
             module = nn.Sequential(linear)
             pytora.apply_lora(module, **options(config))

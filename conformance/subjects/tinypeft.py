@@ -18,7 +18,7 @@ def subject():
 
     from conformance.record.torch_script import script, written
     from conformance.subject import LayerConfig, Subject, Unsupported
-    from conformance.torch import TorchLayer
+    from conformance.torch import TorchLayer, set_seed
 
     tinypeft: Any = importlib.import_module("tinypeft")  # a type checker takes the name for this file
 
@@ -61,7 +61,7 @@ def subject():
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard":
                 raise Unsupported(f"{config.scaling} scaling")
-            torch.manual_seed(config.seed)
+            set_seed(config)
             linear = nn.Linear(config.in_features, config.out_features, **linear_options(config))
             module, _ = tinypeft.inject_lora(nn.Sequential(linear), **options(config))
             layer = TinyPeftLayer(

@@ -16,7 +16,7 @@ def subject():
 
     from conformance.record.torch_script import script, written
     from conformance.subject import LayerConfig, Subject, Unsupported
-    from conformance.torch import TorchLayer
+    from conformance.torch import TorchLayer, set_seed
 
     place = "q_proj"  # the functions for checkpoints take the state of a model, whose layers have one of the known names
 
@@ -69,7 +69,7 @@ def subject():
         def build(self, config: LayerConfig, weight, bias):
             if config.scaling != "standard":
                 raise Unsupported(f"{config.scaling} scaling")
-            torch.manual_seed(config.seed)
+            set_seed(config)
             with set_default_dtype(getattr(torch, config.dtype)), torch.device(config.device):
                 linear = peft.LoRALinear(config.in_features, config.out_features, **options(config))
             module = nn.Sequential(OrderedDict({place: linear}))

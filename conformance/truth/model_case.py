@@ -5,6 +5,7 @@ All is drawn from a seed: a softmax has no exact cases, so what is right is judg
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 from hypothesis import strategies as st
@@ -126,6 +127,7 @@ GPT2 = st.just({"activation": "gelu", "norm": "layer", "fused": True, "tied": Tr
 GATED = st.just({"activation": "silu", "norm": "rms", "fused": False, "tied": False, "bias": False})
 
 
+@cache
 def models(method: str, *, masked: bool = False, only: tuple[str, ...] = ("float64", "float32"), base=None, **fixed):
     """Small models with the method, nothing of it at its initial value; `fixed` are fields of ModelConfig."""
     def of(dtypes: tuple[str, ...]):

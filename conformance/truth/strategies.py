@@ -6,6 +6,7 @@ honest layer is right bit for bit. Rounding cases hold normal draws, scaled as i
 """
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from hypothesis import strategies as st
@@ -58,6 +59,7 @@ def among(only: tuple[str, ...], dtypes: tuple[str, ...]):
     return st.sampled_from(both)
 
 
+@cache
 def exact(
     *,
     in_features: Integers = SIZES, out_features: Integers = SIZES, rank: Integers = RANKS, scales=EXACT_SCALES,
@@ -102,6 +104,7 @@ def exact(
     return of
 
 
+@cache
 def several(**options):
     """Exact cases with three adapters, of ranks, alphas and weights of their own, each of which gives another y."""
 
@@ -130,6 +133,7 @@ def all_differ(case: Case) -> bool:
     return all(map(shows_the_lora_part, parts)) and len(outputs) == len(parts)
 
 
+@cache
 def rounding(
     *, only: tuple[str, ...] = ("float32", "float64"), bias=st.booleans(), scaling: str = "standard", dropout: float = 0.0,
     sizes=st.integers(2, 40), rank=st.integers(1, 9), positive: bool = False, operations=None,
@@ -169,6 +173,7 @@ def rounding(
     return of
 
 
+@cache
 def sized(in_features: int, out_features: int, rank: int, alpha: float, *, only: tuple[str, ...] = tuple(DTYPES), **config):
     """One configuration, other weights and seeds: for what is said of a fresh layer. x, dy as in `rounding`."""
 
