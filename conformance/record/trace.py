@@ -42,8 +42,9 @@ def refuses(action, *args) -> bool:
 class Traced(Subject):
     """A subject whose layers remember what was asked of them, in one list for the whole case."""
 
-    def __init__(self, subject: Subject):
-        self._subject = subject
+    def __init__(self, subject: Subject, record: bool = True):
+        """Without `record` no script can be made: nothing is copied for one."""
+        self._subject, self._record = subject, record
         self.name, self.scale = getattr(subject, "name", ""), getattr(subject, "scale", None)
         self.freezes, self.methods = getattr(subject, "freezes", ""), tuple(getattr(subject, "methods", Subject.methods))
         self._layers: dict[str, Layer | None] = {}
@@ -83,8 +84,10 @@ class Traced(Subject):
     def _ask(self, label: str, action, args: tuple, answer=None) -> Any:
         """`label` is the layer's name and the method's."""
         name, method = label.split(".")
-        self.elements += sum(a.size for a in arrays(args))
-        readable = self.elements <= MAX_SCRIPT_ELEMENTS
+        readable = self._record
+        if readable:
+            self.elements += sum(a.size for a in arrays(args))
+            readable = self.elements <= MAX_SCRIPT_ELEMENTS
         call = Call(name, method, _copied(args), None, False, self._layers[name]) if readable else None
         raised, result = True, None
         try:

@@ -1,6 +1,5 @@
 """DROP: dropout on the LoRA path."""
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from conformance.requirements import LORALIB, PEFT, Group, requirement
-from conformance.requirements.helpers.layers import fresh, gradients, prepared
+from conformance.requirements.helpers.layers import fresh, gradients, prepared, scratch
 from conformance.subject import Layer
 from conformance.truth.case import DTYPES, Case
 from conformance.truth.compare import expect, expect_equal, expect_few_in_common, expect_fraction, wide
@@ -293,7 +292,7 @@ def layers_share_no_dropout(subject, case):
 def comes_back_after_load(subject, case):
     """Going on from a checkpoint is training like any other."""
     layer, read = showing(subject, case, rows=16)
-    with tempfile.TemporaryDirectory(prefix="conformance-") as directory:
+    with scratch() as directory:
         layer.save(Path(directory))
         layer.load(Path(directory))
     drops(read, "after a load")

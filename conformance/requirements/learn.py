@@ -72,7 +72,7 @@ def convergence(subject, case):
     wide_x = wide(x).astype(np.float64)
     target, _ = lora.forward(wide_x, W, b, change, case.scale / np.sqrt(start.A.size))
 
-    steps, rate = 240, safe_rate(wide_x, start, target, case.scale)
+    steps, rate = 100, safe_rate(wide_x, start, target, case.scale)
     losses, p = [], start
     for _ in range(steps):
         y, cache = lora.forward(wide_x, W, b, p, case.scale)

@@ -1,6 +1,5 @@
 """STATE: what is written, and what comes back."""
 
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from conformance.record.trace import refuses
 from conformance.requirements import HIGHAM, PAPER, PEFT, Group, requirement
-from conformance.requirements.helpers.layers import fresh, gradients, known_weight, prepared, saved, set_mode
+from conformance.requirements.helpers.layers import fresh, gradients, known_weight, prepared, saved, scratch, set_mode
 from conformance.requirements.helpers.sequences import RATE, SEQUENCES, follow, moved
 from conformance.subject import Unsupported
 from conformance.truth.case import DTYPES, exact_in_any_order
@@ -144,7 +143,7 @@ def merged_does_not_matter(subject, case):
     layer = prepared(subject, case, training=True)
     layer.merge()
     weight = known_weight(layer)
-    with tempfile.TemporaryDirectory(prefix="conformance-") as directory:
+    with scratch() as directory:
         if refuses(layer.save, Path(directory)):
             return
         if weight is not None:
@@ -244,7 +243,7 @@ def nothing_to_load(subject, case):
     layer = prepared(subject, case, training=True)
     with saved(layer) as directory:
         layer.load(directory)
-    with tempfile.TemporaryDirectory(prefix="conformance-") as name:
+    with scratch() as name:
         expect(refuses(layer.load, Path(name)), "load of an empty directory", "accepted", "an error")
 
 

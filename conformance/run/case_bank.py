@@ -77,7 +77,7 @@ def judge(requirement: Requirement, subject: Subject, cases: list) -> tuple[str,
     decided = 0
     for case in cases:
         try:
-            requirement.check(Traced(subject), fitted(case, subject).copy())
+            requirement.check(Traced(subject, record=False), fitted(case, subject).copy())
             decided += 1
         except (Unsupported, UnsatisfiedAssumption):
             pass

@@ -22,10 +22,12 @@ from conformance.run.examine import examine
 from conformance.run.worker import ONE_THREAD
 from conformance.subject import Subject
 from conformance.truth.case import DTYPES, Case
+from conformance.truth.model_case import ModelCase
 
-CASES = 8  # of a requirement, for mutants
-HONEST_CASES = 24  # for what must pass
-EXAMPLES = 48  # of the second search
+CASES = 8  # for a mutant, of each requirement that it names
+OTHER_CASES = 3  # for a mutant, of each requirement that it does not name: which of them fail it is told, and not demanded
+HONEST_CASES = 24  # of each requirement, for what must pass
+EXAMPLES = 48  # of the second search, of a requirement that is named and passed
 
 
 @dataclass(frozen=True)
@@ -122,22 +124,22 @@ def _trials(pool: ProcessPoolExecutor, examples: int, seed: int) -> Iterator[Tri
 
 
 @cache
-def _bank(size: int, seed: int) -> dict[Requirement, list[Case]]:
-    return {r: case_bank.first(r, tuple(DTYPES), size, seed) for r in all_requirements()}
+def _cases(requirement: Requirement, count: int, seed: int) -> list[Case | ModelCase]:
+    return case_bank.first(requirement, tuple(DTYPES), count, seed)
 
 
-def _tried(subject: Subject, size: int, seed: int) -> tuple[list[str], int]:
-    """The requirements that failed it, and the number of cases that were decided."""
+def _tried(subject: Subject, count: Callable[[Requirement], int], seed: int) -> tuple[list[str], int]:
+    """The requirements that failed it, and the number of cases that were decided; `count` says how many each is to have."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        judged = {r.id: case_bank.judge(r, subject, cases) for r, cases in _bank(size, seed).items()}
+        judged = {r.id: case_bank.judge(r, subject, _cases(r, count(r), seed)) for r in all_requirements()}
     by = [id for id, (verdict, _) in judged.items() if verdict in ("fail", "error")]
     return by, sum(cases for _, cases in judged.values())
 
 
 def _mutant(index: int, seed: int) -> Trial:
     mutant = all_mutants()[index]
-    by, cases = _tried(mutant, CASES, seed)
+    by, cases = _tried(mutant, lambda r: CASES if r.id in mutant.kills else OTHER_CASES, seed)
     for r in all_requirements():
         if r.id in mutant.kills and r.id not in by:
             outcome = examine(r, mutant, mutant.spec, dtypes=tuple(DTYPES), examples=EXAMPLES, seed=seed, explain=False)
@@ -147,5 +149,5 @@ def _mutant(index: int, seed: int) -> Trial:
 
 def _honest(index: int, examples: int, seed: int) -> Trial:
     subject = honest_subjects()[index]
-    by, cases = _tried(subject, examples, seed)
+    by, cases = _tried(subject, lambda r: examples, seed)
     return Trial(subject.name, "HONEST", (), (), tuple(by), cases)

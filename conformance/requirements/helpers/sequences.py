@@ -6,7 +6,6 @@ that merges when it goes to inference mode.
 """
 
 import shutil
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from conformance.record.trace import refuses
-from conformance.requirements.helpers.layers import fresh, prepared, set_mode
+from conformance.requirements.helpers.layers import fresh, prepared, scratch, set_mode
 from conformance.subject import Layer, Subject, Unsupported
 from conformance.truth.case import BITS, Case, exact_in_any_order, in_range, last_bit
 from conformance.truth.compare import expect, expect_within, wide
@@ -137,7 +136,7 @@ def follow(subject: Subject, case: Case, exact: bool) -> float:
     """The sequence of the case on a layer and on its model. What the layer does not offer is left out; where the model
     cannot follow, the sequence ends. Returns the largest error / bound."""
     layer, model, ratio = prepared(subject, case, training=True), Expected(case, exact=exact), 0.0
-    with tempfile.TemporaryDirectory(prefix="conformance-") as name:
+    with scratch() as name:
         for number, operation in enumerate(case.operations, 1):
             with suppress(Unsupported):
                 layer, going_on = perform(subject, layer, model, operation, Path(name))
