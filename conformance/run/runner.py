@@ -3,8 +3,9 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import MappingProxyType
 
 from conformance.requirements import Requirement
@@ -14,6 +15,7 @@ from conformance.run.plan import Options, plan
 from conformance.run.verdict import Report
 from conformance.run.worker import INTERRUPTED, OURS, Unloadable, Worker
 
+A_BATCH = 8  # requirements
 HUNG_IN_A_ROW, HANGING = 3, 10  # timeouts in a row, after which the limit is a tenth, until the subject answers again
 Progress = Callable[[Report, Outcome | None], None]
 
@@ -43,10 +45,25 @@ def run(specs: list[str], options: Options, progress: Progress = lambda report, 
             raise
 
 
+def _batches(planned: tuple[Requirement, ...]) -> list[list[Requirement]]:
+    """Requirements whose cases are of one kind, some at a time: one worker draws their cases and uses them for all."""
+    kinds: dict[object, list[Requirement]] = {}
+    for requirement in planned:
+        kinds.setdefault(requirement.cases, []).append(requirement)
+    return [kind[i : i + A_BATCH] for kind in kinds.values() for i in range(0, len(kind), A_BATCH)]
+
+
+def _taken(waiting: deque[list[Requirement]]) -> Iterator[Requirement]:
+    """One requirement after another, until nothing waits any more; another worker may take from the same deque."""
+    with suppress(IndexError):
+        while True:
+            yield from waiting.popleft()
+
+
 def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, jobs: int, progress: Progress,
                  workers: list[Worker]) -> Report:
     report = Report(spec, spec.rpartition(":")[2], planned=planned)
-    waiting, lock, started = deque((*canaries.ALL, *planned)), threading.Lock(), time.perf_counter()
+    waiting, lock, started = deque(_batches((*canaries.ALL, *planned))), threading.Lock(), time.perf_counter()
     unloadable: list[str] = []
     asked: list[bool] = []  # for its conventions
     sent = {"dtypes": options.dtypes, "examples": options.examples, "seed": options.seed, "device": options.device,
@@ -59,11 +76,7 @@ def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, 
             worker.start()
             with lock:
                 report.name, report.version = worker.about["name"], worker.about["version"]
-            while waiting:
-                try:
-                    requirement = waiting.popleft()
-                except IndexError:
-                    break
+            for requirement in _taken(waiting):
                 outcome = worker.examine(requirement.id)
                 stopped = outcome.failure.get("what") == OURS  # and not a program, of which each answer has a limit of its own
                 hung = hung + 1 if outcome.status == "timeout" and stopped else 0
