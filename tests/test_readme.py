@@ -1,4 +1,4 @@
-"""The README is run: its Python blocks print what stands below them, and its commands what is shown of them."""
+"""The README and the pages of docs/ are run: their Python blocks print what stands below them, their commands what is shown."""
 
 import re
 import shlex
@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-PYTHON = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", TEXT, re.S)
-COMMANDS = [(block.splitlines()[0][2:], block.splitlines()[1:]) for block in re.findall(r"```console\n(.*?)```", TEXT, re.S)]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").glob("*.md"))
+TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
+PYTHON = [found for text in TEXTS.values() for found in re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.S)]
+COMMANDS = [(block.splitlines()[0][2:], block.splitlines()[1:])
+            for text in TEXTS.values() for block in re.findall(r"```console\n(.*?)```", text, re.S)]
 
 
 def test_the_examples_are_found():
-    assert len(PYTHON) == TEXT.count("```python\n")
-    assert len(COMMANDS) == TEXT.count("```console\n") >= 2
+    assert len(PYTHON) >= 3
+    assert len(COMMANDS) == sum(text.count("```console\n") for text in TEXTS.values()) >= 2
 
 
 @pytest.mark.parametrize(("code", "printed"), PYTHON)
@@ -39,12 +42,13 @@ def test_commands_print_what_is_shown(command, lines):
 
 
 def test_the_set_up_commands_are_those_that_ci_runs():
-    """.ci/run takes them from the README itself."""
-    first, second = re.findall(r"^python3 -m venv .*$", TEXT, re.M)
-    assert first.endswith("/conformance run") and second.endswith("/pytest")
+    """.ci/run takes the second from the README itself."""
+    first, second = re.findall(r"^python3 -m venv .*$", README, re.M)
+    assert first.endswith("/conformance run") and second.endswith("/pytest -n 2")
     assert "README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", TEXT):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", TEXTS[page]):
+        assert (page.parent / target).exists(), target
