@@ -22,15 +22,8 @@ from lora_ref.init import Initialiser, gaussian
 from lora_ref.shapes import check, check_dtype, check_size, finite, rows
 
 
-class Spec(NamedTuple):
-    """What a place of a transformer is told."""
-
-    rank: int
-    scale: float = 1.0
-
-
 class LoRA(NamedTuple):
-    """The trainable arrays, or their gradients."""
+    """The arrays that train, or their gradients."""
 
     A: np.ndarray  # (in, rank)
     B: np.ndarray  # (rank, out)
@@ -83,12 +76,12 @@ def forward(
     s = finite("lora.forward", "scale", scale, x.dtype)
     # 1. y = x Wᵀ + b
     y, base = linear.forward(rows(x), W, b)                                                   # (n, out)
-    # 2. z = x ∘ mask, for A alone: the frozen layer sees all of x
+    # 2. z = x ∘ mask: the mask acts on the input of A alone
     z = rows(x if mask is None else x * mask)                                                 # (n, in)
-    # 3. h = scale · z A: here, since of all the places for the scale this is the smallest array
+    # 3. h = scale · z A
     h = s * (z @ A)                                                                           # (n, rank)
     # 4. y += h B
-    _add_product(y, h, B)                                                                     # (n, out)
+    y += h @ B                                                                                # (n, out)
     return y.reshape(*x.shape[:-1], len(W)), Cache(x, base, p, s, mask, z, h)
 
 
@@ -101,25 +94,17 @@ def backward(dy: np.ndarray, cache: Cache) -> tuple[np.ndarray, LoRA]:
     check("lora.backward", x=(x, "… in"), W=(base.W, "out in"), dy=(dy, "… out"))
     dy = rows(dy)                                                                             # (n, out)
     # 4. y += h B
-    dB = h.T @ dy                                                                             # (rank, out)
     dh = dy @ B.T                                                                             # (n, rank)
+    dB = h.T @ dy                                                                             # (rank, out)
     # 3. h = scale · z A
-    dh *= s
-    dA = z.T @ dh                                                                             # (in, rank)
-    # 2. z = x ∘ mask, so dz = dh Aᵀ ∘ mask; and 1. y = x Wᵀ + b
-    dx = linear.backward(dy, base)                                                            # (n, in)
-    _add_product(dx, dh, A.T, None if mask is None else rows(mask))
+    du = s * dh                                                                               # (n, rank)
+    dz = du @ A.T                                                                             # (n, in)
+    dA = z.T @ du                                                                             # (in, rank)
+    # 2. z = x ∘ mask
+    dx = dz if mask is None else dz * rows(mask)                                              # (n, in)
+    # 1. y = x Wᵀ + b
+    dx += linear.backward(dy, base)                                                           # (n, in)
     return dx.reshape(x.shape), LoRA(dA, dB)
-
-
-def _add_product(y: np.ndarray, h: np.ndarray, B: np.ndarray, mask: np.ndarray | None = None) -> None:
-    """y += h B ∘ mask, in place, some rows at a time: the product stays in the cache, and needs no array as large as y."""
-    for start in range(0, len(y), 64):
-        some = slice(start, start + 64)
-        product = h[some] @ B
-        if mask is not None:
-            product *= mask[some]
-        y[some] += product
 
 
 def merge(W: np.ndarray, b: np.ndarray | None, p: LoRA, scale: float) -> tuple[np.ndarray, np.ndarray | None]:
@@ -130,9 +115,7 @@ def merge(W: np.ndarray, b: np.ndarray | None, p: LoRA, scale: float) -> tuple[n
     A, B = p
     check("lora.merge", W=(W, "out in"), b=(b, "out or None"), A=(A, "in rank"), B=(B, "rank out"))
     s = finite("lora.merge", "scale", scale, W.dtype)
-    merged = B.T @ (s * A.T)                                                                  # (out, in)
-    merged += W
-    return merged, None if b is None else b.copy()
+    return W + s * (A @ B).T, None if b is None else b.copy()
 
 
 def parameter_count(in_features: int, out_features: int, rank: int) -> int:
@@ -167,3 +150,27 @@ def dropout_mask(
         why = "what is kept is divided by 1 − rate"
         raise ValueError(f"lora.dropout_mask: rate is {rate!r}, expected 0 ≤ rate < 1 because {why}")
     return (rng.random(shape) >= rate) / dtype.type(1 - rate)
+
+
+PLACE = "linear"  # where LoRA stands in a transformer; places.py says what else is below and who calls it
+FROZEN = ()  # the names of arrays that do not train
+
+
+class Config(NamedTuple):
+    """Hyperparameters of LoRA at one linear layer of a transformer."""
+
+    rank: int
+    scale: float = 1.0
+
+
+def shapes(config: Config, in_features: int, out_features: int) -> LoRA:
+    """The shapes of A and B. Raises ValueError for a rank that is not a positive integer."""
+    check_size("lora.shapes", "rank", config.rank)
+    return LoRA._make([(in_features, config.rank), (config.rank, out_features)])
+
+
+def init_at(
+    rng: np.random.Generator, config: Config, in_features: int, out_features: int, dtype: DTypeLike = np.float64
+) -> LoRA:
+    """What `init` gives for the rank of the configuration."""
+    return init(rng, in_features, out_features, config.rank, dtype)

@@ -6,6 +6,7 @@ same list. Steps and inference are timed in rounds in which every method has its
 disturbs all, and given as ratios: the median over the rounds, and an interval that holds it with a probability of 99 %.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lora_ref import adapter, lora, ops, optim, prefix, ptuning, transformer
-from lora_ref.places import Arrays, Config, Methods, linears
+from lora_ref.places import Arrays, Config, Methods, linears, method_shapes
 from lora_ref.study import language
 
 CONFIG = Config(vocabulary=32, width=64, layers=2, heads=4, kv_heads=4, mlp_width=256, context=64)
@@ -58,12 +59,12 @@ class Result(NamedTuple):
 def places() -> list[Method]:
     """Every method at its usual place in every layer."""
     layers = range(CONFIG.layers)
-    qv = {f"layers.{i}.{part}_proj": lora.Spec(4, 2.0) for i in layers for part in "qv"}
-    fused = {f"layers.{i}.qkv_proj": lora.Spec(4, 2.0) for i in layers}
-    every = {place: lora.Spec(4, 2.0) for place in linears(CONFIG) if place != "lm_head"}
-    houlsby = {f"layers.{i}.{part}.output": adapter.Spec(8, "gelu") for i in layers for part in ("attention", "mlp")}
-    pfeiffer = {f"layers.{i}.output": adapter.Spec(16, "relu") for i in layers}
-    beside = {f"layers.{i}.mlp": adapter.Spec(16, "relu", 4.0, "zero") for i in layers}
+    qv = {f"layers.{i}.{part}_proj": lora.Config(4, 2.0) for i in layers for part in "qv"}
+    fused = {f"layers.{i}.qkv_proj": lora.Config(4, 2.0) for i in layers}
+    every = {place: lora.Config(4, 2.0) for place in linears(CONFIG) if place != "lm_head"}
+    houlsby = {f"layers.{i}.{part}.output": adapter.Config(8, "gelu") for i in layers for part in ("attention", "mlp")}
+    pfeiffer = {f"layers.{i}.output": adapter.Config(16, "relu") for i in layers}
+    beside = {f"layers.{i}.mlp": adapter.Config(16, "relu", 4.0, "zero") for i in layers}
     eight = tuple(range(8))
     return [
         Method("full fine-tuning", {}, full=True),
@@ -73,10 +74,10 @@ def places() -> list[Method]:
         Method("adapters, Houlsby m=8", houlsby),
         Method("adapters, Pfeiffer m=16", pfeiffer),
         Method("adapters, parallel m=16", beside),
-        Method("prefix l=8", {"prefix": prefix.Spec(8)}),
-        Method("prefix l=8, MLP", {"prefix": prefix.Spec(8, hidden=64)}),
-        Method("P-tuning n=8", {"prompt": ptuning.Spec(eight)}),
-        Method("P-tuning n=8, LSTM", {"prompt": ptuning.Spec(eight, "lstm", 32)}),
+        Method("prefix l=8", {"prefix": prefix.Config(8)}),
+        Method("prefix l=8, MLP", {"prefix": prefix.Config(8, hidden_size=64)}),
+        Method("P-tuning n=8", {"prompt": ptuning.Config(eight)}),
+        Method("P-tuning n=8, LSTM", {"prompt": ptuning.Config(eight, "lstm", 32)}),
     ]
 
 
@@ -130,7 +131,7 @@ def start(base: Arrays, method: Method, rng: np.random.Generator) -> tuple[Array
     """The base with a fresh method on it, and the names of what trains."""
     arrays = fused(base) if method.config.fused else dict(base)
     own = transformer.init_methods(rng, method.config, method.methods, np.float32)
-    return arrays | own, list(arrays if method.full else own)
+    return arrays | own, list(arrays if method.full else transformer.trained_names(method.config, method.methods))
 
 
 def fused(arrays: Arrays) -> Arrays:
@@ -173,34 +174,28 @@ def loss(arrays: Arrays, config: Config, methods: Methods, words: np.ndarray) ->
 
 
 def described(method: Method, arrays: Arrays, rate: float, losses: list[float]) -> Row:
-    trained = sum(a.size for name, a in arrays.items() if method.full or name not in transformer.base_names(method.config))
-    folded, left = transformer.merge(arrays, method.config, method.methods)
-    stored = sum(a.size for a in folded.values()) - sum(arrays[name].size for name in transformer.base_names(method.config))
+    base = transformer.base_names(method.config)
+    names = base if method.full else transformer.trained_names(method.config, method.methods)
+    trained = sum(arrays[name].size for name in names)
+    merged, left = transformer.merge(arrays, method.config, method.methods)
+    stored = sum(a.size for a in merged.values()) - sum(arrays[name].size for name in base)
     more = operations(method.config, left) / operations(CONFIG, {})
     memory = 3 * trained * np.dtype(np.float32).itemsize
-    return Row(method.name, trained, stored, more, virtual(method.methods), memory, rate, (), {}, tuple(losses))
-
-
-def virtual(methods: Methods) -> int:
-    """Positions of the context that the methods take."""
-    count = methods["prefix"].length if "prefix" in methods else 0
-    return count + (len(methods["prompt"].positions) if "prompt" in methods else 0)
+    length, positions = transformer.virtual(method.methods)
+    return Row(method.name, trained, stored, more, length + len(positions), memory, rate, (), {}, tuple(losses))
 
 
 def operations(config: Config, methods: Methods, T: int = LENGTH) -> int:
-    """Multiply-adds of a forward pass over one sequence of T tokens: of every matrix product, masked scores included."""
-    length = methods["prefix"].length if "prefix" in methods else 0
-    rows = T + (len(methods["prompt"].positions) if "prompt" in methods else 0)
-    head = 0 if not config.tied else T * config.width * config.vocabulary
+    """Multiply-adds of all matrix products in a forward pass over one sequence of T tokens, masked scores included."""
+    length, positions = transformer.virtual(methods)
+    rows = T + len(positions)
+    head = T * config.width * config.vocabulary if config.tied else 0
     total = head + config.layers * 2 * rows * (rows + length) * config.width  # scores and values
     for place, (out, n_in) in linears(config).items():
         total += (T if place == "lm_head" else rows) * out * n_in
-    for place, spec in methods.items():
-        if isinstance(spec, lora.Spec):
-            out, n_in = linears(config)[place]
-            total += rows * spec.rank * (n_in + out)
-        elif isinstance(spec, adapter.Spec):
-            total += rows * 2 * config.width * spec.bottleneck
+    for place, p in method_shapes(config, methods).items():
+        if place not in ("prefix", "prompt"):  # those two give rows, which are counted above
+            total += (T if place == "lm_head" else rows) * sum(math.prod(shape) for shape in p if len(shape) == 2)
     return total
 
 

@@ -274,7 +274,7 @@ def _text() -> list[Row]:
     stored = "The formula counts activations, one vector a token and layer; a key and a value are stored for each."
     kept = "Not what Li and Liang's code keeps at the 5 tokens of its README; 0.35M equals 0.1 % of the model."
     trained = "The 0.1 % are what is kept; the MLP, trained besides and dropped afterwards, is not counted."
-    ours = prefix.parameter_count(m.layers, 5, m.width), prefix.reparameterised_count(m.layers, 5, m.width, 512, m.width)
+    ours = prefix.parameter_count(m.layers, 5, m.width), prefix.parameter_count(m.layers, 5, m.width, 512, m.width)
     pairs = prefix.parameter_count(g.layers, 16, g.width)
     return [
         *claims,

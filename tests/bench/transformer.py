@@ -37,7 +37,7 @@ def lora_ref_step(method: str) -> Callable[[], object]:
     from lora_ref import lora, ops, optim, transformer
 
     rng, config = np.random.default_rng(0), transformer.Config(**SIZES)
-    methods = {place: lora.Spec(RANK, SCALE) for place in PLACES} if method == "lora" else {}
+    methods = {place: lora.Config(RANK, SCALE) for place in PLACES} if method == "lora" else {}
     base, own = transformer.init(rng, config, np.float32), transformer.init_methods(rng, config, methods, np.float32)
     train = list(own or base)
     tokens, targets = rng.integers(0, config.vocabulary, (2, BATCH, T))

@@ -122,14 +122,14 @@ def test_base_counts_are_those_of_the_transformer_of_this_package_and_of_the_pub
 def test_counts_of_methods_are_those_of_arrays_that_the_transformer_would_train() -> None:
     m, fused = small(GPT2_M)
     config = fused._replace(fused=False)
-    both = {f"layers.{i}.{name}_proj": lora.Spec(4) for i in range(2) for name in "qv"}
+    both = {f"layers.{i}.{name}_proj": lora.Config(4) for i in range(2) for name in "qv"}
     assert size(config, both) == lora_count(m, 4)
-    behind = {f"layers.{i}.{name}.output": adapter.Spec(112) for i in range(2) for name in ("attention", "mlp")}
+    behind = {f"layers.{i}.{name}.output": adapter.Config(112) for i in range(2) for name in ("attention", "mlp")}
     assert size(config, behind) == adapter_count(m, 112, 2)
-    assert size(config, {"prefix": prefix.Spec(14)}) == 2 * layer_count(m, 14, 0)
+    assert size(config, {"prefix": prefix.Config(14)}) == 2 * layer_count(m, 14, 0)
     biases = {name: shape for name, shape in shapes(config).items() if name.endswith(".bias")}
     assert papers.bias_count(m) == sum(prod(shape) for shape in biases.values())
-    whole = size(fused, {f"layers.{i}.qkv_proj": lora.Spec(4) for i in range(2)})
+    whole = size(fused, {f"layers.{i}.qkv_proj": lora.Config(4) for i in range(2)})
     assert whole * GPT2_M.layers // 2 == find(configuration="c_attn")[0].recomputed
 
 
