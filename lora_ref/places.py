@@ -10,11 +10,11 @@ which that Config is defined is the method: `method_of` finds it, and nothing is
     init_at(rng, config, *sizes, dtype)    the same NamedTuple with the arrays at the start
     forward, backward, merge               with the arguments below; backward gives a NamedTuple of the gradients of what trains
 
-    kind          places                          sizes                       arguments of forward and of merge
-    "linear"      layers.0.q_proj, …, lm_head     in, out                     x, W, b, p, config.scale      W, b, p, config.scale
-    "sublayer"    see `sublayers`                 width                       x, p, config.activation, config.scale
-    "prefix"      prefix                          layers, kv_width, width     p, layers                     p, layers
-    "prompt"      prompt                          width                       p                             p
+    kind          places                     sizes                      arguments of forward and of merge
+    "linear"      layers.0.q_proj, lm_head   in, out                    x, W, b, p, config.scale    W, b, p, config.scale
+    "sublayer"    see `sublayers`            width                      x, p, config.activation, config.scale
+    "prefix"      prefix                     layers, kv_width, width    p, layers                   p, layers
+    "prompt"      prompt                     width                      p                           p
 
 p is the NamedTuple of arrays. At "prefix" and "prompt" the method stays after a merge, with `config.merged`. A method without
 `merge` stays as it is.
@@ -108,7 +108,7 @@ def places(config: Config) -> dict[str, dict[str, Shape]]:
 
 
 def method_of(config: Any, place: str) -> Any:
-    """The module in which the Config of the method at this place is defined. Raises ValueError if it is not a method's Config."""
+    """The method at the place: the module that defines its Config. Raises ValueError for anything but a method's Config."""
     module: Any = sys.modules[type(config).__module__]
     if not hasattr(module, "PLACE") or type(config) is not module.Config:
         raise ValueError(f"transformer: {place} has {config!r}, expected a Config of a method, such as lora.Config")

@@ -111,7 +111,7 @@ def backward(dprompts: np.ndarray, cache: tuple) -> Encoder:
     # 1. x = E, or [h→ h←]
     if isinstance(p, MLP):
         return MLP(dx, dW1, db1, dW2, db2)
-    return LSTM(*_both_ways_backward(dx, caches), dW1, db1, dW2, db2)
+    return LSTM._make([*_both_ways_backward(dx, caches), dW1, db1, dW2, db2])
 
 
 def _both_ways(p: LSTM) -> tuple[np.ndarray, tuple]:

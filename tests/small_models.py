@@ -17,7 +17,8 @@ CONFIGS = {
 METHODS: dict[str, Methods] = {
     "full": {},
     "lora": {
-        "layers.0.q_proj": lora.Config(2, 1.5), "layers.0.v_proj": lora.Config(3, -0.5), "layers.1.down_proj": lora.Config(1, 2.0),
+        "layers.0.q_proj": lora.Config(2, 1.5), "layers.0.v_proj": lora.Config(3, -0.5),
+        "layers.1.down_proj": lora.Config(1, 2.0),
     },
     "houlsby": {f"layers.{i}.{part}.output": adapter.Config(3, "gelu") for i in range(2) for part in ("attention", "mlp")},
     "pfeiffer": {f"layers.{i}.output": adapter.Config(3, "relu") for i in range(2)},

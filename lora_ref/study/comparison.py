@@ -8,30 +8,19 @@ disturbs all, and given as ratios: the median over the rounds, and an interval t
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from lora_ref import adapter, lora, ops, optim, prefix, ptuning, transformer
+from lora_ref import adapter, lora, prefix, ptuning, transformer
 from lora_ref.places import Arrays, Config, Methods, linears, method_shapes
 from lora_ref.study import language
+from lora_ref.study.fine_tuning import CONFIG, LENGTH, Method, loss, start, train
+from lora_ref.study.timing import latency, step_times
 
-CONFIG = Config(vocabulary=32, width=64, layers=2, heads=4, kv_heads=4, mlp_width=256, context=64)
-LENGTH, BATCH = 32, 16  # of what is trained on
 RATES = (1e-2, 3e-2, 1e-1)
-ROUNDS = 60  # in which times are taken
 Progress = Callable[[float, str], None]  # share done, what is being done
-
-
-class Method(NamedTuple):
-    """A way to fine-tune: what is at which place, and whether the base trains besides; `config` if it is not CONFIG."""
-
-    name: str
-    methods: Methods
-    full: bool = False
-    config: Config = CONFIG
 
 
 class Row(NamedTuple):
@@ -127,52 +116,6 @@ def run(seeds: int = 3, steps: int = 200, pretraining: int = 1000, progress: Pro
     return Result((plain, *rows), language.entropy(new, unseen), size, time.perf_counter() - started)
 
 
-def start(base: Arrays, method: Method, rng: np.random.Generator) -> tuple[Arrays, list[str]]:
-    """The base with a fresh method on it, and the names of what trains."""
-    arrays = fused(base) if method.config.fused else dict(base)
-    own = transformer.init_methods(rng, method.config, method.methods, np.float32)
-    return arrays | own, list(arrays if method.full else transformer.trained_names(method.config, method.methods))
-
-
-def fused(arrays: Arrays) -> Arrays:
-    """The same model with one matrix for q, k and v."""
-    joined = {}
-    for name, a in arrays.items():
-        if ".k_proj." not in name and ".v_proj." not in name:
-            parts = [arrays[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"] if ".q_proj." in name else [a]
-            joined[name.replace(".q_proj.", ".qkv_proj.")] = np.concatenate(parts)
-    return joined
-
-
-def train(
-    arrays: Arrays, names: list[str], config: Config, methods: Methods, source: language.Language, rng: np.random.Generator,
-    rate: float, steps: int, tick: Callable[[], None],
-) -> Arrays:
-    """The arrays after so many steps of AdamW without decay, the rate rising over the first 20 and falling to 0 from there."""
-    state = optim.adamw_init({name: arrays[name] for name in names})
-    for i in range(steps):
-        words = language.sample(rng, source, BATCH, LENGTH + 1)
-        now = rate * min(1, (i + 1) / 20) * (1 - i / steps)
-        arrays, state = step(arrays, names, config, methods, words, now, state)
-        tick()
-    return arrays
-
-
-def step(
-    arrays: Arrays, names: list[str], config: Config, methods: Methods, words: np.ndarray, rate: float, state: optim.State
-) -> tuple[Arrays, optim.State]:
-    logits, cache = transformer.forward(words[:, :-1], arrays, config, methods)
-    _, kept = ops.loss(logits, words[:, 1:])
-    gradients = transformer.backward(ops.loss_backward(kept), cache, names)
-    return optim.adamw(arrays, gradients, state, rate, decay=0.0)
-
-
-def loss(arrays: Arrays, config: Config, methods: Methods, words: np.ndarray) -> float:
-    """Of the words from the third on, since the two before are what the language goes by."""
-    logits, _ = transformer.forward(words[:, :-1], arrays, config, methods)
-    return float(ops.loss(logits[:, 1:], words[:, 2:])[0])
-
-
 def described(method: Method, arrays: Arrays, rate: float, losses: list[float]) -> Row:
     base = transformer.base_names(method.config)
     names = base if method.full else transformer.trained_names(method.config, method.methods)
@@ -197,51 +140,3 @@ def operations(config: Config, methods: Methods, T: int = LENGTH) -> int:
         if place not in ("prefix", "prompt"):  # those two give rows, which are counted above
             total += (T if place == "lm_head" else rows) * sum(math.prod(shape) for shape in p if len(shape) == 2)
     return total
-
-
-def latency(methods: list[Method], base: Arrays) -> list[dict[int, tuple[float, ...]]]:
-    """The time of a forward pass of each method at inference, merged or folded, for batches of 1 and 16, in each round."""
-    rng = np.random.default_rng(1)
-    forms = []
-    for method in methods:
-        arrays, _ = start(base, method, rng)
-        forms.append((*transformer.merge(arrays, method.config, method.methods), method.config))
-    found: list[dict[int, tuple[float, ...]]] = [{} for _ in methods]
-    for batch in 1, 16:
-        words = rng.integers(0, CONFIG.vocabulary, (batch, LENGTH))
-        calls = [partial(transformer.forward, words, config=config, methods=left) for _, left, config in forms]
-        for its, times in zip(found, in_turns(calls, [arrays for arrays, _, _ in forms], rng), strict=True):
-            its[batch] = times
-    return found
-
-
-def step_times(methods: list[Method], base: Arrays) -> list[tuple[float, ...]]:
-    """The time of a training step of each method in each round."""
-    rng = np.random.default_rng(2)
-    words, calls, every = rng.integers(0, CONFIG.vocabulary, (BATCH, LENGTH + 1)), [], []
-    for method in methods:
-        arrays, names = start(base, method, rng)
-        state = optim.adamw_init({name: arrays[name] for name in names})
-        calls.append(partial(
-            step, names=names, config=method.config, methods=method.methods, words=words, rate=RATES[0], state=state))
-        every.append(arrays)
-    return in_turns(calls, every, rng)
-
-
-def in_turns(calls: Sequence[Callable], arrays: list[Arrays], rng: np.random.Generator) -> list[tuple[float, ...]]:
-    """The time of each call, of its arrays, in each round. In a round every call has its turn, in an order that is drawn, with
-    copies of its arrays, since where an array begins in memory makes a few percent; and twice, of which the second time
-    counts, since the first brings them into the caches. Each answer is kept until the next, as in a loop, so that its memory
-    does not go back to the system."""
-    times: list[list[float]] = [[] for _ in calls]
-    answer = None
-    for turn in range(ROUNDS + 2):
-        for i in rng.permutation(len(calls)):
-            copies = {name: array.copy() for name, array in arrays[i].items()}
-            for _ in range(2):
-                started = time.perf_counter()
-                answer = calls[i](arrays=copies)
-            if turn >= 2:  # the code is warm, too
-                times[i].append(time.perf_counter() - started)
-    del answer
-    return [tuple(its) for its in times]

@@ -5,7 +5,8 @@ from statistics import median
 from typing import Any
 
 from lora_ref import lora
-from lora_ref.study.comparison import BATCH, CONFIG, LENGTH, Result
+from lora_ref.study.comparison import Result
+from lora_ref.study.fine_tuning import BATCH, CONFIG, LENGTH
 
 
 def ratio(times: tuple[float, ...], others: tuple[float, ...]) -> tuple[float, float, float]:

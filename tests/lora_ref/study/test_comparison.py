@@ -8,7 +8,7 @@ import pytest
 
 from lora_ref import ops, transformer
 from lora_ref.__main__ import main
-from lora_ref.study import comparison, language, report
+from lora_ref.study import comparison, fine_tuning, language, report, timing
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_the_counts_are_those_of_the_arrays(result):
         assert row.trained == sum(arrays[name].size for name in names)
         assert row.memory == 12 * row.trained  # a gradient and two moments of float32
         assert row.name.startswith("LoRA") <= (row.stored == 0 and row.operations == 1)
-        assert len(row.losses) == 2 and len(row.step) == comparison.ROUNDS == len(row.latency[1]) == len(row.latency[16])
+        assert len(row.losses) == 2 and len(row.step) == timing.ROUNDS == len(row.latency[1]) == len(row.latency[16])
     assert [row.positions for row in result.rows[1:]] == [0] * 7 + [8] * 4
 
 
@@ -79,8 +79,8 @@ def test_fusing_changes_nothing():
     words = rng.integers(0, 32, (2, 5))
     one, _ = transformer.forward(words, base, comparison.CONFIG)
     fused = comparison.CONFIG._replace(fused=True)
-    other, _ = transformer.forward(words, comparison.fused(base), fused)
-    assert np.abs(one - other).max() < 1e-12 * np.abs(one).max()  # the figure of the issue
+    other, _ = transformer.forward(words, fine_tuning.fused(base), fused)
+    assert np.abs(one - other).max() < 1e-12 * np.abs(one).max()  # the rounding of float64
 
 
 def test_the_table_fits_80_columns_and_names_all(result):
