@@ -2,7 +2,7 @@
 
     y = x Wᵀ + b        x (…, in), W (out, in), b (out), y (…, out)
 
-W and b are frozen, so there is no gradient of either: `backward` gives dx alone.
+W and b are frozen, so `backward` gives dx alone.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from lora_ref.shapes import check, rows
 
 
 class Cache(NamedTuple):
-    """What backward needs. It refers to W and does not copy it."""
+    """What backward needs: W itself, not a copy."""
 
     W: np.ndarray  # (out, in)
 

@@ -7,7 +7,7 @@
 
 Sources: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, eq. 3 and §4.1 (A random, B zero, α/r);
 Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023 (α/√r). The paper has columns for
-samples and so writes B A x; here samples are rows. `derivations/lora.md` proves the gradients, with the same letters.
+samples and writes B A x; here samples are rows. `derivations/lora.md` proves the gradients with the same letters.
 
 Left out: gradients of W and b, which are frozen; dropout in rank space; convolutions and embeddings.
 """
@@ -30,7 +30,7 @@ class LoRA(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """What backward needs. It refers to the arguments of forward and copies none: change none of them in between."""
+    """What backward needs. It refers to the arguments of forward: change none of them in between."""
 
     x: np.ndarray  # (…, in)
     base: linear.Cache
@@ -49,7 +49,7 @@ def init(
     dtype: DTypeLike = np.float64,
     init_A: Initialiser = gaussian,
 ) -> LoRA:
-    """A (in, rank) drawn by init_A, B (rank, out) zero, so that the layer starts as the frozen one (paper, §4.1).
+    """A (in, rank) drawn by init_A and B (rank, out) zero: the layer starts as the frozen one (paper, §4.1).
 
     Raises ValueError for a size that is not a positive integer and for a dtype in which the package does not compute.
     """
@@ -64,7 +64,7 @@ def forward(
 ) -> tuple[np.ndarray, Cache]:
     """y (…, out), in the dtype of x, and the cache for backward (paper, eq. 3).
 
-    b may be None. The mask is that of dropout, made by `dropout_mask` and so already scaled; None is no dropout.
+    b may be None. `dropout_mask` makes the mask, already divided by 1 − rate; None means no dropout.
     Raises ValueError for a wrong shape or dtype, and for a scale that is not a finite number.
     """
     A, B = p
@@ -119,7 +119,7 @@ def merge(W: np.ndarray, b: np.ndarray | None, p: LoRA, scale: float) -> tuple[n
 
 
 def parameter_count(in_features: int, out_features: int, rank: int) -> int:
-    """rank · (in + out), so 2 · d · rank for a d × d layer. Raises ValueError unless all are positive integers."""
+    """rank · (in + out), which is 2 · d · rank for a d × d layer. Raises ValueError unless all are positive integers."""
     for name, size in ("in_features", in_features), ("out_features", out_features), ("rank", rank):
         check_size("lora.parameter_count", name, size)
     return int(rank) * (int(in_features) + int(out_features))

@@ -1,9 +1,9 @@
-"""The methods beside each other on one task: what each trains, what it costs, and what it reaches. NumPy alone.
+"""Compares the methods on one task: how many numbers each trains, what it costs, and which loss it reaches.
 
-A small transformer learns a language (`language.py`) and is then fine-tuned on that language with half of its rules drawn
-anew, by each method, over several seeds. Every method has its learning rate chosen for it, on a seed of its own, from the
-same list. Steps and inference are timed in rounds in which every method has its turn, so that what disturbs the machine
-disturbs all, and given as ratios: the median over the rounds, and an interval that holds it with a probability of 99 %.
+A small transformer learns a made-up language (`language.py`). Each method then fine-tunes it on the same language with half of
+the rules drawn anew, over several seeds. The learning rate of each method is the best of one list, on a seed of its own.
+`timing.py` times training steps and inference. `report.py` gives the times as ratios, with the median over the rounds and an
+interval that holds it with a probability of 99 %.
 """
 
 import math
@@ -24,23 +24,25 @@ Progress = Callable[[float, str], None]  # share done, what is being done
 
 
 class Row(NamedTuple):
-    """What was found of one method. Times in seconds, memory in bytes, losses in nats."""
+    """What was measured for one method. Times in seconds, memory in bytes, losses in nats."""
 
     name: str
     trained: int  # numbers that train
-    stored: int  # numbers that an adapted model has beyond the base at inference, merged or folded where that is possible
-    operations: float  # multiply-adds of a forward pass at inference, of those of the base
-    positions: int  # of the context that are gone
+    stored: int  # numbers that the merged model has in addition to the base
+    operations: float  # multiply-adds of a forward pass of the merged model, divided by those of the base
+    positions: int  # positions of the context that the method takes
     memory: int  # gradients and AdamW's two moments
-    rate: float  # the one that was chosen
+    rate: float  # the chosen learning rate
     step: tuple[float, ...]  # time of a training step in each round
     latency: dict[int, tuple[float, ...]]  # batch → time of a forward pass in each round
-    losses: tuple[float, ...]  # by seed, on words that were not trained on
+    losses: tuple[float, ...]  # for each seed, on words that were not trained on
 
 
 class Result(NamedTuple):
+    """What `run` measured."""
+
     rows: tuple[Row, ...]  # the base first, which trains nothing
-    entropy: float  # of the shifted language: the lowest loss there is
+    entropy: float  # the entropy of the shifted language, which no loss is below
     base_parameters: int
     seconds: float
 
@@ -71,7 +73,7 @@ def places() -> list[Method]:
 
 
 def run(seeds: int = 3, steps: int = 200, pretraining: int = 1000, progress: Progress = lambda share, what: None) -> Result:
-    """Pretrains, fine-tunes with every method, and measures. Raises ValueError for fewer than one seed or step."""
+    """Pretrains the base, fine-tunes it with every method, and measures. Raises ValueError for fewer than one seed or step."""
     for name, value in ("seeds", seeds), ("steps", steps), ("pretraining", pretraining):
         if value < 1:
             raise ValueError(f"compare.run: {name} is {value}, expected at least 1 because a mean is taken over them")
@@ -81,7 +83,7 @@ def run(seeds: int = 3, steps: int = 200, pretraining: int = 1000, progress: Pro
     new = language.shifted(rng, old)
     unseen = language.sample(rng, new, 128, LENGTH + 1)
     methods = places()
-    search = max(1, steps // 2)  # steps with each rate: of fewer, one that will diverge can look best
+    search = max(1, steps // 2)  # steps with each rate; after fewer, a rate that will diverge can look best
     total = pretraining + len(methods) * (seeds * steps + len(RATES) * search)
     done = 0
 
@@ -117,6 +119,7 @@ def run(seeds: int = 3, steps: int = 200, pretraining: int = 1000, progress: Pro
 
 
 def described(method: Method, arrays: Arrays, rate: float, losses: list[float]) -> Row:
+    """The row of a method, from the fine-tuned arrays, without its times."""
     base = transformer.base_names(method.config)
     names = base if method.full else transformer.trained_names(method.config, method.methods)
     trained = sum(arrays[name].size for name in names)

@@ -43,7 +43,7 @@ def train(
     arrays: Arrays, names: list[str], config: Config, methods: Methods, source: language.Language, rng: np.random.Generator,
     rate: float, steps: int, tick: Callable[[], None],
 ) -> Arrays:
-    """The arrays after so many steps of AdamW without decay, the rate rising over the first 20 and falling to 0 from there."""
+    """The arrays after `steps` steps of AdamW without decay. The rate rises over the first 20 steps, then falls to 0."""
     state = optim.adamw_init({name: arrays[name] for name in names})
     for i in range(steps):
         words = language.sample(rng, source, BATCH, LENGTH + 1)
@@ -56,6 +56,7 @@ def train(
 def step(
     arrays: Arrays, names: list[str], config: Config, methods: Methods, words: np.ndarray, rate: float, state: optim.State
 ) -> tuple[Arrays, optim.State]:
+    """The arrays and AdamW's state after one step on these words."""
     logits, cache = transformer.forward(words[:, :-1], arrays, config, methods)
     _, kept = ops.loss(logits, words[:, 1:])
     gradients = transformer.backward(ops.loss_backward(kept), cache, names)
@@ -63,6 +64,6 @@ def step(
 
 
 def loss(arrays: Arrays, config: Config, methods: Methods, words: np.ndarray) -> float:
-    """Of the words from the third on, since the two before are what the language goes by."""
+    """The mean loss over the words from the third on, because a word depends on the two before it."""
     logits, _ = transformer.forward(words[:, :-1], arrays, config, methods)
     return float(ops.loss(logits[:, 1:], words[:, 2:])[0])

@@ -33,7 +33,7 @@ UNITS = {"M": 10**6, "×": 1, " MB": 10**6, " GB": 10**9}  # what a printed 1 st
 
 
 class Row(NamedTuple):
-    """One printed figure. The verdict is computed; the cause is words, and there exactly where the verdict is "differs"."""
+    """One printed figure. The verdict is computed. The cause is written by hand, exactly where the verdict is "differs"."""
 
     table: str
     model: str
@@ -46,7 +46,7 @@ class Row(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Whether the recomputed count, rounded to the digits that are printed, is the printed figure."""
+        """ "agrees" if the recomputed count, rounded to the printed digits, is the printed figure."""
         printed = Decimal(self.reported.replace(",", ""))
         rounded = (Decimal(self.recomputed) / UNITS[self.unit]).quantize(printed, ROUND_HALF_UP)
         return AGREES if rounded == printed else DIFFERS

@@ -18,7 +18,7 @@ RATE = 1e-2  # of the timed steps, whose time does not depend on it
 
 
 def latency(methods: list[Method], base: Arrays) -> list[dict[int, tuple[float, ...]]]:
-    """The time of a forward pass of each method at inference, merged or folded, for batches of 1 and 16, in each round."""
+    """The time of a forward pass of each method in each round, merged where that is possible, for batches of 1 and 16."""
     rng = np.random.default_rng(1)
     forms = []
     for method in methods:
@@ -47,10 +47,12 @@ def step_times(methods: list[Method], base: Arrays) -> list[tuple[float, ...]]:
 
 
 def in_turns(calls: Sequence[Callable], arrays: list[Arrays], rng: np.random.Generator) -> list[tuple[float, ...]]:
-    """The time of each call, of its arrays, in each round. In a round every call has its turn, in an order that is drawn, with
-    copies of its arrays, since where an array begins in memory makes a few percent; and twice, of which the second time
-    counts, since the first brings them into the caches. Each answer is kept until the next, as in a loop, so that its memory
-    does not go back to the system."""
+    """The time of each call with its arrays, in each round.
+
+    In a round every call has its turn, in a random order. It works on copies of its arrays, because the address of an array
+    changes the time by a few percent. It runs twice and the second run counts, because the first brings the arrays into the
+    caches. Each answer lives until the next one, as in a loop, so that its memory does not go back to the system.
+    """
     times: list[list[float]] = [[] for _ in calls]
     answer = None
     for turn in range(ROUNDS + 2):

@@ -117,7 +117,7 @@ def test_the_command_writes_what_it_is_asked_for(tmp_path, capsys, monkeypatch, 
     for name in "c.svg", "c.png":
         assert main(["compare", "--picture", str(tmp_path / name), "--json", str(tmp_path / "c.json")]) == 0
     printed = capsys.readouterr()
-    assert "The article's claims" in printed.out and printed.err == ""  # no progress: it is no terminal
+    assert "Claims about the methods" in printed.out and printed.err == ""  # no progress: it is no terminal
     assert max(map(len, printed.out.splitlines())) <= 80
     assert len(json.loads((tmp_path / "c.json").read_text())["rows"]) == 12
     assert b"<svg" in (tmp_path / "c.svg").read_bytes() and (tmp_path / "c.png").read_bytes()[1:4] == b"PNG"
