@@ -10,11 +10,15 @@ from lora_ref import ops, transformer
 from lora_ref.__main__ import main
 from lora_ref.study import comparison, fine_tuning, language, report, timing
 
+ROUNDS = 10  # in place of timing.ROUNDS, to save time
+
 
 @pytest.fixture(scope="module")
 def result() -> comparison.Result:
     told = []
-    found = comparison.run(seeds=2, steps=6, pretraining=4, progress=lambda share, what: told.append(share))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "ROUNDS", ROUNDS)
+        found = comparison.run(seeds=2, steps=6, pretraining=4, progress=lambda share, what: told.append(share))
     assert told == sorted(told) and told[-1] == 1.0
     return found
 
@@ -42,7 +46,7 @@ def test_the_counts_are_those_of_the_arrays(result):
         assert row.trained == sum(arrays[name].size for name in names)
         assert row.memory == 12 * row.trained  # a gradient and two moments of float32
         assert row.name.startswith("LoRA") <= (row.stored == 0 and row.operations == 1)
-        assert len(row.losses) == 2 and len(row.step) == timing.ROUNDS == len(row.latency[1]) == len(row.latency[16])
+        assert len(row.losses) == 2 and len(row.step) == ROUNDS == len(row.latency[1]) == len(row.latency[16])
     assert [row.positions for row in result.rows[1:]] == [0] * 7 + [8] * 4
 
 
