@@ -1,6 +1,6 @@
 """LoRA and its relatives in plain NumPy, with hand-written gradients: the ground truth that others are held against.
 
-One file per method, each with the same functions: `init`, `forward`, `backward`, `parameter_count`, and `merge` or `fold` where
-that is possible; `derivations/` proves the gradients. Nothing but NumPy is imported (`picture.py`, when asked to draw, has
-matplotlib do it).
+Each method is one file with the same functions: `init`, `forward`, `backward`, `parameter_count`, and `merge` where that is
+possible. `places.py` says what a further method needs. `derivations/` proves the gradients. The package imports NumPy alone;
+only `study/picture.py` imports matplotlib, when it draws.
 """

@@ -1,4 +1,4 @@
-"""python -m lora_ref compare | papers"""
+"""The command line: `python -m lora_ref compare` and `python -m lora_ref papers`."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from lora_ref.study import comparison, papers, report
 
 EPILOG = """
 examples:
-  python -m lora_ref compare                        a table, and which of the article's claims held
+  python -m lora_ref compare                        a table, and which claims about the methods held
   python -m lora_ref compare --picture compare.svg  and a picture (needs matplotlib)
   python -m lora_ref compare --seeds 1 --steps 50 --pretraining 300   a quick look
   python -m lora_ref papers                         the papers' parameter counts, recomputed
@@ -56,7 +56,7 @@ def compared(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr, flush=True)
     print(report.table(result))
-    print("\nThe article's claims")
+    print("\nClaims about the methods")
     for claim, verdict, found in report.claims(result):
         print(textwrap.fill(f"{claim}: {verdict.upper()}. {found}.", 80, initial_indent="* ", subsequent_indent="  "))
     print(f"\n{result.seconds:.0f} s")
@@ -70,7 +70,7 @@ def compared(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
 
 
 def progress(share: float, what: str) -> None:
-    """One line that is written over; nothing where standard error is no terminal."""
+    """Shows the progress on one line of the terminal; does nothing if standard error is not a terminal."""
     if sys.stderr.isatty():
         print(f"\r\033[K{share:4.0%}  {what}", end="", file=sys.stderr, flush=True)
 

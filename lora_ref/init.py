@@ -1,13 +1,13 @@
-"""How A starts. Each function draws an (in, rank) matrix from a generator; B always starts at zero.
+"""The initial values of A. Each function draws an (in, rank) matrix from a generator; B always starts at zero.
 
-The paper wants A "random Gaussian" (Hu et al. 2021, §4.1) and states no standard deviation. Here are one reading of it,
-what the well-known libraries do instead, and a common accident:
+The paper wants A "random Gaussian" (Hu et al. 2021, §4.1) and states no standard deviation. This file has one reading of the
+paper, what well-known libraries do instead, and a common mistake:
 
     gaussian         N(0, 1/in)            each component of x A has the mean square of x, whatever the sizes
     kaiming_uniform  U(−1/√in, 1/√in)      loralib, PEFT and others: kaiming_uniform_(a=√5) on a (rank, in) tensor
     kaiming_rank     N(0, 2/(1.0001 rank)) kaiming_normal_(a=0.01) on an (in, rank) tensor, whose fan-in is *rank*
 
-Every function draws in float64 and then rounds, so that one seed gives the same matrix in every dtype. Each raises
+Every function draws in float64 and then rounds, so that one seed gives the same matrix in every dtype. Every function raises
 ValueError for a size that is not a positive integer and for a dtype in which the package does not compute.
 """
 
@@ -22,7 +22,7 @@ Initialiser = Callable[[np.random.Generator, int, int, DTypeLike], np.ndarray]
 
 
 def gaussian(rng: np.random.Generator, in_features: int, rank: int, dtype: DTypeLike = np.float64) -> np.ndarray:
-    """(in, rank), normal with standard deviation 1/√in_features: the fan-in is the number of features that A sums over.
+    """(in, rank), normal with standard deviation 1/√in_features. The fan-in is the number of features that A sums over.
 
     The paper states no standard deviation; this one is our choice.
     """
@@ -43,8 +43,8 @@ def kaiming_uniform(rng: np.random.Generator, in_features: int, rank: int, dtype
 def kaiming_rank(rng: np.random.Generator, in_features: int, rank: int, dtype: DTypeLike = np.float64) -> np.ndarray:
     """(in, rank), normal with standard deviation √(2/((1 + 0.01²) rank)): `kaiming_normal_(A, a=0.01)` taken literally.
 
-    PyTorch takes a matrix to be (fan_out, fan_in), so for an (in, rank) tensor the fan-in is rank, and in_features has
-    no say: at rank ≪ in A starts far larger than with `gaussian`.
+    PyTorch takes a matrix to be (fan_out, fan_in), so the fan-in of an (in, rank) tensor is rank, and in_features has no
+    influence. Where rank is much smaller than in_features, A starts far larger than with `gaussian`.
     """
     _check("init.kaiming_rank", in_features, rank, dtype)
     return rng.normal(0, (2 / ((1 + 0.01**2) * rank)) ** 0.5, (in_features, rank)).astype(dtype)

@@ -2,7 +2,7 @@
 
     y = x Wᵀ + b        x (…, in), W (out, in), b (out), y (…, out)
 
-W and b are frozen, so there is no gradient of either: `backward` gives dx alone.
+W and b are frozen, so `backward` gives dx alone.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from lora_ref.shapes import check, rows
 
 
 class Cache(NamedTuple):
-    """What backward needs. It refers to W and does not copy it."""
+    """What backward needs: W itself, not a copy."""
 
     W: np.ndarray  # (out, in)
 
@@ -21,9 +21,7 @@ class Cache(NamedTuple):
 def forward(x: np.ndarray, W: np.ndarray, b: np.ndarray | None) -> tuple[np.ndarray, Cache]:
     """y (…, out) and the cache; b may be None. Raises ValueError for a wrong shape or dtype."""
     check("linear.forward", x=(x, "… in"), W=(W, "out in"), b=(b, "out or None"))
-    y = rows(x) @ W.T                                                                         # (n, out)
-    if b is not None:
-        y += b
+    y = rows(x) @ W.T if b is None else rows(x) @ W.T + b                                     # (n, out)
     return y.reshape(*x.shape[:-1], len(W)), Cache(W)
 
 

@@ -7,7 +7,7 @@
 
 Sources: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, eq. 3 and §4.1 (A random, B zero, α/r);
 Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023 (α/√r). The paper has columns for
-samples and so writes B A x; here samples are rows. `derivations/lora.md` proves the gradients, with the same letters.
+samples and writes B A x; here samples are rows. `derivations/lora.md` proves the gradients with the same letters.
 
 Left out: gradients of W and b, which are frozen; dropout in rank space; convolutions and embeddings.
 """
@@ -22,22 +22,15 @@ from lora_ref.init import Initialiser, gaussian
 from lora_ref.shapes import check, check_dtype, check_size, finite, rows
 
 
-class Spec(NamedTuple):
-    """What a place of a transformer is told."""
-
-    rank: int
-    scale: float = 1.0
-
-
 class LoRA(NamedTuple):
-    """The trainable arrays, or their gradients."""
+    """The arrays that train, or their gradients."""
 
     A: np.ndarray  # (in, rank)
     B: np.ndarray  # (rank, out)
 
 
 class Cache(NamedTuple):
-    """What backward needs. It refers to the arguments of forward and copies none: change none of them in between."""
+    """What backward needs. It refers to the arguments of forward: change none of them in between."""
 
     x: np.ndarray  # (…, in)
     base: linear.Cache
@@ -56,7 +49,7 @@ def init(
     dtype: DTypeLike = np.float64,
     init_A: Initialiser = gaussian,
 ) -> LoRA:
-    """A (in, rank) drawn by init_A, B (rank, out) zero, so that the layer starts as the frozen one (paper, §4.1).
+    """A (in, rank) drawn by init_A and B (rank, out) zero: the layer starts as the frozen one (paper, §4.1).
 
     Raises ValueError for a size that is not a positive integer and for a dtype in which the package does not compute.
     """
@@ -71,7 +64,7 @@ def forward(
 ) -> tuple[np.ndarray, Cache]:
     """y (…, out), in the dtype of x, and the cache for backward (paper, eq. 3).
 
-    b may be None. The mask is that of dropout, made by `dropout_mask` and so already scaled; None is no dropout.
+    b may be None. `dropout_mask` makes the mask, already divided by 1 − rate; None means no dropout.
     Raises ValueError for a wrong shape or dtype, and for a scale that is not a finite number.
     """
     A, B = p
@@ -83,12 +76,12 @@ def forward(
     s = finite("lora.forward", "scale", scale, x.dtype)
     # 1. y = x Wᵀ + b
     y, base = linear.forward(rows(x), W, b)                                                   # (n, out)
-    # 2. z = x ∘ mask, for A alone: the frozen layer sees all of x
+    # 2. z = x ∘ mask: the mask acts on the input of A alone
     z = rows(x if mask is None else x * mask)                                                 # (n, in)
-    # 3. h = scale · z A: here, since of all the places for the scale this is the smallest array
+    # 3. h = scale · z A
     h = s * (z @ A)                                                                           # (n, rank)
     # 4. y += h B
-    _add_product(y, h, B)                                                                     # (n, out)
+    y += h @ B                                                                                # (n, out)
     return y.reshape(*x.shape[:-1], len(W)), Cache(x, base, p, s, mask, z, h)
 
 
@@ -101,25 +94,17 @@ def backward(dy: np.ndarray, cache: Cache) -> tuple[np.ndarray, LoRA]:
     check("lora.backward", x=(x, "… in"), W=(base.W, "out in"), dy=(dy, "… out"))
     dy = rows(dy)                                                                             # (n, out)
     # 4. y += h B
-    dB = h.T @ dy                                                                             # (rank, out)
     dh = dy @ B.T                                                                             # (n, rank)
+    dB = h.T @ dy                                                                             # (rank, out)
     # 3. h = scale · z A
-    dh *= s
-    dA = z.T @ dh                                                                             # (in, rank)
-    # 2. z = x ∘ mask, so dz = dh Aᵀ ∘ mask; and 1. y = x Wᵀ + b
-    dx = linear.backward(dy, base)                                                            # (n, in)
-    _add_product(dx, dh, A.T, None if mask is None else rows(mask))
+    du = s * dh                                                                               # (n, rank)
+    dz = du @ A.T                                                                             # (n, in)
+    dA = z.T @ du                                                                             # (in, rank)
+    # 2. z = x ∘ mask
+    dx = dz if mask is None else dz * rows(mask)                                              # (n, in)
+    # 1. y = x Wᵀ + b
+    dx += linear.backward(dy, base)                                                           # (n, in)
     return dx.reshape(x.shape), LoRA(dA, dB)
-
-
-def _add_product(y: np.ndarray, h: np.ndarray, B: np.ndarray, mask: np.ndarray | None = None) -> None:
-    """y += h B ∘ mask, in place, some rows at a time: the product stays in the cache, and needs no array as large as y."""
-    for start in range(0, len(y), 64):
-        some = slice(start, start + 64)
-        product = h[some] @ B
-        if mask is not None:
-            product *= mask[some]
-        y[some] += product
 
 
 def merge(W: np.ndarray, b: np.ndarray | None, p: LoRA, scale: float) -> tuple[np.ndarray, np.ndarray | None]:
@@ -130,13 +115,11 @@ def merge(W: np.ndarray, b: np.ndarray | None, p: LoRA, scale: float) -> tuple[n
     A, B = p
     check("lora.merge", W=(W, "out in"), b=(b, "out or None"), A=(A, "in rank"), B=(B, "rank out"))
     s = finite("lora.merge", "scale", scale, W.dtype)
-    merged = B.T @ (s * A.T)                                                                  # (out, in)
-    merged += W
-    return merged, None if b is None else b.copy()
+    return W + s * (A @ B).T, None if b is None else b.copy()
 
 
 def parameter_count(in_features: int, out_features: int, rank: int) -> int:
-    """rank · (in + out), so 2 · d · rank for a d × d layer. Raises ValueError unless all are positive integers."""
+    """rank · (in + out), which is 2 · d · rank for a d × d layer. Raises ValueError unless all are positive integers."""
     for name, size in ("in_features", in_features), ("out_features", out_features), ("rank", rank):
         check_size("lora.parameter_count", name, size)
     return int(rank) * (int(in_features) + int(out_features))
@@ -167,3 +150,27 @@ def dropout_mask(
         why = "what is kept is divided by 1 − rate"
         raise ValueError(f"lora.dropout_mask: rate is {rate!r}, expected 0 ≤ rate < 1 because {why}")
     return (rng.random(shape) >= rate) / dtype.type(1 - rate)
+
+
+PLACE = "linear"  # where LoRA stands in a transformer; places.py says what else is below and who calls it
+FROZEN = ()  # the names of arrays that do not train
+
+
+class Config(NamedTuple):
+    """Hyperparameters of LoRA at one linear layer of a transformer."""
+
+    rank: int
+    scale: float = 1.0
+
+
+def shapes(config: Config, in_features: int, out_features: int) -> LoRA:
+    """The shapes of A and B. Raises ValueError for a rank that is not a positive integer."""
+    check_size("lora.shapes", "rank", config.rank)
+    return LoRA._make([(in_features, config.rank), (config.rank, out_features)])
+
+
+def init_at(
+    rng: np.random.Generator, config: Config, in_features: int, out_features: int, dtype: DTypeLike = np.float64
+) -> LoRA:
+    """What `init` gives for the rank of the configuration."""
+    return init(rng, in_features, out_features, config.rank, dtype)

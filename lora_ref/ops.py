@@ -1,25 +1,29 @@
 """The parts of a transformer that are not matrices: activations, norms, softmax, embedding, loss. Each with its backward.
 
-    relu       max(x, 0)                                      silu  x σ(x)
-    gelu       x/2 (1 + tanh(√(2/π) (x + 0.044715 x³)))       GPT-2's form of x Φ(x)
+    relu       max(x, 0)
+    silu       x σ(x)
+    gelu       x/2 (1 + tanh(√(2/π) (x + 0.044715 x³)))       GPT-2's approximation of x Φ(x)
     layer      n w + b,  n = (x − mean x) / √(mean (x − mean x)² + ε)
     rms        n w,      n = x / √(mean x² + ε)
     softmax    eˢ / Σ eˢ                                      over the last axis
     loss       the mean of −log softmax(logits)[target] over the targets that are not −100
 
-Every forward gives (y, cache), every backward takes (dy, cache). All are analytic as written, so the complex step goes
-through them: a comparison looks at the real part alone. An argument is never changed. Sources: Hendrycks and Gimpel,
-"Gaussian Error Linear Units", 2016; Ba et al., "Layer Normalization", 2016; Zhang and Sennrich, "Root Mean Square Layer
-Normalization", 2019.
+A forward function gives (y, cache), its backward function takes (dy, cache). No argument is changed. Every function is
+analytic as written, so the complex step works on it; a comparison, such as that of relu, looks at the real part alone.
+
+Sources: Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016; Ba et al., "Layer Normalization", 2016; Zhang and
+Sennrich, "Root Mean Square Layer Normalization", 2019.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
+from lora_ref.shapes import rows
+
 EPSILON = 1e-5  # ε of both norms
 IGNORED = -100  # a target that does not count
-_GELU = (2 / np.pi) ** 0.5
+GELU = (2 / np.pi) ** 0.5
 
 
 def relu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -31,45 +35,35 @@ def relu_backward(dy: np.ndarray, positive: np.ndarray) -> np.ndarray:
     return dy * positive
 
 
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """σ(x) = 1 / (1 + e⁻ˣ), written with tanh because that cannot overflow."""
+    return (1 + np.tanh(x / 2)) / 2
+
+
 def silu(x: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    # σ(x) = (1 + tanh(x/2)) / 2, which cannot overflow
-    sigma = np.tanh(0.5 * x)
-    sigma += 1
-    sigma *= 0.5
+    sigma = sigmoid(x)
     return x * sigma, (x, sigma)
 
 
 def silu_backward(dy: np.ndarray, cache: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     x, sigma = cache
     # (x σ)′ = σ + x σ (1 − σ)
-    return dy * (sigma * (1 + x * (1 - sigma)))
+    return dy * (sigma + x * sigma * (1 - sigma))
 
 
 def gelu(x: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    t = x * x
-    t *= 0.044715 * _GELU
-    t += _GELU
-    t *= x
-    t = np.tanh(t)                                                                            # tanh u
-    y = 1 + t
-    y *= x
-    y *= 0.5
-    return y, (x, t)
+    # 1. t = tanh(√(2/π) (x + 0.044715 x³))
+    t = np.tanh(GELU * (x + 0.044715 * x * x * x))
+    # 2. y = x (1 + t) / 2
+    return x * (1 + t) / 2, (x, t)
 
 
 def gelu_backward(dy: np.ndarray, cache: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     x, t = cache
-    # (x (1 + t) / 2)′ = (1 + t) / 2 + x (1 − t²) u′ / 2, u = √(2/π) (x + 0.044715 x³)
-    slope = x * x
-    slope *= 3 * 0.044715 * _GELU
-    slope += _GELU
-    slope *= x
-    slope *= 1 - t * t
-    slope += t
-    slope += 1
-    slope *= 0.5
-    slope *= dy
-    return slope
+    # 1. t = tanh(√(2/π) (x + 0.044715 x³))
+    dt_dx = (1 - t * t) * GELU * (1 + 3 * 0.044715 * x * x)
+    # 2. y = x (1 + t) / 2
+    return dy * (1 + t + x * dt_dx) / 2
 
 
 ACTIVATIONS = {"relu": (relu, relu_backward), "gelu": (gelu, gelu_backward), "silu": (silu, silu_backward)}
@@ -81,55 +75,52 @@ class Norm(NamedTuple):
     n: np.ndarray  # (…, width), normalised
     inverse: np.ndarray  # (…, 1), 1 / √(… + ε)
     w: np.ndarray  # (width)
-    centred: bool
+    centred: bool  # whether the mean was taken away: LayerNorm
 
 
 def norm(x: np.ndarray, w: np.ndarray, b: np.ndarray | None) -> tuple[np.ndarray, Norm]:
     """LayerNorm with a bias, RMSNorm without one; x (…, width)."""
-    # 1. n = (x − mean) / √(mean square + ε)
-    n = x if b is None else x - _mean(x)
-    inverse = 1 / np.sqrt(_mean_product(n, n) + EPSILON)
-    n = n * inverse                                                                           # (…, width)
-    # 2. y = n w + b
-    y = n * w
-    if b is not None:
-        y += b
+    # 1. c = x − mean x, or x
+    c = x if b is None else x - mean(x)                                                       # (…, width)
+    # 2. n = c / √(mean c² + ε)
+    inverse = 1 / np.sqrt(mean(c * c) + EPSILON)                                              # (…, 1)
+    n = c * inverse                                                                           # (…, width)
+    # 3. y = n w + b
+    y = n * w if b is None else n * w + b
     return y, Norm(n, inverse, w, b is not None)
 
 
 def norm_backward(dy: np.ndarray, cache: Norm) -> np.ndarray:
-    """dx (…, width); `norm_weights` gives dw and db."""
+    """dx (…, width). `norm_weights` gives dw and db."""
     n, inverse, w, centred = cache
-    # 2. y = n w + b
-    dx = dy * w
-    # 1. the slope of 1/√(mean square + ε) takes the part along n away (exactly so for every ε), that of the mean the mean
-    along = n * _mean_product(dx, n)
-    if centred:
-        dx -= _mean(dx)
-    dx -= along
-    dx *= inverse
-    return dx
+    # 3. y = n w + b
+    dn = dy * w
+    # 2. n = c / √(mean c² + ε)
+    dc = inverse * (dn - n * mean(dn * n))
+    # 1. c = x − mean x, or x
+    return dc - mean(dc) if centred else dc
 
 
 def norm_weights(dy: np.ndarray, cache: Norm) -> tuple[np.ndarray, np.ndarray | None]:
-    """dw and db (width), sums over all leading axes; db is None of an RMSNorm."""
-    axes = tuple(range(dy.ndim - 1))
-    return (dy * cache.n).sum(axes), dy.sum(axes) if cache.centred else None
+    """dw and db (width), sums over all leading axes. db is None for RMSNorm."""
+    dw, db = rows(dy * cache.n).sum(0), rows(dy).sum(0)
+    return dw, db if cache.centred else None
+
+
+def mean(x: np.ndarray) -> np.ndarray:
+    """The mean over the last axis, (…, 1)."""
+    return x.sum(-1, keepdims=True) / x.shape[-1]
 
 
 def softmax(s: np.ndarray) -> np.ndarray:
-    """Over the last axis; −inf is a place that is not seen. Its backward needs the answer itself."""
-    p = s - np.real(s).max(-1, keepdims=True)
-    np.exp(p, out=p)
-    p /= p.sum(-1, keepdims=True)
-    return p
+    """Over the last axis. A score of −inf gets the share 0. The backward needs the shares alone."""
+    e = np.exp(s - np.real(s).max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
 
 
 def softmax_backward(dp: np.ndarray, p: np.ndarray) -> np.ndarray:
     # dsⱼ = pⱼ (dpⱼ − Σ dp p)
-    ds = dp - _sum_product(dp, p)
-    ds *= p
-    return ds
+    return p * (dp - (dp * p).sum(-1, keepdims=True))
 
 
 def embedding(tokens: np.ndarray, E: np.ndarray) -> np.ndarray:
@@ -138,13 +129,10 @@ def embedding(tokens: np.ndarray, E: np.ndarray) -> np.ndarray:
 
 
 def embedding_backward(dy: np.ndarray, tokens: np.ndarray, vocabulary: int) -> np.ndarray:
-    """dE (vocabulary, width): each token's row is the sum of the dy (…, width) at its places."""
-    tokens, dy = tokens.ravel(), dy.reshape(tokens.size, dy.shape[-1])
-    order = np.argsort(tokens, kind="stable")
-    present, starts = np.unique(tokens[order], return_index=True)
+    """dE (vocabulary, width): the row of a token is the sum of dy (…, width) wherever the token stands."""
     dE = np.zeros_like(dy, shape=(vocabulary, dy.shape[-1]))
-    if tokens.size:
-        dE[present] = np.add.reduceat(dy[order], starts, axis=0)
+    for token, row in zip(tokens.ravel(), rows(dy), strict=True):
+        dE[token] += row
     return dE
 
 
@@ -152,14 +140,15 @@ class Loss(NamedTuple):
     """What the backward of the loss needs."""
 
     p: np.ndarray  # (…, vocabulary), softmax(logits)
-    targets: np.ndarray  # (…)
-    counted: np.ndarray  # (…), whether it counts
+    targets: np.ndarray  # (…), 0 where the target does not count
+    counted: np.ndarray  # (…), whether the target counts
 
 
 def loss(logits: np.ndarray, targets: np.ndarray) -> tuple[np.generic, Loss]:
-    """The mean over the targets (…) that count of −log softmax(logits (…, vocabulary))[target], and the cache.
+    """The mean of −log softmax(logits)[target] over the targets that count, and the cache.
 
-    Raises ValueError for shapes that differ, a target outside the vocabulary, and if none counts.
+    logits (…, vocabulary), targets (…). Raises ValueError for shapes that differ, a target outside the vocabulary, and
+    targets of which none counts.
     """
     vocabulary, counted = logits.shape[-1], targets != IGNORED
     if targets.shape != logits.shape[:-1]:
@@ -169,37 +158,20 @@ def loss(logits: np.ndarray, targets: np.ndarray) -> tuple[np.generic, Loss]:
                          f"expected indices because logits has {vocabulary} columns")
     if not counted.any():
         raise ValueError(f"ops.loss: every one of targets is {IGNORED}, expected one that counts because the loss is a mean")
-    # 1. shifted = logits − max, p = e^shifted / Σ
-    shifted = logits - np.real(logits).max(-1, keepdims=True)
-    p = np.exp(shifted)
-    total = p.sum(-1, keepdims=True)
-    p /= total
-    # 2. −log p[target] = log Σ − shifted[target]
-    chosen = np.take_along_axis(shifted, np.where(counted, targets, 0)[..., None], -1)
-    each = (np.log(total) - chosen)[..., 0] * counted
-    # 3. mean
-    return each.sum() / counted.sum(dtype=np.real(p).dtype), Loss(p, targets, counted)
+    targets = np.where(counted, targets, 0)
+    # 1. s = logits − max, p = eˢ / Σ eˢ
+    s = logits - np.real(logits).max(-1, keepdims=True)                                       # (…, vocabulary)
+    total = np.exp(s).sum(-1, keepdims=True)                                                  # (…, 1)
+    p = np.exp(s) / total                                                                     # (…, vocabulary)
+    # 2. −log p[target] = log Σ eˢ − s[target]
+    each = np.log(total) - np.take_along_axis(s, targets[..., None], -1)                      # (…, 1)
+    # 3. the mean over the targets that count
+    return (each[..., 0] * counted).sum() / int(counted.sum()), Loss(p, targets, counted)
 
 
 def loss_backward(cache: Loss) -> np.ndarray:
-    """dlogits (…, vocabulary) for a loss whose own gradient is 1."""
+    """dlogits (…, vocabulary), for a gradient of 1 of the loss itself."""
     p, targets, counted = cache
-    # 3. and 2. and 1. together: (p − 1 at the target) / count
-    weight = counted / counted.sum(dtype=np.real(p).dtype)
-    dlogits = p * weight[..., None]
-    index = np.where(counted, targets, 0)[..., None]
-    np.put_along_axis(dlogits, index, np.take_along_axis(dlogits, index, -1) - weight[..., None], -1)
-    return dlogits
-
-
-def _mean(x: np.ndarray) -> np.ndarray:
-    return x.sum(-1, keepdims=True) / x.dtype.type(x.shape[-1])
-
-
-def _sum_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Σ a b over the last axis, (…, 1), without an array for the products."""
-    return np.einsum("...i,...i->...", a, b)[..., None]
-
-
-def _mean_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return _sum_product(a, b) / a.dtype.type(a.shape[-1])
+    # dlogits = (p − onehot) / count, and 0 where the target does not count
+    onehot = targets[..., None] == np.arange(p.shape[-1])                                     # (…, vocabulary)
+    return (p - onehot) * counted[..., None] / int(counted.sum())

@@ -1,13 +1,14 @@
-"""Gradient descent and AdamW on a dict of arrays, with a rate of its own for any of them.
+"""Gradient descent and AdamW on a dict of arrays. Each array may have its own rate.
 
     SGD      p ← p − rate · dp
     AdamW    m ← β₁ m + (1 − β₁) dp,   v ← β₂ v + (1 − β₂) dp²
              p ← p − rate · decay · p − rate · (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε)
 
-Only arrays with a gradient move; the others are given back as they are. Rate and decay are numbers, or dicts that hold one
-for each name: decay 0 for norms and biases, say, or a larger rate for B (Hayou et al., "LoRA+", 2024). Sources: Kingma and
-Ba, "Adam", 2015, algorithm 1; Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, algorithm 2, with the
-decay multiplied by the rate, as PyTorch has it. Left out: momentum of SGD, AMSGrad, clipping.
+Only arrays with a gradient move; the others come back as they are. The rate and the decay are numbers, or dicts with a number
+for each name: a decay of 0 for norms and biases, or a larger rate for B (Hayou et al., "LoRA+", 2024).
+
+Sources: Kingma and Ba, "Adam", 2015, algorithm 1; Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019,
+algorithm 2, with the decay multiplied by the rate, as PyTorch has it. Left out: momentum of SGD, AMSGrad, clipping.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ Rate = float | Mapping[str, float]
 
 
 class State(NamedTuple):
-    """AdamW's memory: twice the size of what trains."""
+    """The moments of AdamW, together twice the size of what trains."""
 
     m: Arrays
     v: Arrays
@@ -28,9 +29,12 @@ class State(NamedTuple):
 
 
 def sgd(p: Mapping[str, np.ndarray], dp: Mapping[str, np.ndarray], rate: Rate) -> Arrays:
-    """The arrays after a step. Raises ValueError for a gradient of no array, or of another shape, and a missing rate."""
+    """The arrays after one step.
+
+    Raises ValueError for a gradient without an array, a gradient of another shape, and a missing rate.
+    """
     _check("optim.sgd", p, dp, rate=rate)
-    return {name: a - _of(rate, name, a) * dp[name] if name in dp else a for name, a in p.items()}
+    return {name: a - _of(rate, name) * dp[name] if name in dp else a for name, a in p.items()}
 
 
 def adamw_init(p: Mapping[str, np.ndarray]) -> State:
@@ -42,31 +46,31 @@ def adamw(
     p: Mapping[str, np.ndarray], dp: Mapping[str, np.ndarray], state: State, rate: Rate,
     betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8, decay: Rate = 0.01,
 ) -> tuple[Arrays, State]:
-    """The arrays and the state after a step; the arguments are not changed.
+    """The arrays and the state after one step. No argument is changed.
 
-    Raises ValueError for a gradient of no array, or of another shape or unknown to the state, and a missing rate or decay.
+    Raises ValueError for a gradient without an array or unknown to the state, a gradient of another shape, and a missing
+    rate or decay.
     """
     _check("optim.adamw", p, dp, rate=rate, decay=decay)
     stray = [name for name in dp if name not in state.m]
     if stray:
         raise ValueError(f"optim.adamw: dp has {stray[0]!r}, expected names that adamw_init was given: {', '.join(state.m)}")
-    t, (b1, b2) = state.t + 1, betas
-    new, m_new, v_new = dict(p), dict(state.m), dict(state.v)
+    t, b1, b2, epsilon = state.t + 1, float(betas[0]), float(betas[1]), float(epsilon)
+    new, m, v = dict(p), dict(state.m), dict(state.v)
     for name, d in dp.items():
-        a, kind = p[name], d.dtype.type
+        a, lr, wd = p[name], _of(rate, name), _of(decay, name)
         # 1. m and v
-        m = kind(b1) * state.m[name] + kind(1 - b1) * d
-        v = kind(b2) * state.v[name] + kind(1 - b2) * d * d
-        # 2. p, decayed beside the gradient and not through it
-        step = m / (np.sqrt(v / kind(1 - b2**t)) + kind(epsilon))
-        step *= kind(-1 / (1 - b1**t)) * _of(rate, name, a)
-        step += (1 - _of(rate, name, a) * _of(decay, name, a)) * a
-        new[name], m_new[name], v_new[name] = step, m, v
-    return new, State(m_new, v_new, t)
+        m[name] = b1 * m[name] + (1 - b1) * d
+        v[name] = b2 * v[name] + (1 - b2) * d * d
+        # 2. p, with the decay beside the gradient and not in it
+        step = (m[name] / (1 - b1**t)) / (np.sqrt(v[name] / (1 - b2**t)) + epsilon)
+        new[name] = a - lr * wd * a - lr * step
+    return new, State(m, v, t)
 
 
-def _of(rate: Rate, name: str, a: np.ndarray) -> np.number:
-    return a.dtype.type(rate[name] if isinstance(rate, Mapping) else rate)
+def _of(rate: Rate, name: str) -> float:
+    """The rate of one array, as a float, which leaves the dtype of the array as it is."""
+    return float(rate[name] if isinstance(rate, Mapping) else rate)
 
 
 def _check(where: str, p: Mapping[str, np.ndarray], dp: Mapping[str, np.ndarray], **rates: Rate) -> None:

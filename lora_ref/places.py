@@ -1,22 +1,41 @@
-"""The places of a transformer by name: which arrays a configuration has, and which a method adds at its place."""
+"""The places of a transformer by name, the arrays of the base, and the arrays that a method adds at a place.
 
+A method stands at a place if `methods` has its Config there: {"layers.0.q_proj": lora.Config(rank=4, scale=2.0)}. The file in
+which that Config is defined is the method: `method_of` finds it, and nothing is registered. Such a file has
+
+    PLACE                                  the kind of place where the method can stand, see below
+    Config                                 its hyperparameters at one place
+    shapes(config, *sizes)                 a NamedTuple with the shapes of its arrays; the field names are theirs
+    FROZEN                                 the names of those arrays that do not train
+    init_at(rng, config, *sizes, dtype)    the same NamedTuple with the arrays at the start
+    forward, backward, merge               with the arguments below; backward gives a NamedTuple of the gradients of what trains
+
+    kind          places                     sizes                      arguments of forward and of merge
+    "linear"      layers.0.q_proj, lm_head   in, out                    x, W, b, p, config.scale    W, b, p, config.scale
+    "sublayer"    see `sublayers`            width                      x, p, config.activation, config.scale
+    "prefix"      prefix                     layers, kv_width, width    p, layers                   p, layers
+    "prompt"      prompt                     width                      p                           p
+
+p is the NamedTuple of arrays. At "prefix" and "prompt" the method stays after a merge, with `config.merged`. A method without
+`merge` stays as it is.
+"""
+
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lora_ref import adapter, lora, prefix, ptuning
 from lora_ref.shapes import check_size
 
 Arrays = dict[str, np.ndarray]
-Spec = lora.Spec | adapter.Spec | prefix.Spec | ptuning.Spec
-Methods = dict[str, Any]  # place → Spec
+Methods = dict[str, Any]  # place → Config of a method
 Shape = tuple[int, ...]
 ATTENTION, MLP = "attention", "mlp"
 
 
 class Config(NamedTuple):
-    """What a transformer is; `check` says what it may be."""
+    """The architecture of a transformer. `check` says which values are allowed."""
 
     vocabulary: int
     width: int
@@ -32,21 +51,20 @@ class Config(NamedTuple):
     tied: bool = False  # lm_head is embed_tokens
 
     @property
-    def size(self) -> int:
-        """Of one head."""
+    def head_size(self) -> int:
         return self.width // self.heads
 
     @property
     def kv_width(self) -> int:
-        return self.kv_heads * self.size
+        return self.kv_heads * self.head_size
 
     @property
     def splits(self) -> tuple[int, int]:
-        """Where k and v begin among the rows of qkv_proj."""
+        """The rows of qkv_proj at which k and v begin."""
         return self.width, self.width + self.kv_width
 
     @property
-    def head(self) -> str:
+    def output_layer(self) -> str:
         return "embed_tokens" if self.tied else "lm_head"
 
 
@@ -73,21 +91,67 @@ def linears(config: Config) -> dict[str, tuple[int, int]]:
     return found if config.tied else found | {"lm_head": (config.vocabulary, d)}
 
 
-def shapes(config: Config, methods: Mapping[str, Any] | None = None, only: bool = False) -> dict[str, Shape]:
-    """Name → shape of every array, those of the base first; of what the methods train alone if `only`.
+def sublayers(config: Config) -> tuple[str, ...]:
+    """The places beside a sub-layer ("layers.0.mlp"), behind it ("layers.0.mlp.output"), and behind the layer."""
+    parts = (ATTENTION, f"{ATTENTION}.output", MLP, f"{MLP}.output", "output")
+    return tuple(f"layers.{i}.{part}" for i in range(config.layers) for part in parts)
 
-    Raises ValueError for a configuration that cannot be, an unknown place, and a method where it cannot go.
+
+def places(config: Config) -> dict[str, dict[str, Shape]]:
+    """Kind → place → the sizes from which a method there gets the shapes of its arrays."""
+    return {
+        "linear": {place: (n_in, out) for place, (out, n_in) in linears(config).items()},
+        "sublayer": dict.fromkeys(sublayers(config), (config.width,)),
+        "prefix": {"prefix": (config.layers, config.kv_width, config.width)},
+        "prompt": {"prompt": (config.width,)},
+    }
+
+
+def method_of(config: Any, place: str) -> Any:
+    """The method at the place: the module that defines its Config. Raises ValueError for anything but a method's Config."""
+    module: Any = sys.modules[type(config).__module__]
+    if not hasattr(module, "PLACE") or type(config) is not module.Config:
+        raise ValueError(f"transformer: {place} has {config!r}, expected a Config of a method, such as lora.Config")
+    return module
+
+
+def sizes(config: Config, place: str, own: Any) -> Shape:
+    """The sizes of the place, for the method whose Config is `own`. Raises ValueError if that method cannot stand there."""
+    method = method_of(own, place)
+    known = places(config)[method.PLACE]
+    if place not in known:
+        name = method.__name__.rpartition(".")[2]
+        raise ValueError(f"transformer: {name} is at {place!r}, expected one of its places: {', '.join(known)}")
+    return known[place]
+
+
+def method_shapes(config: Config, methods: Mapping[str, Any]) -> dict[str, Any]:
+    """Place → the shapes of the method's arrays there, as its NamedTuple."""
+    return {place: method_of(own, place).shapes(own, *sizes(config, place, own)) for place, own in methods.items()}
+
+
+def method_arrays(config: Config, methods: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Place → the method's arrays there, as its NamedTuple."""
+    found = method_shapes(config, methods)
+    return {place: p._make(arrays[f"{place}.{name}"] for name in p._fields) for place, p in found.items()}
+
+
+def shapes(config: Config, methods: Mapping[str, Any] | None = None, only: bool = False) -> dict[str, Shape]:
+    """Name → shape of every array, the base first; with `only`, of the arrays that the methods add.
+
+    Raises ValueError for a configuration that is not allowed, an unknown place, and a method where it cannot stand.
     """
     check(config)
     found = {} if only else _base(config)
-    for place, spec in (methods or {}).items():
-        found |= {f"{place}.{name}": shape for name, shape in _of_method(place, spec, config).items()}
+    for place, p in method_shapes(config, methods or {}).items():
+        found |= {f"{place}.{name}": shape for name, shape in p._asdict().items()}
     return found
 
 
-def take(kind: type, place: str, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The arrays of a place as the NamedTuple that its method works on."""
-    return kind(*(arrays[f"{place}.{field}"] for field in kind._fields))  # type: ignore[attr-defined]
+def trained_names(config: Config, methods: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the arrays that train with the methods: those that they add, without the frozen ones."""
+    frozen = {f"{place}.{name}" for place, own in methods.items() for name in method_of(own, place).FROZEN}
+    return tuple(name for name in shapes(config, methods, only=True) if name not in frozen)
 
 
 def _base(config: Config) -> dict[str, Shape]:
@@ -102,41 +166,3 @@ def _base(config: Config) -> dict[str, Shape]:
         if config.bias and name != "lm_head":
             found[f"{name}.bias"] = (out,)
     return found
-
-
-def _of_method(place: str, spec: Any, config: Config) -> dict[str, Shape]:
-    d, kv = config.width, config.kv_width
-    if isinstance(spec, lora.Spec):
-        out, n_in = linears(config)[_known(place, spec, linears(config))]
-        check_size(place, "rank", spec.rank)
-        return {"A": (n_in, spec.rank), "B": (spec.rank, out)}
-    if isinstance(spec, adapter.Spec):
-        _known(place, spec, adapter_places(config))
-        check_size(place, "bottleneck", spec.bottleneck)
-        m = spec.bottleneck
-        return {"down": (d, m), "down_bias": (m,), "up": (m, d), "up_bias": (d,)}
-    if isinstance(spec, ptuning.Spec):
-        _known(place, spec, ("prompt",))
-        return ptuning.shapes(len(spec.positions), d, spec.encoder, spec.hidden)
-    if not isinstance(spec, prefix.Spec):
-        raise ValueError(f"transformer: {place} has {spec!r}, expected a Spec of lora, adapter, prefix or ptuning")
-    _known(place, spec, ("prefix",))
-    check_size(place, "length", spec.length)
-    if spec.hidden is None:
-        return {"keys": (config.layers, spec.length, kv), "values": (config.layers, spec.length, kv)}
-    check_size(place, "hidden", spec.hidden)
-    out = 2 * config.layers * kv
-    return {"embedding": (spec.length, d), "W1": (spec.hidden, d), "b1": (spec.hidden,), "W2": (out, spec.hidden), "b2": (out,)}
-
-
-def adapter_places(config: Config) -> tuple[str, ...]:
-    """Beside each sub-layer, behind it, and behind the layer."""
-    parts = (ATTENTION, f"{ATTENTION}.output", MLP, f"{MLP}.output", "output")
-    return tuple(f"layers.{i}.{part}" for i in range(config.layers) for part in parts)
-
-
-def _known(place: str, spec: Any, places: Any) -> str:
-    if place not in places:
-        kind = type(spec).__module__.rpartition(".")[2]
-        raise ValueError(f"transformer: {kind} is at {place!r}, expected one of its places: {', '.join(places)}")
-    return place

@@ -4,43 +4,40 @@
 
     "embedding"   prompts = E
     "mlp"         prompts = relu(E W1ᵀ + b1) W2ᵀ + b2
-    "lstm"        prompts = relu([h→ h←] W1ᵀ + b1) W2ᵀ + b2,   h→ and h← of an LSTM along E, forwards and backwards:
-                  [i f g o] = E Wᵀ + h₋₁ Uᵀ + b,   c = σ(f) c₋₁ + σ(i) tanh(g),   h = σ(o) tanh(c)
+    "lstm"        prompts = relu([h→ h←] W1ᵀ + b1) W2ᵀ + b2,   h→ and h← of an LSTM along E, forwards and backwards (`lstm.py`)
 
-    E (n, e)   prompts (n, width)   W (4 hidden, e)   U (4 hidden, hidden)   b (4 hidden), gates in PyTorch's order i f g o
+    E (n, e)   prompts (n, width)   W (4 hidden, e)   U (4 hidden, hidden)   b (4 hidden)
     mlp: W1 (hidden, e)   W2 (width, hidden);   lstm: W1 (2 hidden, 2 hidden)   W2 (width, 2 hidden)
 
-A prompt has a position and takes part in causality, as a token would; its logits are left out. After training the encoder
-is folded away, and the prompts are kept. The deep form, P-tuning v2, has trained keys and values in every layer: it is
-`prefix.py`, trained as it is or through its own MLP. Sources: Liu et al., "GPT Understands, Too", 2021, eq. 3 (LSTM, then a
-two-layer ReLU MLP; any position); their code has other sizes for other tasks.
-Left out: more than one layer of LSTM; words kept as anchors are ordinary tokens; training the model besides.
+A prompt has a position and takes part in causal attention as a token does. Its logits are left out. After training the prompts
+are kept and the encoder is dropped: `merge`. P-tuning v2, the deep form, has trained keys and values in every layer; that is
+`prefix.py`.
+
+Source: Liu et al., "GPT Understands, Too", 2021, eq. 3 (an LSTM, then an MLP of two layers with relu; any position). Their code
+has other sizes for other tasks. Left out: an LSTM of several layers; training the model too. Words that are kept between
+prompts are ordinary tokens.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from lora_ref import lstm
 from lora_ref.ops import relu, relu_backward
 from lora_ref.shapes import check, check_dtype, check_size
 
 
-class Spec(NamedTuple):
-    """What a place of a transformer is told: where, in the sequence that results, the prompts stand, ascending."""
-
-    positions: tuple[int, ...]
-    encoder: str = "embedding"
-    hidden: int | None = None
-
-
 class Embedding(NamedTuple):
-    """The prompts themselves: what is trained, what is folded, or gradients."""
+    """The prompts themselves, or their gradients. `merge` gives this for every encoder."""
 
     embedding: np.ndarray  # (n, width)
 
 
 class MLP(NamedTuple):
+    """The arrays of the encoder "mlp", or their gradients."""
+
     embedding: np.ndarray  # (n, e)
     W1: np.ndarray  # (hidden, e)
     b1: np.ndarray  # (hidden)
@@ -49,11 +46,13 @@ class MLP(NamedTuple):
 
 
 class LSTM(NamedTuple):
+    """The arrays of the encoder "lstm", or their gradients."""
+
     embedding: np.ndarray  # (n, e)
     forward_W: np.ndarray  # (4 hidden, e)
     forward_U: np.ndarray  # (4 hidden, hidden)
     forward_b: np.ndarray  # (4 hidden)
-    backward_W: np.ndarray
+    backward_W: np.ndarray  # like forward_W
     backward_U: np.ndarray
     backward_b: np.ndarray
     W1: np.ndarray  # (2 hidden, 2 hidden)
@@ -63,40 +62,24 @@ class LSTM(NamedTuple):
 
 
 Encoder = Embedding | MLP | LSTM
-ENCODERS: dict[str, type] = {"embedding": Embedding, "mlp": MLP, "lstm": LSTM}
-
-
-def shapes(n: int, width: int, encoder: str = "embedding", hidden: int | None = None) -> dict[str, tuple[int, ...]]:
-    """The shapes of what is trained, by name, for embeddings of the width of the prompts. Raises ValueError for a size
-    below 1, any other encoder, and an encoder without its hidden size."""
-    for name, size in ("n", n), ("width", width):
-        check_size("ptuning.shapes", name, size)
-    if encoder not in ENCODERS:
-        raise ValueError(f"ptuning.shapes: encoder is {encoder!r}, expected one of {', '.join(ENCODERS)}")
-    if encoder == "embedding":
-        return {"embedding": (n, width)}
-    check_size("ptuning.shapes", "hidden", hidden)
-    assert hidden is not None
-    if encoder == "mlp":
-        return {"embedding": (n, width), "W1": (hidden, width), "b1": (hidden,), "W2": (width, hidden), "b2": (width,)}
-    one = {"W": (4 * hidden, width), "U": (4 * hidden, hidden), "b": (4 * hidden,)}
-    both = {f"{way}_{name}": shape for way in ("forward", "backward") for name, shape in one.items()}
-    head = {"W1": (2 * hidden, 2 * hidden), "b1": (2 * hidden,), "W2": (width, 2 * hidden), "b2": (width,)}
-    return {"embedding": (n, width), **both, **head}
 
 
 def init(
-    rng: np.random.Generator, n: int, width: int, encoder: str = "embedding", hidden: int | None = None,
+    rng: np.random.Generator, n: int, width: int, encoder: str = "embedding", hidden_size: int | None = None,
     dtype: DTypeLike = np.float64,
 ) -> Encoder:
-    """The embedding N(0, 1), as `torch.nn.Embedding` has it; matrices N(0, 1/columns), biases zero. Our choice: the paper
-    states none. Raises ValueError as `shapes` does, and for a dtype in which the package does not compute."""
+    """The embedding N(0, 1), as `torch.nn.Embedding` has it; matrices N(0, 1/columns), biases zero.
+
+    The paper states no initial values; these are our choice. Raises ValueError for a size below 1, an unknown encoder, an
+    encoder without its hidden size, and a dtype in which the package does not compute.
+    """
     check_dtype("ptuning.init", "dtype", dtype)
-    arrays = []
-    for name, shape in shapes(n, width, encoder, hidden).items():
-        scale = 1.0 if name == "embedding" else shape[-1] ** -0.5 * (len(shape) > 1)
-        arrays.append((scale * rng.standard_normal(shape)).astype(dtype))
-    return ENCODERS[encoder](*arrays)
+    p = _shapes("ptuning.init", n, width, encoder, hidden_size)
+    arrays = {}
+    for name, shape in p._asdict().items():
+        deviation = 1 if name == "embedding" else shape[-1] ** -0.5 if len(shape) == 2 else 0
+        arrays[name] = (deviation * rng.standard_normal(shape)).astype(dtype)
+    return p._replace(**arrays)
 
 
 def forward(p: Encoder) -> tuple[np.ndarray, tuple]:
@@ -105,49 +88,63 @@ def forward(p: Encoder) -> tuple[np.ndarray, tuple]:
         check("ptuning.forward", embedding=(p.embedding, "n width"))
         return p.embedding, (p,)
     # 1. x = E, or [h→ h←]
-    ways: tuple = ()
-    if isinstance(p, LSTM):
-        check(
-            "ptuning.forward", embedding=(p.embedding, "n e"), forward_W=(p.forward_W, "gates e"),
-            forward_U=(p.forward_U, "gates hidden"), forward_b=(p.forward_b, "gates"), backward_W=(p.backward_W, "gates e"),
-            backward_U=(p.backward_U, "gates hidden"), backward_b=(p.backward_b, "gates"),
-        )
-        there, first = _lstm(p.embedding, p.forward_W, p.forward_U, p.forward_b)
-        back, second = _lstm(p.embedding[::-1], p.backward_W, p.backward_U, p.backward_b)
-        x, ways = np.concatenate([there, back[::-1]], -1), (first, second)                    # (n, 2 hidden)
-    else:
-        x = p.embedding                                                                       # (n, e)
+    x, caches = _both_ways(p) if isinstance(p, LSTM) else (p.embedding, ())                   # (n, e) or (n, 2 hidden)
     check("ptuning.forward", embedding=(x, "n e"), W1=(p.W1, "hidden e"), b1=(p.b1, "hidden"), W2=(p.W2, "width hidden"),
           b2=(p.b2, "width"))
     # 2. a = relu(x W1ᵀ + b1)
     a, positive = relu(x @ p.W1.T + p.b1)                                                     # (n, hidden)
     # 3. prompts = a W2ᵀ + b2
-    return a @ p.W2.T + p.b2, (p, x, ways, a, positive)
+    return a @ p.W2.T + p.b2, (p, x, caches, a, positive)
 
 
 def backward(dprompts: np.ndarray, cache: tuple) -> Encoder:
-    """The gradients of what is trained, for those of the prompts (n, width)."""
+    """The gradients of the arrays that train, for those of the prompts (n, width)."""
     p, *rest = cache
     if isinstance(p, Embedding):
         return Embedding(dprompts)
-    x, ways, a, positive = rest
+    x, caches, a, positive = rest
     # 3. prompts = a W2ᵀ + b2
     dW2, db2, da = dprompts.T @ a, dprompts.sum(0), dprompts @ p.W2
     # 2. a = relu(x W1ᵀ + b1)
     du = relu_backward(da, positive)
     dW1, db1, dx = du.T @ x, du.sum(0), du @ p.W1
+    # 1. x = E, or [h→ h←]
     if isinstance(p, MLP):
         return MLP(dx, dW1, db1, dW2, db2)
-    # 1. x = [h→ h←]
-    there, back = np.split(dx, 2, axis=-1)
-    dE, dW, dU, db = _lstm_backward(there, ways[0])
-    dE_back, dW_back, dU_back, db_back = _lstm_backward(back[::-1], ways[1])
-    return LSTM(dE + dE_back[::-1], dW, dU, db, dW_back, dU_back, db_back, dW1, db1, dW2, db2)
+    return LSTM._make([*_both_ways_backward(dx, caches), dW1, db1, dW2, db2])
 
 
-def fold(p: Encoder) -> Embedding:
-    """What is kept after training: the prompts."""
+def _both_ways(p: LSTM) -> tuple[np.ndarray, tuple]:
+    """[h→ h←] (n, 2 hidden). h← comes from E turned over, and is turned back."""
+    check(
+        "ptuning.forward", embedding=(p.embedding, "n e"), forward_W=(p.forward_W, "gates e"),
+        forward_U=(p.forward_U, "gates hidden"), forward_b=(p.forward_b, "gates"), backward_W=(p.backward_W, "gates e"),
+        backward_U=(p.backward_U, "gates hidden"), backward_b=(p.backward_b, "gates"),
+    )
+    right, first = lstm.forward(p.embedding, p.forward_W, p.forward_U, p.forward_b)
+    left, second = lstm.forward(p.embedding[::-1], p.backward_W, p.backward_U, p.backward_b)
+    return np.concatenate([right, left[::-1]], -1), (first, second)
+
+
+def _both_ways_backward(dx: np.ndarray, caches: tuple) -> tuple[np.ndarray, ...]:
+    """The gradients of E, and of W, U and b of each LSTM."""
+    dright, dleft = np.split(dx, 2, axis=-1)
+    dE_right, *right = lstm.backward(dright, caches[0])
+    dE_left, *left = lstm.backward(dleft[::-1], caches[1])
+    return dE_right + dE_left[::-1], *right, *left
+
+
+def merge(p: Encoder) -> Embedding:
+    """The prompts alone: what is kept after training."""
     return Embedding(forward(p)[0].copy())
+
+
+def parameter_count(n: int, width: int, encoder: str = "embedding", hidden_size: int | None = None) -> int:
+    """How many numbers train. For "embedding" that is n · width, which is also what every encoder leaves after `merge`.
+
+    Raises ValueError as `init` does.
+    """
+    return sum(math.prod(map(int, shape)) for shape in _shapes("ptuning.parameter_count", n, width, encoder, hidden_size))
 
 
 def insert(h: np.ndarray, prompts: np.ndarray, positions: tuple[int, ...]) -> np.ndarray:
@@ -159,12 +156,12 @@ def insert(h: np.ndarray, prompts: np.ndarray, positions: tuple[int, ...]) -> np
 
 
 def insert_backward(dout: np.ndarray, positions: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """dh (batch, T, width), and dprompts (n, width), which sum over the batch."""
+    """dh (batch, T, width), and dprompts (n, width), which are sums over the batch."""
     return dout[:, tokens_at(dout.shape[1] - len(positions), positions)], dout[:, list(positions)].sum(0)
 
 
 def tokens_at(T: int, positions: tuple[int, ...]) -> np.ndarray:
-    """Where the T tokens stand. Raises ValueError unless the positions ascend and lie within T + n."""
+    """The places of the T tokens. Raises ValueError unless the positions ascend and lie within T + n."""
     total = T + len(positions)
     if list(positions) != sorted(set(positions)) or not all(0 <= at < total for at in positions):
         why = f"{T} tokens and {len(positions)} prompts have places 0 … {total - 1}"
@@ -172,42 +169,44 @@ def tokens_at(T: int, positions: tuple[int, ...]) -> np.ndarray:
     return np.setdiff1d(np.arange(total), positions)
 
 
-def parameter_count(n: int, width: int, encoder: str = "embedding", hidden: int | None = None) -> int:
-    """What is trained; n · width of "embedding", which is also what is stored of the others. Raises as `shapes` does."""
-    return sum(int(np.prod(shape)) for shape in shapes(n, width, encoder, hidden).values())
+PLACE = "prompt"  # where prompts stand in a transformer; places.py says what else is below and who calls it
+FROZEN = ()  # the names of arrays that do not train
 
 
-def _sigma(x: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(0.5 * x))
+class Config(NamedTuple):
+    """Hyperparameters of prompts: their positions in the longer sequence, ascending, and their encoder."""
+
+    positions: tuple[int, ...]
+    encoder: str = "embedding"
+    hidden_size: int | None = None
+
+    @property
+    def merged(self) -> "Config":
+        """The configuration after `merge`."""
+        return Config(self.positions)
 
 
-def _lstm(x: np.ndarray, W: np.ndarray, U: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, tuple]:
-    """h (n, hidden) along the rows of x (n, e), from zero."""
-    hidden = U.shape[1]
-    h, c = np.zeros_like(x, shape=hidden), np.zeros_like(x, shape=hidden)
-    steps, out = [], np.empty_like(x, shape=(len(x), hidden))
-    for t, u in enumerate(x @ W.T + b):
-        before = h, c
-        i, f, g, o = np.split(u + U @ h, 4)
-        i, f, g, o = _sigma(i), _sigma(f), np.tanh(g), _sigma(o)
-        c = f * c + i * g
-        h = o * np.tanh(c)
-        steps.append((*before, i, f, g, o, c))
-        out[t] = h
-    return out, (x, W, U, steps)
+def shapes(config: Config, width: int) -> Encoder:
+    """The shapes of the arrays. Raises ValueError as `init` does."""
+    return _shapes("ptuning.shapes", len(config.positions), width, config.encoder, config.hidden_size)
 
 
-def _lstm_backward(dout: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """dx, dW, dU, db: back along the rows, with the gradients that h and c carry."""
-    x, W, U, steps = cache
-    du, before = np.empty_like(x, shape=(len(x), len(U))), np.empty_like(x, shape=(len(x), U.shape[1]))
-    dh, dc = np.zeros_like(dout[0]), np.zeros_like(dout[0])
-    for t, (h_before, c_before, i, f, g, o, c) in reversed(list(enumerate(steps))):
-        # h = o tanh(c)
-        dh, s = dh + dout[t], np.tanh(c)
-        dc = dc + dh * o * (1 - s * s)
-        # c = f c₋₁ + i g, and the gates
-        du[t] = np.concatenate([dc * g * i * (1 - i), dc * c_before * f * (1 - f), dc * i * (1 - g * g), dh * s * o * (1 - o)])
-        # [i f g o] = x Wᵀ + h₋₁ Uᵀ + b
-        dh, dc, before[t] = du[t] @ U, dc * f, h_before
-    return du @ W, du.T @ x, du.T @ before, du.sum(0)
+def init_at(rng: np.random.Generator, config: Config, width: int, dtype: DTypeLike = np.float64) -> Encoder:
+    """What `init` gives for the configuration."""
+    return init(rng, len(config.positions), width, config.encoder, config.hidden_size, dtype)
+
+
+def _shapes(where: str, n: int, width: int, encoder: str, hidden_size: int | None) -> Encoder:
+    """The shapes of the arrays in their places, e being the width."""
+    for name, size in ("n", n), ("width", width):
+        check_size(where, name, size)
+    if encoder not in ("embedding", "mlp", "lstm"):
+        raise ValueError(f"{where}: encoder is {encoder!r}, expected one of embedding, mlp, lstm")
+    if encoder == "embedding":
+        return Embedding._make([(n, width)])
+    check_size(where, "hidden_size", hidden_size)
+    h: int = hidden_size  # type: ignore[assignment]
+    if encoder == "mlp":
+        return MLP._make([(n, width), (h, width), (h,), (width, h), (width,)])
+    one_way = [(4 * h, width), (4 * h, h), (4 * h,)]
+    return LSTM._make([(n, width), *one_way, *one_way, (2 * h, 2 * h), (2 * h,), (width, 2 * h), (width,)])

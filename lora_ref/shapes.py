@@ -1,4 +1,4 @@
-"""One way to refuse an argument: where, what it is, what was expected, and why.
+"""Checks of arguments. Every message says where, what the argument is, what was expected, and why.
 
     lora.forward: A is (4, 7), expected (in, rank) = (6, rank) because x is (…, 6)
 """
@@ -16,7 +16,7 @@ DTYPES = (np.float32, np.float64, np.longdouble, np.complex128)
 
 
 def check(where: str, **arrays: tuple[Any, str]) -> None:
-    """Check arrays against their axes: `check("lora.forward", x=(x, "… in"), W=(W, "out in"), b=(b, "out or None"))`.
+    """Checks the axes of arrays: `check("lora.forward", x=(x, "… in"), W=(W, "out in"), b=(b, "out or None"))`.
 
     The first array to name an axis settles its size, and the first array settles the dtype. "…" stands for any
     leading axes. Raises ValueError.
@@ -59,7 +59,7 @@ def check_dtype(where: str, name: str, dtype: DTypeLike) -> np.dtype:
 
 
 def check_size(where: str, name: str, value: Any) -> None:
-    """A number of features, or a rank. Raises ValueError unless it is an integer of at least 1."""
+    """Raises ValueError unless the value, a number of features or a rank, is an integer of at least 1."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{where}: {name} is {value!r}, expected an integer of at least 1 because it is an axis' size")
 

@@ -8,14 +8,15 @@
     tokens (batch, T)    h (batch, T + prompts, width)    logits (batch, T, vocabulary): one row for each token, whatever
     prompts and prefix there are, so that logits[:, t] always speaks of the token after tokens[:, t]
 
-All arrays, frozen and trained, are in one dict by name; `methods` says what is at which place, and `train` which of the
-arrays get a gradient. LoRA at any linear layer: "layers.0.q_proj" (k_proj, v_proj, o_proj, up_proj, gate_proj, down_proj;
-qkv_proj if fused), "lm_head". An adapter behind a sub-layer ("layers.0.attention.output", "layers.0.mlp.output": Houlsby),
-behind the layer ("layers.0.output": Pfeiffer), or beside a sub-layer ("layers.0.attention", "layers.0.mlp": parallel). A
-prefix at "prefix", prompts at "prompt". Full fine-tuning is `train` with the names of the base arrays.
+All arrays are in one dict by name. `methods` says which method is at which place, and `train` says which arrays get a
+gradient. LoRA stands at a linear layer: "layers.0.q_proj" (k_proj, v_proj, o_proj, up_proj, gate_proj, down_proj; qkv_proj if
+fused), "lm_head". An adapter stands behind a sub-layer ("layers.0.attention.output", "layers.0.mlp.output": Houlsby), behind
+the layer ("layers.0.output": Pfeiffer), or beside a sub-layer ("layers.0.attention", "layers.0.mlp": parallel). A prefix
+stands at "prefix", prompts stand at "prompt". For full fine-tuning, `train` has the names of the base arrays. `places.py` says
+what a further method needs.
 
-Sources: Vaswani et al. 2017; Radford et al. 2019 (GPT-2: norms first, learned positions, tanh GELU, residual projections
-started smaller by √(2 layers)); Touvron et al. 2023 and Shazeer 2020 (RMSNorm, gated SiLU). Left out: dropout, rotary
+Sources: Vaswani et al. 2017; Radford et al. 2019 (GPT-2: norms first, learned positions, GELU with tanh, residual projections
+that start smaller by √(2 layers)); Touvron et al. 2023 and Shazeer 2020 (RMSNorm, gated SiLU). Left out: dropout, rotary
 positions, a cache of keys for generation.
 """
 
@@ -24,12 +25,13 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from numpy.typing import DTypeLike
 
-from lora_ref import adapter, attention, block, lora, ops, prefix, ptuning
+from lora_ref import attention, block, ops, prefix, ptuning
 from lora_ref.block import Cache
-from lora_ref.places import Arrays, Config, Methods, shapes, take
+from lora_ref.checks import check_tokens, check_train, checked_arrays
+from lora_ref.places import Arrays, Config, Methods, method_arrays, method_of, shapes, sizes, trained_names
 from lora_ref.shapes import check_dtype
 
-__all__ = ["Cache", "Config", "backward", "base_names", "forward", "init", "init_methods", "merge", "shapes"]
+__all__ = ["Cache", "Config", "backward", "base_names", "forward", "init", "init_methods", "merge", "shapes", "trained_names"]
 
 
 def init(rng: np.random.Generator, config: Config, dtype: DTypeLike = np.float64) -> Arrays:
@@ -49,27 +51,16 @@ def init(rng: np.random.Generator, config: Config, dtype: DTypeLike = np.float64
 
 
 def init_methods(rng: np.random.Generator, config: Config, methods: Methods, dtype: DTypeLike = np.float64) -> Arrays:
-    """What the methods train, each as its own file starts it; the names that `shapes` has beyond those of the base."""
-    base, arrays = shapes(config, methods), {}
-    for place, spec in methods.items():
-        if isinstance(spec, lora.Spec):
-            out, n_in = base[f"{place}.weight"]
-            p = lora.init(rng, n_in, out, spec.rank, dtype)
-        elif isinstance(spec, adapter.Spec):
-            p = adapter.init(rng, config.width, spec.bottleneck, dtype, spec.start)
-        elif isinstance(spec, ptuning.Spec):
-            p = ptuning.init(rng, len(spec.positions), config.width, spec.encoder, spec.hidden, dtype)
-        elif spec.hidden is None:
-            p = prefix.init(rng, config.layers, spec.length, config.kv_width, dtype)
-        else:
-            p = prefix.init_reparameterised(
-                rng, config.layers, spec.length, config.kv_width, spec.hidden, config.width, dtype)
-        arrays |= {f"{place}.{field}": array for field, array in p._asdict().items()}
+    """The arrays that the methods add, as each method starts them. `trained_names` says which of them train."""
+    arrays = {}
+    for place, own in methods.items():
+        p = method_of(own, place).init_at(rng, own, *sizes(config, place, own), dtype)
+        arrays |= {f"{place}.{name}": array for name, array in p._asdict().items()}
     return arrays
 
 
 def base_names(config: Config) -> tuple[str, ...]:
-    """The names of what full fine-tuning trains, and everything else keeps frozen."""
+    """The names of the base arrays. Full fine-tuning trains all of them; every method keeps them frozen."""
     return tuple(shapes(config))
 
 
@@ -83,133 +74,97 @@ def forward(
     missing, unknown or misshapen arrays.
     """
     methods = methods or {}
-    run = Cache(config, methods, _checked(arrays, config, methods), tokens, {})
-    prompt = methods.get("prompt")
-    length, count = (methods["prefix"].length if "prefix" in methods else 0), len(prompt.positions) if prompt else 0
-    _check_tokens(tokens, mask, config, length + count)
+    arrays = checked_arrays(arrays, config, methods)
+    cache = Cache(config, methods, arrays, method_arrays(config, methods, arrays), tokens, {})
+    length, positions = virtual(methods)
+    check_tokens(tokens, mask, config, length + len(positions))
     # 1. h = embed_tokens[tokens], prompts inserted
     h = ops.embedding(tokens, arrays["embed_tokens.weight"])                                  # (batch, T, width)
-    if prompt:
-        prompts, run.kept["prompt"] = ptuning.forward(take(ptuning.ENCODERS[prompt.encoder], "prompt", arrays))
-        h = ptuning.insert(h, prompts, prompt.positions)                                      # (batch, T + prompts, width)
+    if "prompt" in methods:
+        prompts, cache.caches["prompt"] = method_of(methods["prompt"], "prompt").forward(cache.p["prompt"])
+        h = ptuning.insert(h, prompts, positions)                                             # (batch, T + prompts, width)
         if mask is not None:
-            mask = ptuning.insert(mask[..., None], np.ones((), bool), prompt.positions)[..., 0]
-    # 2. h += embed_positions[…]
+            mask = ptuning.insert(mask[..., None], np.ones((), bool), positions)[..., 0]
+    # 2. h += embed_positions[length of the prefix, …]
     T = h.shape[1]
-    h += arrays["embed_positions.weight"][length : length + T]
+    h = h + arrays["embed_positions.weight"][length : length + T]
     # 3. the layers
-    past, run.kept["prefix"] = _prefix(run)
-    hidden = attention.hidden(T, mask, length, h.dtype)
+    past = None
+    if "prefix" in methods:
+        past, cache.caches["prefix"] = method_of(methods["prefix"], "prefix").forward(cache.p["prefix"], config.layers)
+    attention_mask = attention.attention_mask(T, mask, length, h.dtype)
     for i in range(config.layers):
-        h = block.layer(h, i, hidden, past, run)
+        own = None if past is None else prefix.Prefix(past.keys[i], past.values[i])
+        h = block.forward(h, i, attention_mask, own, cache)
     # 4. logits = norm(h) lm_headᵀ at the tokens
-    if prompt:
-        h = h[:, ptuning.tokens_at(tokens.shape[1], prompt.positions)]
-    return block.linear_forward(block.norm_forward(h, "norm", run), config.head, run), run
+    h = h[:, ptuning.tokens_at(tokens.shape[1], positions)]                                   # (batch, T, width)
+    return block.linear_forward(block.norm_forward(h, "norm", cache), config.output_layer, cache), cache
 
 
 def backward(dlogits: np.ndarray, cache: Cache, train: Collection[str]) -> Arrays:
-    """The gradient of every array named in `train`, by name; of no other is one formed. dlogits (batch, T, vocabulary).
+    """The gradients of the arrays named in `train`, by name. No other gradient is formed. dlogits (batch, T, vocabulary).
 
-    Raises ValueError for a name that is not there, and a shape that is not that of the logits.
+    Raises ValueError for a name that no array has or that a method keeps frozen, and for a shape that is not that of the
+    logits.
     """
-    config, methods, arrays, tokens, kept = cache
-    unknown = [name for name in train if name not in arrays]
-    if unknown:
-        raise ValueError(f"transformer.backward: train has {unknown[0]!r}, expected names of arrays: {', '.join(arrays)}")
+    config, methods, arrays, _, tokens, caches = cache
+    check_train(train, arrays, config, methods)
     expected = (*tokens.shape, config.vocabulary)
     if dlogits.shape != expected:
         raise ValueError(f"transformer.backward: dlogits is {dlogits.shape}, expected {expected} because the logits are")
-    back = block.Back(cache, frozenset(train), {}, [])
+    length, positions = virtual(methods)
+    back = block.Backward(cache, frozenset(train), {}, [])
     # 4. logits = norm(h) lm_headᵀ at the tokens
-    dh = block.norm_backward(block.linear_backward(dlogits, config.head, back), "norm", back)
-    if prompt := methods.get("prompt"):
-        real, wide = ptuning.tokens_at(tokens.shape[1], prompt.positions), dh
-        dh = np.zeros_like(wide, shape=(len(wide), wide.shape[1] + len(prompt.positions), config.width))
-        dh[:, real] = wide
+    dtokens = block.norm_backward(block.linear_backward(dlogits, config.output_layer, back), "norm", back)
+    dh = np.zeros_like(dtokens, shape=(len(tokens), tokens.shape[1] + len(positions), config.width))
+    dh[:, ptuning.tokens_at(tokens.shape[1], positions)] = dtokens
     # 3. the layers
     for i in reversed(range(config.layers)):
-        dh = block.layer_backward(dh, i, back)
+        dh = block.backward(dh, i, back)
     if "prefix" in methods:
-        _prefix_backward(back)
-    # 2. h += embed_positions[…]
+        dkeys, dvalues = (np.stack(layers[::-1]) for layers in zip(*back.dprefixes, strict=True))
+        dp = method_of(methods["prefix"], "prefix").backward(prefix.Prefix(dkeys, dvalues), caches["prefix"])
+        back.add_all("prefix", dp)
+    # 2. h += embed_positions[length of the prefix, …]
     if "embed_positions.weight" in back.train:
-        first = methods["prefix"].length if "prefix" in methods else 0
         dE = np.zeros_like(arrays["embed_positions.weight"])
-        dE[first : first + dh.shape[1]] = dh.sum(0)
+        dE[length : length + dh.shape[1]] = dh.sum(0)
         back.add("embed_positions.weight", dE)
     # 1. h = embed_tokens[tokens], prompts inserted
-    if prompt:
-        dh, dprompts = ptuning.insert_backward(dh, prompt.positions)
-        back.add_all("prompt", ptuning.backward(dprompts, kept["prompt"]))
+    if "prompt" in methods:
+        dh, dprompts = ptuning.insert_backward(dh, positions)
+        back.add_all("prompt", method_of(methods["prompt"], "prompt").backward(dprompts, caches["prompt"]))
     if "embed_tokens.weight" in back.train:
         back.add("embed_tokens.weight", ops.embedding_backward(dh, tokens, config.vocabulary))
     return {name: back.gradients[name] for name in train}
 
 
 def merge(arrays: Mapping[str, np.ndarray], config: Config, methods: Methods) -> tuple[Arrays, Methods]:
-    """The same model with nothing left of LoRA but its sum in W, the prefix without its MLP, and the prompts without their
-    encoder; adapters stay, since they cannot be merged. The arguments are not changed."""
-    merged, left = _checked(arrays, config, methods), {}
-    for place, spec in methods.items():
-        if isinstance(spec, adapter.Spec):
-            left[place] = spec
+    """The same model with every method merged that can be merged, and the methods that are left.
+
+    A method at a linear layer goes into W and b. A prefix loses its MLP, prompts lose their encoder. Adapters stay. No
+    argument is changed.
+    """
+    merged, left = checked_arrays(arrays, config, methods), {}
+    for place, p in method_arrays(config, methods, merged).items():
+        own, method = methods[place], method_of(methods[place], place)
+        if not hasattr(method, "merge"):
+            left[place] = own
             continue
-        own = {name: merged.pop(name) for name in shapes(config, {place: spec}, only=True)}
-        if isinstance(spec, lora.Spec):
-            W = f"{place}.weight"
-            merged[W], _ = lora.merge(merged[W], None, take(lora.LoRA, place, own), spec.scale)
-            continue
-        if isinstance(spec, ptuning.Spec):
-            p, left[place] = ptuning.fold(take(ptuning.ENCODERS[spec.encoder], place, own)), spec._replace(encoder="embedding")
+        for name in p._fields:
+            del merged[f"{place}.{name}"]
+        if method.PLACE == "linear":
+            W, b = method.merge(merged[f"{place}.weight"], merged.get(f"{place}.bias"), p, own.scale)
+            merged[f"{place}.weight"] = W
+            if b is not None:
+                merged[f"{place}.bias"] = b
         else:
-            p = take(prefix.Reparameterised if spec.hidden else prefix.Prefix, place, own)
-            p, left[place] = (prefix.fold(p, config.layers) if spec.hidden else p), spec._replace(hidden=None)
-        merged |= {f"{place}.{field}": array for field, array in p._asdict().items()}
+            p, left[place] = method.merge(p, config.layers) if place == "prefix" else method.merge(p), own.merged
+            merged |= {f"{place}.{name}": array for name, array in p._asdict().items()}
     return merged, left
 
 
-def _prefix(run: Cache) -> tuple[prefix.Prefix | None, prefix.Cache | None]:
-    """The keys and values of all layers."""
-    if "prefix" not in run.methods:
-        return None, None
-    if run.methods["prefix"].hidden is None:
-        return take(prefix.Prefix, "prefix", run.arrays), None
-    return prefix.forward(take(prefix.Reparameterised, "prefix", run.arrays), run.config.layers)
-
-
-def _prefix_backward(back: block.Back) -> None:
-    dprefix = prefix.Prefix(*(np.stack(parts[::-1]) for parts in zip(*back.dpast, strict=True)))
-    cache = back.run.kept["prefix"]
-    back.add_all("prefix", dprefix if cache is None else prefix.backward(dprefix, cache))
-
-
-def _checked(arrays: Mapping[str, np.ndarray], config: Config, methods: Methods) -> Arrays:
-    """The arrays as a dict. Raises ValueError for what is missing, unknown, misshapen or of a dtype of its own."""
-    expected, first = shapes(config, methods), next(iter(arrays.values()), None)
-    for name in (*expected, *arrays):
-        if name not in arrays or name not in expected:
-            what = "is missing from" if name in expected else "is unknown among"
-            raise ValueError(f"transformer: {name} {what} arrays, expected the names that shapes(config, methods) gives")
-    dtype = check_dtype("transformer", next(iter(expected)), first.dtype if isinstance(first, np.ndarray) else object)
-    for name, shape in expected.items():
-        array = arrays[name]
-        if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
-            got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise ValueError(f"transformer: {name} is {got}, expected {dtype} {shape} because of config and the other arrays")
-    return dict(arrays)
-
-
-def _check_tokens(tokens: np.ndarray, mask: np.ndarray | None, config: Config, virtual: int) -> None:
-    if not isinstance(tokens, np.ndarray) or tokens.ndim != 2 or tokens.dtype.kind not in "iu":
-        got = f"{tokens.dtype} {tokens.shape}" if isinstance(tokens, np.ndarray) else type(tokens).__name__
-        raise ValueError(f"transformer.forward: tokens is {got}, expected integers (batch, T)")
-    if tokens.size and not (tokens.min() >= 0 and tokens.max() < config.vocabulary):
-        span, top = f"{tokens.min()} … {tokens.max()}", config.vocabulary - 1
-        raise ValueError(f"transformer.forward: tokens are {span}, expected 0 … {top} because of the vocabulary")
-    if tokens.shape[1] + virtual > config.context:
-        got = f"{tokens.shape[1]} tokens and {virtual} virtual ones"
-        raise ValueError(f"transformer.forward: there are {got}, expected at most {config.context} because that is the context")
-    if mask is not None and not (isinstance(mask, np.ndarray) and mask.dtype == bool and mask.shape == tokens.shape):
-        got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise ValueError(f"transformer.forward: mask is {got}, expected bool {tokens.shape} because tokens is {tokens.shape}")
+def virtual(methods: Methods) -> tuple[int, tuple[int, ...]]:
+    """The length of the prefix and the positions of the prompts; 0 and none where there is no such method."""
+    length = methods["prefix"].length if "prefix" in methods else 0
+    return length, methods["prompt"].positions if "prompt" in methods else ()

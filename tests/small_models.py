@@ -17,19 +17,20 @@ CONFIGS = {
 METHODS: dict[str, Methods] = {
     "full": {},
     "lora": {
-        "layers.0.q_proj": lora.Spec(2, 1.5), "layers.0.v_proj": lora.Spec(3, -0.5), "layers.1.down_proj": lora.Spec(1, 2.0),
+        "layers.0.q_proj": lora.Config(2, 1.5), "layers.0.v_proj": lora.Config(3, -0.5),
+        "layers.1.down_proj": lora.Config(1, 2.0),
     },
-    "houlsby": {f"layers.{i}.{part}.output": adapter.Spec(3, "gelu") for i in range(2) for part in ("attention", "mlp")},
-    "pfeiffer": {f"layers.{i}.output": adapter.Spec(3, "relu") for i in range(2)},
-    "parallel": {"layers.0.mlp": adapter.Spec(3, "relu", 4.0), "layers.1.attention": adapter.Spec(2, "silu", 0.5)},
-    "prefix": {"prefix": prefix.Spec(3)},
-    "prefix-mlp": {"prefix": prefix.Spec(2, hidden=4)},
-    "prompt": {"prompt": ptuning.Spec((0, 3))},
-    "prompt-mlp": {"prompt": ptuning.Spec((1, 6), "mlp", 9)},
-    "prompt-lstm": {"prompt": ptuning.Spec((1, 2, 4), "lstm", 3)},
+    "houlsby": {f"layers.{i}.{part}.output": adapter.Config(3, "gelu") for i in range(2) for part in ("attention", "mlp")},
+    "pfeiffer": {f"layers.{i}.output": adapter.Config(3, "relu") for i in range(2)},
+    "parallel": {"layers.0.mlp": adapter.Config(3, "relu", 4.0), "layers.1.attention": adapter.Config(2, "silu", 0.5)},
+    "prefix": {"prefix": prefix.Config(3)},
+    "prefix-mlp": {"prefix": prefix.Config(2, hidden_size=4)},
+    "prompt": {"prompt": ptuning.Config((0, 3))},
+    "prompt-mlp": {"prompt": ptuning.Config((1, 6), "mlp", 9)},
+    "prompt-lstm": {"prompt": ptuning.Config((1, 2, 4), "lstm", 3)},
     "everything": {
-        "layers.1.o_proj": lora.Spec(2, 0.5), "layers.0.mlp.output": adapter.Spec(2), "prefix": prefix.Spec(2),
-        "prompt": ptuning.Spec((0,)),
+        "layers.1.o_proj": lora.Config(2, 0.5), "layers.0.mlp.output": adapter.Config(2), "prefix": prefix.Config(2),
+        "prompt": ptuning.Config((0,)),
     },
 }
 
@@ -47,7 +48,7 @@ def trial(config: str, method: str, seed: int = 0, dtype: Any = np.float64, mask
     """Nothing at its initial value: every array is moved by a third."""
     c, methods = CONFIGS[config], METHODS[method]
     if c.fused and method == "lora":  # of one matrix
-        methods = {"layers.0.qkv_proj": lora.Spec(2, 1.5), "lm_head": lora.Spec(1, 2.0)}
+        methods = {"layers.0.qkv_proj": lora.Config(2, 1.5), "lm_head": lora.Config(1, 2.0)}
     rng = np.random.default_rng(seed)
     arrays = transformer.init(rng, c) | transformer.init_methods(rng, c, methods)
     arrays = {name: (a + 0.3 * rng.standard_normal(a.shape)).astype(dtype) for name, a in arrays.items()}

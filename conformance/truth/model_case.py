@@ -27,10 +27,10 @@ def reference(config: ModelConfig) -> tuple[Config, Methods]:
     fields = {name: getattr(config, name) for name in Config._fields}
     scale = config.alpha / config.rank
     spec = {
-        "lora": lora.Spec(config.rank, scale),
-        "adapter": adapter.Spec(config.bottleneck, config.nonlinearity, config.adapter_scale, config.start),
-        "prefix": prefix.Spec(config.length, config.hidden_size),
-        "ptuning": ptuning.Spec(config.positions, config.encoder, config.hidden_size),
+        "lora": lora.Config(config.rank, scale),
+        "adapter": adapter.Config(config.bottleneck, config.nonlinearity, config.adapter_scale, config.start),
+        "prefix": prefix.Config(config.length, config.hidden_size),
+        "ptuning": ptuning.Config(config.positions, config.encoder, config.hidden_size),
     }
     return Config(**fields), dict.fromkeys(places(config), spec.get(config.method))
 
@@ -188,7 +188,7 @@ def drawn(config: ModelConfig, batch: int, T: int, masked: bool) -> ModelCase:
 def keys_of(case: ModelCase, tokens: np.ndarray, count: int) -> Arrays:
     """What the base has for keys and values at the first `count` of the tokens (1, T): a prefix that is those tokens."""
     _, cache = transformer.forward(tokens, case.base, reference(case.config)[0])
-    kept = [cache.kept[f"layers.{i}.attention.core"] for i in range(case.config.layers)]
+    kept = [cache.caches[f"layers.{i}.attention.core"] for i in range(case.config.layers)]
     found = {}
     for name, part in ("keys", "k"), ("values", "v"):
         heads = np.stack([getattr(core, part)[0, :, :count] for core in kept])                # (layers, heads, count, s)

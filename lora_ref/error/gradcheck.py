@@ -1,10 +1,10 @@
-"""Derivatives by the complex step, to hold hand-written gradients against.
+"""Derivatives by the complex step, which the tests compare with the hand-written gradients.
 
     ∂f/∂a = Im f(a + i·step) / step + O(step²)
 
-No difference is taken, so nothing cancels, and the step can be so small that its square vanishes beside 1: what remains
-is the rounding of f itself. Source: Squire and Trapp, "Using Complex Variables to Estimate Derivatives of Real
-Functions", SIAM Review 40(1), 1998. It needs an f that is analytic as written, free of abs, conj, real and comparisons.
+No difference is taken, so nothing cancels. The step is so small that its square vanishes beside 1, and the only error left is
+the rounding of f itself. f must be analytic as written: without abs, conj, real and comparisons. Source: Squire and Trapp,
+"Using Complex Variables to Estimate Derivatives of Real Functions", SIAM Review 40(1), 1998.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +17,10 @@ STEP = 2.0**-100
 
 
 def complex_step(f: Callable[..., np.ndarray], arrays: Sequence[np.ndarray], dy: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The gradient of ⟨dy, f(*arrays)⟩ for each of the arrays, in float64, at one call of f for each element of each.
+    """The gradient of ⟨dy, f(*arrays)⟩ for each of the arrays, in float64. It calls f once for each element.
 
-    f is given complex128 copies of the arrays, and returns a complex128 array of the shape of dy. Raises ValueError if
-    it does not. Derivatives below about 1e-277 lose digits, since their product with the step underflows.
+    f gets complex128 copies of the arrays and returns a complex128 array of the shape of dy. Raises ValueError if it does
+    not. Derivatives below about 1e-277 lose digits, because their product with the step underflows.
     """
     points = [np.array(a, np.complex128) for a in arrays]
     gradients = tuple(np.empty(a.shape) for a in points)
@@ -38,12 +38,11 @@ def complex_step(f: Callable[..., np.ndarray], arrays: Sequence[np.ndarray], dy:
 
 
 def relative_error(got: np.ndarray, want: np.ndarray, terms: np.ndarray) -> float:
-    """The worst |got − want| / terms, elementwise; `terms` are the sums of the absolute values of what is added up.
+    """The largest |got − want| / terms. `terms` has for each element the sum of the absolute values of what is added up.
 
-    Why not divide by |want|: a sum of k products errs by up to about k u Σ|aᵢ||bᵢ| (Higham 2002, §3.1), whatever it
-    comes to. Where the products cancel, neither |want| nor, for a small array, its norm says how far an honest
-    computation may be off, and a random test would now and then fail. For a polynomial with positive coefficients, such
-    as LoRA, `terms` is the gradient at the absolute values of everything.
+    It does not divide by |want|: a sum of k products errs by up to about k u Σ|aᵢ||bᵢ| (Higham 2002, §3.1), whatever its
+    value. Where the products cancel, |want| is far smaller than that, and an honest computation would sometimes fail. For a
+    polynomial with positive coefficients, such as LoRA, `terms` is the gradient at the absolute values of all arguments.
 
     A difference without terms, or a NaN, is an infinite error. Raises ValueError for unequal shapes.
     """

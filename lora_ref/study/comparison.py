@@ -1,56 +1,48 @@
-"""The methods beside each other on one task: what each trains, what it costs, and what it reaches. NumPy alone.
+"""Compares the methods on one task: how many numbers each trains, what it costs, and which loss it reaches.
 
-A small transformer learns a language (`language.py`) and is then fine-tuned on that language with half of its rules drawn
-anew, by each method, over several seeds. Every method has its learning rate chosen for it, on a seed of its own, from the
-same list. Steps and inference are timed in rounds in which every method has its turn, so that what disturbs the machine
-disturbs all, and given as ratios: the median over the rounds, and an interval that holds it with a probability of 99 %.
+A small transformer learns a made-up language (`language.py`). Each method then fine-tunes it on the same language with half of
+the rules drawn anew, over several seeds. The learning rate of each method is the best of one list, on a seed of its own.
+`timing.py` times training steps and inference. `report.py` gives the times as ratios, with the median over the rounds and an
+interval that holds it with a probability of 99 %.
 """
 
+import math
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from lora_ref import adapter, lora, ops, optim, prefix, ptuning, transformer
-from lora_ref.places import Arrays, Config, Methods, linears
+from lora_ref import adapter, lora, prefix, ptuning, transformer
+from lora_ref.places import Arrays, Config, Methods, linears, method_shapes
 from lora_ref.study import language
+from lora_ref.study.fine_tuning import CONFIG, LENGTH, Method, loss, start, train
+from lora_ref.study.timing import latency, step_times
 
-CONFIG = Config(vocabulary=32, width=64, layers=2, heads=4, kv_heads=4, mlp_width=256, context=64)
-LENGTH, BATCH = 32, 16  # of what is trained on
 RATES = (1e-2, 3e-2, 1e-1)
-ROUNDS = 60  # in which times are taken
 Progress = Callable[[float, str], None]  # share done, what is being done
 
 
-class Method(NamedTuple):
-    """A way to fine-tune: what is at which place, and whether the base trains besides; `config` if it is not CONFIG."""
-
-    name: str
-    methods: Methods
-    full: bool = False
-    config: Config = CONFIG
-
-
 class Row(NamedTuple):
-    """What was found of one method. Times in seconds, memory in bytes, losses in nats."""
+    """What was measured for one method. Times in seconds, memory in bytes, losses in nats."""
 
     name: str
     trained: int  # numbers that train
-    stored: int  # numbers that an adapted model has beyond the base at inference, merged or folded where that is possible
-    operations: float  # multiply-adds of a forward pass at inference, of those of the base
-    positions: int  # of the context that are gone
+    stored: int  # numbers that the merged model has in addition to the base
+    operations: float  # multiply-adds of a forward pass of the merged model, divided by those of the base
+    positions: int  # positions of the context that the method takes
     memory: int  # gradients and AdamW's two moments
-    rate: float  # the one that was chosen
+    rate: float  # the chosen learning rate
     step: tuple[float, ...]  # time of a training step in each round
     latency: dict[int, tuple[float, ...]]  # batch → time of a forward pass in each round
-    losses: tuple[float, ...]  # by seed, on words that were not trained on
+    losses: tuple[float, ...]  # for each seed, on words that were not trained on
 
 
 class Result(NamedTuple):
+    """What `run` measured."""
+
     rows: tuple[Row, ...]  # the base first, which trains nothing
-    entropy: float  # of the shifted language: the lowest loss there is
+    entropy: float  # the entropy of the shifted language, which no loss is below
     base_parameters: int
     seconds: float
 
@@ -58,12 +50,12 @@ class Result(NamedTuple):
 def places() -> list[Method]:
     """Every method at its usual place in every layer."""
     layers = range(CONFIG.layers)
-    qv = {f"layers.{i}.{part}_proj": lora.Spec(4, 2.0) for i in layers for part in "qv"}
-    fused = {f"layers.{i}.qkv_proj": lora.Spec(4, 2.0) for i in layers}
-    every = {place: lora.Spec(4, 2.0) for place in linears(CONFIG) if place != "lm_head"}
-    houlsby = {f"layers.{i}.{part}.output": adapter.Spec(8, "gelu") for i in layers for part in ("attention", "mlp")}
-    pfeiffer = {f"layers.{i}.output": adapter.Spec(16, "relu") for i in layers}
-    beside = {f"layers.{i}.mlp": adapter.Spec(16, "relu", 4.0, "zero") for i in layers}
+    qv = {f"layers.{i}.{part}_proj": lora.Config(4, 2.0) for i in layers for part in "qv"}
+    fused = {f"layers.{i}.qkv_proj": lora.Config(4, 2.0) for i in layers}
+    every = {place: lora.Config(4, 2.0) for place in linears(CONFIG) if place != "lm_head"}
+    houlsby = {f"layers.{i}.{part}.output": adapter.Config(8, "gelu") for i in layers for part in ("attention", "mlp")}
+    pfeiffer = {f"layers.{i}.output": adapter.Config(16, "relu") for i in layers}
+    beside = {f"layers.{i}.mlp": adapter.Config(16, "relu", 4.0, "zero") for i in layers}
     eight = tuple(range(8))
     return [
         Method("full fine-tuning", {}, full=True),
@@ -73,15 +65,15 @@ def places() -> list[Method]:
         Method("adapters, Houlsby m=8", houlsby),
         Method("adapters, Pfeiffer m=16", pfeiffer),
         Method("adapters, parallel m=16", beside),
-        Method("prefix l=8", {"prefix": prefix.Spec(8)}),
-        Method("prefix l=8, MLP", {"prefix": prefix.Spec(8, hidden=64)}),
-        Method("P-tuning n=8", {"prompt": ptuning.Spec(eight)}),
-        Method("P-tuning n=8, LSTM", {"prompt": ptuning.Spec(eight, "lstm", 32)}),
+        Method("prefix l=8", {"prefix": prefix.Config(8)}),
+        Method("prefix l=8, MLP", {"prefix": prefix.Config(8, hidden_size=64)}),
+        Method("P-tuning n=8", {"prompt": ptuning.Config(eight)}),
+        Method("P-tuning n=8, LSTM", {"prompt": ptuning.Config(eight, "lstm", 32)}),
     ]
 
 
 def run(seeds: int = 3, steps: int = 200, pretraining: int = 1000, progress: Progress = lambda share, what: None) -> Result:
-    """Pretrains, fine-tunes with every method, and measures. Raises ValueError for fewer than one seed or step."""
+    """Pretrains the base, fine-tunes it with every method, and measures. Raises ValueError for fewer than one seed or step."""
     for name, value in ("seeds", seeds), ("steps", steps), ("pretraining", pretraining):
         if value < 1:
             raise ValueError(f"compare.run: {name} is {value}, expected at least 1 because a mean is taken over them")
@@ -91,7 +83,7 @@ def run(seeds: int = 3, steps: int = 200, pretraining: int = 1000, progress: Pro
     new = language.shifted(rng, old)
     unseen = language.sample(rng, new, 128, LENGTH + 1)
     methods = places()
-    search = max(1, steps // 2)  # steps with each rate: of fewer, one that will diverge can look best
+    search = max(1, steps // 2)  # steps with each rate; after fewer, a rate that will diverge can look best
     total = pretraining + len(methods) * (seeds * steps + len(RATES) * search)
     done = 0
 
@@ -126,127 +118,28 @@ def run(seeds: int = 3, steps: int = 200, pretraining: int = 1000, progress: Pro
     return Result((plain, *rows), language.entropy(new, unseen), size, time.perf_counter() - started)
 
 
-def start(base: Arrays, method: Method, rng: np.random.Generator) -> tuple[Arrays, list[str]]:
-    """The base with a fresh method on it, and the names of what trains."""
-    arrays = fused(base) if method.config.fused else dict(base)
-    own = transformer.init_methods(rng, method.config, method.methods, np.float32)
-    return arrays | own, list(arrays if method.full else own)
-
-
-def fused(arrays: Arrays) -> Arrays:
-    """The same model with one matrix for q, k and v."""
-    joined = {}
-    for name, a in arrays.items():
-        if ".k_proj." not in name and ".v_proj." not in name:
-            parts = [arrays[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"] if ".q_proj." in name else [a]
-            joined[name.replace(".q_proj.", ".qkv_proj.")] = np.concatenate(parts)
-    return joined
-
-
-def train(
-    arrays: Arrays, names: list[str], config: Config, methods: Methods, source: language.Language, rng: np.random.Generator,
-    rate: float, steps: int, tick: Callable[[], None],
-) -> Arrays:
-    """The arrays after so many steps of AdamW without decay, the rate rising over the first 20 and falling to 0 from there."""
-    state = optim.adamw_init({name: arrays[name] for name in names})
-    for i in range(steps):
-        words = language.sample(rng, source, BATCH, LENGTH + 1)
-        now = rate * min(1, (i + 1) / 20) * (1 - i / steps)
-        arrays, state = step(arrays, names, config, methods, words, now, state)
-        tick()
-    return arrays
-
-
-def step(
-    arrays: Arrays, names: list[str], config: Config, methods: Methods, words: np.ndarray, rate: float, state: optim.State
-) -> tuple[Arrays, optim.State]:
-    logits, cache = transformer.forward(words[:, :-1], arrays, config, methods)
-    _, kept = ops.loss(logits, words[:, 1:])
-    gradients = transformer.backward(ops.loss_backward(kept), cache, names)
-    return optim.adamw(arrays, gradients, state, rate, decay=0.0)
-
-
-def loss(arrays: Arrays, config: Config, methods: Methods, words: np.ndarray) -> float:
-    """Of the words from the third on, since the two before are what the language goes by."""
-    logits, _ = transformer.forward(words[:, :-1], arrays, config, methods)
-    return float(ops.loss(logits[:, 1:], words[:, 2:])[0])
-
-
 def described(method: Method, arrays: Arrays, rate: float, losses: list[float]) -> Row:
-    trained = sum(a.size for name, a in arrays.items() if method.full or name not in transformer.base_names(method.config))
-    folded, left = transformer.merge(arrays, method.config, method.methods)
-    stored = sum(a.size for a in folded.values()) - sum(arrays[name].size for name in transformer.base_names(method.config))
+    """The row of a method, from the fine-tuned arrays, without its times."""
+    base = transformer.base_names(method.config)
+    names = base if method.full else transformer.trained_names(method.config, method.methods)
+    trained = sum(arrays[name].size for name in names)
+    merged, left = transformer.merge(arrays, method.config, method.methods)
+    stored = sum(a.size for a in merged.values()) - sum(arrays[name].size for name in base)
     more = operations(method.config, left) / operations(CONFIG, {})
     memory = 3 * trained * np.dtype(np.float32).itemsize
-    return Row(method.name, trained, stored, more, virtual(method.methods), memory, rate, (), {}, tuple(losses))
-
-
-def virtual(methods: Methods) -> int:
-    """Positions of the context that the methods take."""
-    count = methods["prefix"].length if "prefix" in methods else 0
-    return count + (len(methods["prompt"].positions) if "prompt" in methods else 0)
+    length, positions = transformer.virtual(method.methods)
+    return Row(method.name, trained, stored, more, length + len(positions), memory, rate, (), {}, tuple(losses))
 
 
 def operations(config: Config, methods: Methods, T: int = LENGTH) -> int:
-    """Multiply-adds of a forward pass over one sequence of T tokens: of every matrix product, masked scores included."""
-    length = methods["prefix"].length if "prefix" in methods else 0
-    rows = T + (len(methods["prompt"].positions) if "prompt" in methods else 0)
-    head = 0 if not config.tied else T * config.width * config.vocabulary
+    """Multiply-adds of all matrix products in a forward pass over one sequence of T tokens, masked scores included."""
+    length, positions = transformer.virtual(methods)
+    rows = T + len(positions)
+    head = T * config.width * config.vocabulary if config.tied else 0
     total = head + config.layers * 2 * rows * (rows + length) * config.width  # scores and values
     for place, (out, n_in) in linears(config).items():
         total += (T if place == "lm_head" else rows) * out * n_in
-    for place, spec in methods.items():
-        if isinstance(spec, lora.Spec):
-            out, n_in = linears(config)[place]
-            total += rows * spec.rank * (n_in + out)
-        elif isinstance(spec, adapter.Spec):
-            total += rows * 2 * config.width * spec.bottleneck
+    for place, p in method_shapes(config, methods).items():
+        if place not in ("prefix", "prompt"):  # those two give rows, which are counted above
+            total += (T if place == "lm_head" else rows) * sum(math.prod(shape) for shape in p if len(shape) == 2)
     return total
-
-
-def latency(methods: list[Method], base: Arrays) -> list[dict[int, tuple[float, ...]]]:
-    """The time of a forward pass of each method at inference, merged or folded, for batches of 1 and 16, in each round."""
-    rng = np.random.default_rng(1)
-    forms = []
-    for method in methods:
-        arrays, _ = start(base, method, rng)
-        forms.append((*transformer.merge(arrays, method.config, method.methods), method.config))
-    found: list[dict[int, tuple[float, ...]]] = [{} for _ in methods]
-    for batch in 1, 16:
-        words = rng.integers(0, CONFIG.vocabulary, (batch, LENGTH))
-        calls = [partial(transformer.forward, words, config=config, methods=left) for _, left, config in forms]
-        for its, times in zip(found, in_turns(calls, [arrays for arrays, _, _ in forms], rng), strict=True):
-            its[batch] = times
-    return found
-
-
-def step_times(methods: list[Method], base: Arrays) -> list[tuple[float, ...]]:
-    """The time of a training step of each method in each round."""
-    rng = np.random.default_rng(2)
-    words, calls, every = rng.integers(0, CONFIG.vocabulary, (BATCH, LENGTH + 1)), [], []
-    for method in methods:
-        arrays, names = start(base, method, rng)
-        state = optim.adamw_init({name: arrays[name] for name in names})
-        calls.append(partial(
-            step, names=names, config=method.config, methods=method.methods, words=words, rate=RATES[0], state=state))
-        every.append(arrays)
-    return in_turns(calls, every, rng)
-
-
-def in_turns(calls: Sequence[Callable], arrays: list[Arrays], rng: np.random.Generator) -> list[tuple[float, ...]]:
-    """The time of each call, of its arrays, in each round. In a round every call has its turn, in an order that is drawn, with
-    copies of its arrays, since where an array begins in memory makes a few percent; and twice, of which the second time
-    counts, since the first brings them into the caches. Each answer is kept until the next, as in a loop, so that its memory
-    does not go back to the system."""
-    times: list[list[float]] = [[] for _ in calls]
-    answer = None
-    for turn in range(ROUNDS + 2):
-        for i in rng.permutation(len(calls)):
-            copies = {name: array.copy() for name, array in arrays[i].items()}
-            for _ in range(2):
-                started = time.perf_counter()
-                answer = calls[i](arrays=copies)
-            if turn >= 2:  # the code is warm, too
-                times[i].append(time.perf_counter() - started)
-    del answer
-    return [tuple(its) for its in times]

@@ -2,8 +2,8 @@
 
     the next word ~ T[class of the word before the last, last word]        T (classes, vocabulary, vocabulary)
 
-`shifted` draws half of T's rows anew: half of what a model has learned of the language still holds. A model that has
-learned all of it reaches the entropy, and no model goes below it.
+`shifted` draws half of the rows of T anew, so half of what a model has learned still holds. The entropy is the lowest loss that
+a model can have.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Language(NamedTuple):
-    """T (classes, vocabulary, vocabulary), rows sum to 1: the distribution of the next word."""
+    """T (classes, vocabulary, vocabulary): each row is the distribution of the next word."""
 
     T: np.ndarray
 
@@ -46,7 +46,7 @@ def sample(rng: np.random.Generator, source: Language, batch: int, length: int) 
 
 
 def entropy(source: Language, words: np.ndarray) -> float:
-    """The mean over the words from the third on of −log of their probability: what the best model has for a loss."""
+    """The mean of −log(probability) over the words from the third on: the loss of the best model."""
     p = source.T[words[:, :-2] % len(source.T), words[:, 1:-1], words[:, 2:]]
     return float(-np.log(p).mean())
 

@@ -1,11 +1,11 @@
-"""The picture of a comparison, the one thing in this package that needs more than NumPy: matplotlib, imported when asked."""
+"""The picture of a comparison. It needs matplotlib, which is imported only when `draw` is called."""
 
 from lora_ref.study.comparison import Result
 from lora_ref.study.report import ratio
 
 
 def draw(result: Result, path: str) -> None:
-    """Loss against what is trained, and inference time, as an SVG or a PNG, by the ending of the path.
+    """Draws the loss against the number of trained numbers, and the inference times. The path ends in .svg or .png.
 
     Raises ModuleNotFoundError if matplotlib is not installed.
     """
@@ -35,7 +35,7 @@ def draw(result: Result, path: str) -> None:
     right.axvline(1, color="black", linewidth=0.8)
     right.set_yticks(range(len(rows)), names, fontsize=7)
     right.invert_yaxis()
-    right.set(xlabel="time of the base's: median, 99 % interval", title="A forward pass, merged or folded")
+    right.set(xlabel="time of the base's: median, 99 % interval", title="A forward pass, merged")
     right.set_xlim(left=0.8)
     right.legend(fontsize=7, loc="upper right")
     figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None)

@@ -1,16 +1,24 @@
-"""What a comparison found, in words: a table within 80 columns, and which of the article's claims held."""
+"""The result of a comparison as a table of 80 columns, and a verdict on five common claims about the methods.
+
+The claims: LoRA trains 250 times fewer parameters; a merged LoRA adds no latency; adapters slow inference down; a prefix takes
+part of the sequence; a prefix is hard to train.
+"""
 
 from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
 from lora_ref import lora
-from lora_ref.study.comparison import BATCH, CONFIG, LENGTH, Result
+from lora_ref.study.comparison import Result
+from lora_ref.study.fine_tuning import BATCH, CONFIG, LENGTH
 
 
 def ratio(times: tuple[float, ...], others: tuple[float, ...]) -> tuple[float, float, float]:
-    """The median over the rounds of one time in the other, and an interval that holds it with a probability of 99 %, by
-    order statistics: how many of n ratios lie below the median is binomial, with a standard deviation of √n / 2."""
+    """The median over the rounds of times / others, and an interval that holds it with a probability of 99 %.
+
+    The interval goes from one of the sorted ratios to another: the number of n ratios below the median is binomial, with a
+    standard deviation of √n / 2.
+    """
     ratios = sorted(a / b for a, b in zip(times, others, strict=True))
     n = len(ratios)
     low = max(0, int(n / 2 - 2.576 * n**0.5 / 2))
@@ -18,7 +26,7 @@ def ratio(times: tuple[float, ...], others: tuple[float, ...]) -> tuple[float, f
 
 
 def table(result: Result) -> str:
-    """Within 80 columns, in two parts."""
+    """A table of 80 columns, in two parts."""
     base, *rows = result.rows
     full = rows[0]
     lines = [
@@ -46,7 +54,7 @@ def table(result: Result) -> str:
 
 
 def claims(result: Result) -> Iterator[tuple[str, str, str]]:
-    """(claim, held | did not hold | held in part, what was found) of what the article says."""
+    """(claim, "held" | "did not hold" | "held in part", what was found) for each claim."""
     by_name = {row.name: row for row in result.rows}
     base, qv = result.rows[0], by_name["LoRA r=4 on q, v"]
     adapters = [row for row in result.rows if row.name.startswith("adapters")]
@@ -55,7 +63,7 @@ def claims(result: Result) -> Iterator[tuple[str, str, str]]:
     exact = 250 * count == 1000 * 1000
     here = result.base_parameters / qv.trained
     yield ("LoRA trains 250 times fewer parameters", "held" if exact and here >= 250 else "held in part",
-           f"for the article's 1000 × 1000 matrix at rank 2, exactly: {1000 * 1000:,} / {count:,}. It is d / (2 r), so it "
+           f"for a 1000 × 1000 matrix at rank 2, exactly: {1000 * 1000:,} / {count:,}. It is d / (2 r), so it "
            f"grows with the width: this model of width {CONFIG.width} has {here:.0f}× fewer on q and v")
     merged = [ratio(qv.latency[batch], base.latency[batch]) for batch in (1, 16)]
     same = qv.stored == 0 and qv.operations == 1
@@ -86,6 +94,6 @@ def _span(found: tuple[float, float, float]) -> str:
 
 
 def as_dict(result: Result) -> dict[str, Any]:
-    """For JSON: all of it, the times of every step and round among it."""
+    """The whole result for JSON, with the times of every round."""
     found = [{"claim": claim, "verdict": verdict, "found": text} for claim, verdict, text in claims(result)]
     return {**result._asdict(), "rows": [row._asdict() for row in result.rows], "claims": found}

@@ -1,10 +1,11 @@
 """Forward and backward of one LoRA layer on the CPU: lora_ref (NumPy) beside lora_torch (autograd), as a ratio.
 
-The requirement is that lora_ref is no slower: ratio ≤ 1. The exit status says so: 0 it is not, 1 it is slower.
+The requirement is that lora_ref takes at most 1.15 times as long: about as fast as autograd, and written to be read. The exit
+status is 0 if it does, and 1 otherwise.
 
-NumPy's and torch's thread pools disturb each other, so every measurement has a process of its own that imports one
-of them. The processes take turns, so that a machine growing slower or warmer favours none; each reports the median
-of its calls after a warm-up, and the ratio is taken within each round. A ratio holds for one machine and one run.
+The thread pools of NumPy and torch disturb each other, so every measurement has its own process, which imports one of them.
+The processes take turns, so that a machine that grows slower or warmer favours none. Each reports the median of its calls after
+a warm-up, and the ratio is taken within each round. A ratio holds for one machine and one run.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+BAR = 1.15
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -58,8 +60,8 @@ CALLS = {
 def measure(call: Callable[[], object], seconds: float) -> float:
     """Median time of one call, in milliseconds, over `seconds` after a warm-up a third as long.
 
-    A block is freed first, for every subject alike: glibc gives blocks larger than any that was freed before back to the
-    system at each free, and what would be measured is page faults. In a longer program some array has done it before.
+    A block is freed first, for every subject alike. Otherwise glibc gives blocks larger than any that was freed before back to
+    the system at each free, and page faults would be measured. In a longer program some array has done this before.
     """
     bytearray(16 << 20)
     times, start = [], time.perf_counter()
@@ -111,8 +113,8 @@ def main() -> int:
         print(f"{name:20}{statistics.median(times):8.2f}{min(times):9.2f}{max(times):9.2f}"
               f"{statistics.median(ratios):15.3f}{min(ratios):9.3f}{max(ratios):9.3f}")
     ratio = statistics.median(r["lora_ref"] / r["lora_torch"] for r in rounds)
-    print(f"\nlora_ref takes {ratio:.3f} times what lora_torch takes: {'no slower' if ratio <= 1 else 'SLOWER'}")
-    return int(ratio > 1)
+    print(f"\nlora_ref takes {ratio:.3f} times what lora_torch takes: {'met' if ratio <= BAR else 'MISSED'} (at most {BAR})")
+    return int(ratio > BAR)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """One training step of a small transformer on the CPU: lora_ref (NumPy) beside lora_torch (eager, autograd), as a ratio.
 
 A step is forward, loss, backward and AdamW, float32: 4 layers, width 128, 4 heads, mlp 512, vocabulary 256, batch 16 × 64.
-Twice: all of it trains ("full"), and LoRA of rank 4 on q and v does ("lora").
+It is measured twice: with all arrays trained ("full"), and with LoRA of rank 4 on q and v ("lora").
 
-The requirement is that lora_ref takes at most 1.5 times as long. The exit status says so: 0 it does, 1 one of the two takes
-longer. Processes take turns as in ref_vs_torch.py beside this file, which says why; every one has the same number of threads.
+The requirement is that lora_ref takes at most 1.5 times as long. The exit status is 0 if both do, and 1 otherwise. Processes
+take turns for the reason that ref_vs_torch.py gives; each has the same number of threads.
 
-A step of NumPy's holds some 50 MiB of activations. In a training loop its variables live until the next step has its own, and
-the memory goes from one to the next; here they do, too. A function that drops them all at its end has glibc give its heap back
-to the system, and each step begin with 25,000 page faults: that doubles the time of a LoRA step. "faults" are those of a step,
-of the process with most of them: a figure far from 0 says that memory was measured.
+A step in NumPy holds some 50 MiB of activations. In a training loop the variables live until the next step replaces them, and
+the next step gets their memory; this file does the same. A function that drops them all at its end makes glibc give the heap
+back to the system, and each step then begins with 25,000 page faults, which double the time of a LoRA step. The column "faults"
+shows the page faults of a step, in the process with most of them. A figure far from 0 means that memory was measured.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def lora_ref_step(method: str) -> Callable[[], object]:
     from lora_ref import lora, ops, optim, transformer
 
     rng, config = np.random.default_rng(0), transformer.Config(**SIZES)
-    methods = {place: lora.Spec(RANK, SCALE) for place in PLACES} if method == "lora" else {}
+    methods = {place: lora.Config(RANK, SCALE) for place in PLACES} if method == "lora" else {}
     base, own = transformer.init(rng, config, np.float32), transformer.init_methods(rng, config, methods, np.float32)
     train = list(own or base)
     tokens, targets = rng.integers(0, config.vocabulary, (2, BATCH, T))

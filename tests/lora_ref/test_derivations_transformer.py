@@ -16,7 +16,7 @@ from pages.equations import Equation, check_numbers, equations, name_of, python_
 
 from lora_ref.error.gradcheck import relative_error
 
-GRADIENT_ERROR = 1e-12  # the figure of the issue: every gradient agrees with the complex step to this, relatively
+GRADIENT_ERROR = 1e-12  # every gradient agrees with the complex step to this, relatively
 
 PAGES = {"transformer": transformer, "methods": methods}  # which put their sections into SECTIONS
 EQUATIONS = [equation for page in PAGES for equation in equations(page)]

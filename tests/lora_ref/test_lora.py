@@ -13,7 +13,7 @@ from lora_ref.error.gradcheck import complex_step, relative_error
 from lora_ref.lora import LoRA
 from lora_ref.shapes import DTYPES
 
-GRADIENT_ERROR = 1e-14  # the figure of the issue: every gradient agrees with the complex step to this, relatively
+GRADIENT_ERROR = 1e-14  # every gradient agrees with the complex step to this, relatively
 
 
 class Case(NamedTuple):

@@ -228,7 +228,7 @@ def _(_: str) -> Names:
         "n_in": n_in, "bottleneck": bottleneck, "layers": layers, "length": length, "width": width, "hidden": hidden, "e": e,
         "count": count, "adapter": size(adapter.init(rng, n_in, bottleneck)),
         "prefix": size(prefix.init(rng, layers, length, width)),
-        "prefix_mlp": size(prefix.init_reparameterised(rng, layers, length, width, hidden, e)),
+        "prefix_mlp": size(prefix.init(rng, layers, length, width, hidden, e)),
         "prompts": size(ptuning.init(rng, count, width)), "prompts_mlp": size(ptuning.init(rng, count, width, "mlp", hidden)),
         "lstm": size((both.forward_W, both.forward_U, both.forward_b)), "prompts_lstm": size(both),
     }  # fmt: skip

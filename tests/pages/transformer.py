@@ -122,7 +122,7 @@ def _(_: str) -> Names:
         lambda P_k, k, P_v, v: attend(q, np.concatenate([P_k, k]), np.concatenate([P_v, v]), seen), (P_k, k, P_v, v), dy
     )
     return sums({"i": T, "j": length + T, "k": length + T, "e": size}) | {
-        "T": T, "length": length, "size": size, "q": q, "K": K, "V": V, "dy": dy, "hidden": np.where(seen, 0, -np.inf),
+        "T": T, "length": length, "size": size, "q": q, "K": K, "V": V, "dy": dy, "attention_mask": np.where(seen, 0, -np.inf),
         "s": s, "p": shares(s, seen), "y": attend(q, K, V, seen), "dq": dq, "dK": dK, "dV": dV,
         "dp": complex_step(lambda p: product(p, V), (shares(s, seen),), dy)[0],
         "ds": complex_step(lambda s: product(shares(s, seen), V), (s,), dy)[0],

@@ -124,7 +124,7 @@ def test_past_keys_and_values_are_a_prefix(model, padding):
     rng = np.random.default_rng(11)
     past = tuple(torch.from_numpy(rng.standard_normal((CONFIG.layers, LENGTH, CONFIG.width))).requires_grad_() for _ in "kv")
     given = arrays(model) | {f"prefix.{name}": a.detach().numpy() for name, a in zip(("keys", "values"), past, strict=True)}
-    truth, deviation = noise.spread(lambda a: ours(a, padding, {"prefix": prefix.Spec(LENGTH)}), given, UNIT)
+    truth, deviation = noise.spread(lambda a: ours(a, padding, {"prefix": prefix.Config(LENGTH)}), given, UNIT)
     judge(theirs(model, padding, past), truth, deviation)
 
 

@@ -9,10 +9,11 @@ import pytest
 
 from lora_ref import adapter, lora, prefix
 from lora_ref.places import Config, shapes
-from lora_ref.study import papers
-from lora_ref.study.papers import AGREES, DIFFERS, GPT2_L, GPT2_M, GPT3, Row, adapter_count, base_count, layer_count, lora_count
+from lora_ref.study import counts, papers
+from lora_ref.study.counts import GPT2_L, GPT2_M, GPT3, adapter_count, base_count, layer_count, lora_count
+from lora_ref.study.papers_figures import AGREES, DIFFERS, Row, rows
 
-ROWS = papers.rows()
+ROWS = rows()
 
 
 def find(**fields: Any) -> list[Row]:
@@ -27,7 +28,7 @@ def verdict(recomputed: int, reported: str, unit: str = "M") -> str:
     return Row("", "", "", "", reported, recomputed, unit=unit).verdict
 
 
-def small(m: papers.Model, layers: int = 2) -> tuple[papers.Model, Config]:
+def small(m: counts.Model, layers: int = 2) -> tuple[counts.Model, Config]:
     """A GPT-2 of that shape with few layers, and the same as the transformer of this package."""
     m = m._replace(layers=layers)
     return m, Config(m.vocabulary, m.width, layers, 16, 16, m.mlp_width, m.contexts, fused=True, tied=True)
@@ -59,8 +60,8 @@ def test_a_cause_is_given_exactly_where_the_row_differs(row: Row) -> None:
 def test_another_rank_changes_the_verdict() -> None:
     for row, model, agreeing in (
         (find(table="Table 4", reported="4.7")[0], GPT3, [1]),
-        (find(table="Table 2", model="DeBERTa XXL", method="LoRA")[0], papers.DEBERTA_XXL, [16]),
-        (find(table="Table 2", model="RoBERTa base", method="LoRA")[0], papers.ROBERTA_BASE, [7, 8, 9]),  # one digit
+        (find(table="Table 2", model="DeBERTa XXL", method="LoRA")[0], counts.DEBERTA_XXL, [16]),
+        (find(table="Table 2", model="RoBERTa base", method="LoRA")[0], counts.ROBERTA_BASE, [7, 8, 9]),  # one digit
     ):
         verdicts = {rank: row._replace(recomputed=lora_count(model, rank)).verdict for rank in range(1, 65)}
         assert [rank for rank, found in verdicts.items() if found == AGREES] == agreeing
@@ -116,20 +117,20 @@ def test_base_counts_are_those_of_the_transformer_of_this_package_and_of_the_pub
     m, config = small(GPT2_M)
     assert base_count(m) == size(config)
     assert [base_count(m) for m in (GPT2_M, GPT2_L)] == [354_823_168, 774_030_080]
-    assert [base_count(m) for m in (papers.ROBERTA_BASE, papers.ROBERTA_LARGE)] == [124_645_632, 355_359_744]
+    assert [base_count(m) for m in (counts.ROBERTA_BASE, counts.ROBERTA_LARGE)] == [124_645_632, 355_359_744]
 
 
 def test_counts_of_methods_are_those_of_arrays_that_the_transformer_would_train() -> None:
     m, fused = small(GPT2_M)
     config = fused._replace(fused=False)
-    both = {f"layers.{i}.{name}_proj": lora.Spec(4) for i in range(2) for name in "qv"}
+    both = {f"layers.{i}.{name}_proj": lora.Config(4) for i in range(2) for name in "qv"}
     assert size(config, both) == lora_count(m, 4)
-    behind = {f"layers.{i}.{name}.output": adapter.Spec(112) for i in range(2) for name in ("attention", "mlp")}
+    behind = {f"layers.{i}.{name}.output": adapter.Config(112) for i in range(2) for name in ("attention", "mlp")}
     assert size(config, behind) == adapter_count(m, 112, 2)
-    assert size(config, {"prefix": prefix.Spec(14)}) == 2 * layer_count(m, 14, 0)
+    assert size(config, {"prefix": prefix.Config(14)}) == 2 * layer_count(m, 14, 0)
     biases = {name: shape for name, shape in shapes(config).items() if name.endswith(".bias")}
-    assert papers.bias_count(m) == sum(prod(shape) for shape in biases.values())
-    whole = size(fused, {f"layers.{i}.qkv_proj": lora.Spec(4) for i in range(2)})
+    assert counts.bias_count(m) == sum(prod(shape) for shape in biases.values())
+    whole = size(fused, {f"layers.{i}.qkv_proj": lora.Config(4) for i in range(2)})
     assert whole * GPT2_M.layers // 2 == find(configuration="c_attn")[0].recomputed
 
 
