@@ -24,6 +24,7 @@ from torch.autograd import forward_ad
 
 from lora_torch.checks import is_finite, is_size, require
 from lora_torch.fast import FrozenLinearLoRA
+from lora_torch.merging import merge_after_load, merged_weight, save_unmerged, unmerge_before_load
 
 _require = partial(require, "LinearLoRA")
 
@@ -111,9 +112,9 @@ class LinearLoRA(nn.Module):
         # A buffer, so that W follows the layer through .to(), deepcopy and pickle; not persistent: no file holds it.
         self.register_buffer("unmerged_weight", None, persistent=False)
         self._was_merged = False
-        self.register_state_dict_post_hook(_save_unmerged)
-        self.register_load_state_dict_pre_hook(_unmerge_before_load)
-        self.register_load_state_dict_post_hook(_merge_after_load)
+        self.register_state_dict_post_hook(save_unmerged)
+        self.register_load_state_dict_pre_hook(unmerge_before_load)
+        self.register_load_state_dict_post_hook(merge_after_load)
 
     def reset_parameters(self) -> None:
         """Draw A anew and set B to zero; W and b stay."""
@@ -160,9 +161,8 @@ class LinearLoRA(nn.Module):
             raise RuntimeError(
                 "LinearLoRA.merge: the layer is merged, expected an unmerged one, because A B would be added twice"
             )
-        W, A, B = self.pre_trained_weight.weight, self.lora_A, self.lora_B
-        # In float64, which neither autocast nor TF32 touches; rounded once, to W's dtype.
-        merged = torch.addmm(W.double(), B.double().T, A.double().T, alpha=self.scale).to(W.dtype)    # (out, in)
+        W = self.pre_trained_weight.weight
+        merged = merged_weight(W, self.lora_A, self.lora_B, self.scale)    # (out, in)
         # register_buffer, for `self.unmerged_weight = W` would make the Parameter W a parameter of this module.
         self.register_buffer("unmerged_weight", W, persistent=False)
         self.pre_trained_weight.weight = nn.Parameter(merged, requires_grad=False)
@@ -240,31 +240,3 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 def _draws_cannot_be_repeated(x: Tensor) -> bool:
     return x.device.type not in ("cpu", "cuda") or (x.is_cuda and torch.cuda.is_current_stream_capturing())
-
-
-# Hooks of state_dict and load_state_dict. They are functions of the module, so that copies and pickles keep them.
-
-
-def _save_unmerged(layer: LinearLoRA, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    if layer.unmerged_weight is not None:
-        state[prefix + "pre_trained_weight.weight"] = layer.unmerged_weight.detach()
-
-
-def _unmerge_before_load(layer: LinearLoRA, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Loading writes into pre_trained_weight.weight: let it find W there, not the merged weight. torch copies what
-    fits and complains of the rest, so a state of another shape is refused here, before anything of it is copied."""
-    for name, own in layer.state_dict().items():
-        came = state.get(prefix + name)
-        if came is not None and came.shape != own.shape:
-            raise RuntimeError(
-                f"LinearLoRA.load_state_dict: {prefix}{name} is {tuple(came.shape)}, expected {tuple(own.shape)}, because the "
-                f"layer has in, out, rank = {layer.in_features}, {layer.out_features}, {layer.rank}; nothing of it was loaded"
-            )
-    layer._was_merged = layer.merged
-    if layer.merged:
-        layer.unmerge()
-
-
-def _merge_after_load(layer: LinearLoRA, *_: object) -> None:
-    if layer._was_merged:
-        layer.merge()

@@ -6,13 +6,16 @@ s is), which bfloat16 holds exactly.
 """
 
 import copy
-from typing import NamedTuple
+import weakref
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lora_torch import LinearLoRA
 from lora_torch.fast import FrozenLinearLoRA
@@ -108,3 +111,31 @@ def run(layer: nn.Module, x: Tensor, dy: Tensor) -> list[Tensor | None]:
 def assert_same(got: list, want: list) -> None:
     for g, w in zip(got, want, strict=True):
         assert (g is None) == (w is None) and (g is None or torch.equal(g, w))
+
+
+class Allocations(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made under it: `peak` at the fullest moment, `largest` of a single one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = self.largest = 0
+        self.living: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in known | self.living:
+                self._made(tensor.untyped_storage())
+        return result
+
+    def _made(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        self.living.add(key)
+        self.now += size
+        self.peak, self.largest = max(self.peak, self.now), max(self.largest, size)
+        weakref.finalize(storage, self._freed, key, size)
+
+    def _freed(self, key: int, size: int) -> None:
+        self.living.discard(key)
+        self.now -= size
