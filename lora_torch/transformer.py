@@ -31,7 +31,8 @@ from torch.nn import functional as F
 from lora_torch.adapter import Adapter
 from lora_torch.block import Block, Config, norm, visible_places
 from lora_torch.checks import require
-from lora_torch.lora import LinearLoRA, LoRA
+from lora_torch.linear import LinearLoRA
+from lora_torch.lora import LoRA
 from lora_torch.places import Method, array_name, attach, check_methods, copy_all
 from lora_torch.prefix import Prefix, PrefixTuning
 from lora_torch.ptuning import Prompt, PromptEncoder

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch_layers import cases, every_device, examples, integers
 
 from lora_ref import bounds
-from lora_torch import LinearLoRA, fast, lora
+from lora_torch import LinearLoRA, fast, linear
 
 kernels = pytest.importorskip("lora_torch.kernels", reason="triton is not installed", exc_type=ModuleNotFoundError)
 sizes = st.sampled_from([1, 2, 15, 63, 64, 65, 130, 700])
@@ -85,6 +85,6 @@ def test_it_is_taken_on_request_alone_and_never_on_the_cpu(device, monkeypatch):
     layer.one_pass = True
     layer(x).sum().backward()
     assert called == ([1] if device == "cuda" else [])
-    monkeypatch.setattr(lora, "_has_triton", lambda: False)
+    monkeypatch.setattr(linear, "has_triton", lambda: False)
     layer(x).sum().backward()
     assert called == ([1] if device == "cuda" else [])

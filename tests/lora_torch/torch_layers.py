@@ -45,7 +45,7 @@ def cases(draw: st.DrawFn, dtype: torch.dtype = torch.float32, device: str = "cp
     leading = draw(st.sampled_from(LEADING))
     draws = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
     fill(layer, draws)
-    layer.fast = draw(st.booleans())
+    layer.fast = draw(st.sampled_from([None, True, False]))
     x = integers((*leading, n_in), 2, draws).to(device, dtype)
     return Case(layer, x.requires_grad_(), integers((*leading, n_out), 2, draws).to(device, dtype))
 
@@ -75,12 +75,13 @@ def same_bits(got: Tensor, want: Tensor) -> bool:
     return got.shape == want.shape and got.dtype == want.dtype and torch.equal(got_bytes, want_bytes)
 
 
-def integer_layer(**options: object) -> tuple[LinearLoRA, Tensor, Tensor]:
-    """in 4, out 3, rank 2, x (2, 5, 4), dy (2, 5, 3)."""
-    layer, draws = LinearLoRA(4, 3, 2, 4.0, **options), torch.Generator().manual_seed(3)  # pyright: ignore[reportArgumentType]
+def integer_layer(fast: bool | None = True, **options: Any) -> tuple[LinearLoRA, Tensor, Tensor]:
+    """in 4, out 3, rank 2, x (2, 5, 4), dy (2, 5, 3). It takes the fast path where that is valid, though it is small."""
+    layer, draws = LinearLoRA(4, 3, 2, 4.0, **options), torch.Generator().manual_seed(3)
     fill(layer, draws)
-    dtype = layer.lora_A.dtype
-    return layer, integers((2, 5, 4), 2, draws).to(dtype).requires_grad_(), integers((2, 5, 3), 2, draws).to(dtype)
+    layer.fast = fast
+    x, dy = (integers(shape, 2, draws).to(layer.lora_A) for shape in ((2, 5, 4), (2, 5, 3)))    # its dtype and device
+    return layer, x.requires_grad_(), dy
 
 
 def plain(layer: LinearLoRA) -> LinearLoRA:
@@ -139,3 +140,17 @@ class Allocations(TorchDispatchMode):
     def _freed(self, key: int, size: int) -> None:
         self.living.discard(key)
         self.now -= size
+
+
+class Operations(TorchDispatchMode):
+    """Names the products of matrices that are computed under it, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if "mm" in name:
+            self.products.append(name)
+        return func(*args, **(kwargs or {}))
