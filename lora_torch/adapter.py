@@ -29,16 +29,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lora_torch import block
 from lora_torch.checks import is_finite, is_size, require
 
-_require = partial(require, "Adapter")
+_require = partial(require, "adapter.Config")
 
 PLACES = ("attention.output", "mlp.output", "output", "attention", "mlp")  # each after "layers.{i}."
 ACTIVATIONS = {"relu": F.relu, "gelu": partial(F.gelu, approximate="tanh"), "silu": F.silu}
 INITS = ("near", "zero")
 
 
-class Adapter(NamedTuple):
+class Config(NamedTuple):
     """bottleneck is m of the page above. activation: relu, gelu or silu; init: near or zero."""
 
     bottleneck: int
@@ -47,11 +48,25 @@ class Adapter(NamedTuple):
     init: str = "near"
 
 
+def places(config: block.Config) -> list[str]:
+    return [f"layers.{i}.{name}" for i in range(config.layers) for name in PLACES]
+
+
+def put(
+    model: nn.Module, config: block.Config, place: str, method: Config,
+    device: torch.device | str | int | None, dtype: torch.dtype | None,
+) -> None:
+    _, i, inside = place.split(".", 2)
+    adapters = model.get_submodule(f"layers.{i}.adapters")
+    assert isinstance(adapters, nn.ModuleDict)
+    adapters[inside.replace(".", "/")] = BottleneckAdapter(config.width, method, device, dtype)
+
+
 class BottleneckAdapter(nn.Module):
     """The trained down, down_bias, up and up_bias of one place."""
 
     def __init__(
-        self, width: int, method: Adapter, device: torch.device | str | int | None = None, dtype: torch.dtype | None = None
+        self, width: int, method: Config, device: torch.device | str | int | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
         m, activation, scale, init = method

@@ -133,7 +133,7 @@ class LinearLoRA(nn.Module):
         y = None
         if self.fast is not False and not is_traced():
             is_small = self.fast is None and x.numel() * self.out_features < SMALL
-            y = small(self, x) if is_small else self._fast(x)
+            y = small(self, x, self.scale) if is_small else self._fast(x)
         return self.plain(x) if y is None else y
 
     def _fast(self, x: Tensor) -> Tensor | None:
@@ -187,6 +187,12 @@ class LinearLoRA(nn.Module):
         # The same Parameter as before merge(), unless .to() has made another tensor of it meanwhile.
         self.pre_trained_weight.weight = W if isinstance(W, nn.Parameter) else nn.Parameter(W, requires_grad=False)
         self.unmerged_weight = None
+
+    @property
+    def array_names(self) -> dict[str, str | None]:
+        """What a whole model calls these arrays. A merged layer has those of a linear layer alone."""
+        base = {f"pre_trained_weight.{name}": name for name in ("weight", "bias")}
+        return {**base, "lora_A": None if self.merged else "A", "lora_B": None if self.merged else "B"}
 
     def extra_repr(self) -> str:
         return (

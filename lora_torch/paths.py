@@ -30,7 +30,7 @@ def are_bare(base: nn.Module, dropout: nn.Module) -> bool:
     )
 
 
-def small(layer: nn.Module, x: Tensor) -> Tensor | None:
+def small(layer: nn.Module, x: Tensor, scale: float) -> Tensor | None:
     """x (…, in) → y (…, out) of a LinearLoRA. None where this way is not valid.
 
     It reads the dictionaries in which nn.Module keeps its members: each read as an attribute costs as much as a tenth of
@@ -41,15 +41,14 @@ def small(layer: nn.Module, x: Tensor) -> Tensor | None:
     if base is None or dropout is None or layer._buffers.get("unmerged_weight") is not None or not are_bare(base, dropout):
         return None
     W, b, A, B = base._parameters.get("weight"), base._parameters.get("bias"), arrays.get("lora_A"), arrays.get("lora_B")
-    if (
-        dropout.training and dropout.p
-        or not (type(x) in _TENSORS and type(W) in _TENSORS and type(A) in _TENSORS and type(B) in _TENSORS)
+    if W is None or A is None or B is None or dropout.training and dropout.p or (
+        not (type(x) in _TENSORS and type(W) in _TENSORS and type(A) in _TENSORS and type(B) in _TENSORS)
         or not (x.dtype == W.dtype == A.dtype == B.dtype and x.layout == W.layout == torch.strided)
         or autocast_dtype(x) is not None or _is_transformed()
     ):
         return None
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])    # (n, in)
-    y = F.linear(rows, W, b).addmm_(torch.mm(rows, A), B, alpha=layer.scale)    # (n, out)
+    y = F.linear(rows, W, b).addmm_(torch.mm(rows, A), B, alpha=scale)    # (n, out)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[1])
 
 

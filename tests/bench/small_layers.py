@@ -28,7 +28,7 @@ SIZES = [
 
 class Small(LinearLoRA):
     def forward(self, x: Tensor) -> Tensor:
-        y = paths.small(self, x)
+        y = paths.small(self, x, self.scale)
         assert y is not None
         return y
 

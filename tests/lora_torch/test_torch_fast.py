@@ -179,7 +179,7 @@ def with_another_dropout(layer: LinearLoRA) -> None:
 ])
 def test_a_layer_that_was_changed_takes_the_plain_path(change):
     layer, x, _ = integer_layer()
-    assert paths.small(layer, x) is not None
+    assert paths.small(layer, x, layer.scale) is not None
     change(layer)
     assert not is_fast(layer(x))
     layer.fast = None
@@ -195,7 +195,7 @@ def test_a_layer_that_was_changed_takes_the_plain_path(change):
 def test_the_small_path_is_not_for_a_layer_that_was_changed(change):
     layer, x, _ = integer_layer()
     change(layer)
-    assert paths.small(layer, x) is None
+    assert paths.small(layer, x, layer.scale) is None
 
 
 @every_fast
