@@ -166,6 +166,17 @@ def with_another_forward(part: str):
     return change
 
 
+def with_a_tensor_as(name: str):
+    """As libraries do that compute a weight before each call."""
+
+    def change(layer: LinearLoRA) -> None:
+        value = layer.pre_trained_weight.get_parameter(name).detach()
+        delattr(layer.pre_trained_weight, name)
+        setattr(layer.pre_trained_weight, name, 2 * value)
+
+    return change
+
+
 def with_another_dropout(layer: LinearLoRA) -> None:
     layer.lora_dropout = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -190,12 +201,22 @@ def test_a_layer_that_was_changed_takes_the_plain_path(change):
     with_another_forward("pre_trained_weight"), with_another_forward("lora_dropout"), with_another_base, with_another_dropout,
     hooked("pre_trained_weight", "forward_hook"), hooked("lora_dropout", "full_backward_hook"), lambda layer: layer.merge(),
     lambda layer: layer.double(), lambda layer: setattr(layer, "lora_A", nn.Parameter(layer.lora_A.double())),
-    lambda layer: setattr(layer.lora_dropout, "p", 0.5),
+    lambda layer: setattr(layer.lora_dropout, "p", 0.5), with_a_tensor_as("weight"), with_a_tensor_as("bias"),
 ])
 def test_the_small_path_is_not_for_a_layer_that_was_changed(change):
     layer, x, _ = integer_layer()
     change(layer)
     assert paths.small(layer, x, layer.scale) is None
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_tensor_in_the_place_of_a_parameter_counts(name):
+    results = []
+    for fast in (True, None, False):
+        layer, x, _ = integer_layer(fast)
+        with_a_tensor_as(name)(layer)
+        results.append(layer(x))
+    assert torch.equal(results[0], results[2]) and torch.equal(results[1], results[2])
 
 
 @every_fast
@@ -344,10 +365,12 @@ def test_what_was_kept_must_not_have_changed():
         y.backward(dy)
 
 
-def test_backward_twice_gives_the_same_and_draws_nothing():
-    layer, x, dy = integer_layer(dropout=0.5)
+@every_device
+def test_backward_twice_gives_the_same_and_draws_nothing(device):
+    layer, x, dy = integer_layer(dropout=0.5, device=device)
     y = layer(x)
-    state = torch.get_rng_state()
+    get_state = torch.get_rng_state if device == "cpu" else torch.cuda.get_rng_state
+    state = get_state()
     first = torch.autograd.grad(y, (x, layer.lora_A, layer.lora_B), dy, retain_graph=True)
     assert_same(list(torch.autograd.grad(y, (x, layer.lora_A, layer.lora_B), dy)), list(first))
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(get_state(), state)
