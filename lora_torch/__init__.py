@@ -1,6 +1,6 @@
 """LoRA layers in PyTorch, and a small transformer with LoRA, adapters, prefixes or prompts in it, on CPU and CUDA.
 
-Written apart from lora_ref, so that each can be held against the other.
+It imports nothing of lora_ref: the two are written independently, so that tests can compare them.
 """
 
 from lora_torch import adapter, lora, prefix, ptuning

@@ -13,8 +13,8 @@
 
 Where one sub-layer has both, Ad(x) is part of the output a on which the other works.
 
-"near" starts near the identity: down, up ~ N(0, 0.01²) cut off at two standard deviations, biases 0. "zero" starts at it:
-down ~ U(±1/√width), up and biases 0, so a new model computes exactly what its base computes.
+Start "near", near the identity: down, up ~ N(0, 0.01²), cut off at two standard deviations; biases 0.
+Start "zero", at the identity: down ~ U(±1/√width); up and biases 0, so a new model computes what its base computes.
 
 Sources: Houlsby et al. 2019, arXiv:1902.00751, §2.1; Pfeiffer et al. 2021, arXiv:2005.00247; He et al. 2022,
 arXiv:2110.04366, table 1. f = gelu is the tanh form. Left out: adapters that several tasks fuse, layer norms that train

@@ -8,8 +8,8 @@
 
     h, x, a (batch, S, width)   q (batch, heads, S, s)   k, v (batch, kv_heads, P + S, s), the first P from a prefix
 
-The norms divide by √(· + 1e-5); gelu is the tanh form. Every part is a child of the block by the name that its arrays have:
-LoRA replaces a linear layer there, and `adapters` holds an adapter under its place's name with "/" for ".".
+The norms divide by √(· + 1e-5). gelu is the tanh form. Each part is a child module of the block, under the name that its arrays
+have. LoRA replaces such a child. `adapters` holds the adapters, each under the name of its place with "/" for ".".
 
 Sources: Vaswani et al. 2017, arXiv:1706.03762, pre-norm as in GPT-2; Ainslie et al. 2023, arXiv:2305.13245 (kv_heads);
 Zhang & Sennrich 2019, arXiv:1910.07467 (rms); Shazeer 2020, arXiv:2002.05202 (silu). Left out: dropout, a cache of keys.
@@ -79,7 +79,7 @@ def norm(config: Config, device: torch.device | str | int | None, dtype: torch.d
 
 
 class Block(nn.Module):
-    """A new one has no adapters. Its linear layers are children by the names of `linears`."""
+    """One block. Its linear layers are children by the names that `linears` gives; a new block has no adapters."""
 
     def __init__(self, config: Config, device: torch.device | str | int | None, dtype: torch.dtype | None) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ def _heads(t: Tensor, heads: int) -> Tensor:
 
 
 def make_attention_mask(h: Tensor, mask: Tensor | None, tokens: Tensor | None, prefix: int) -> Tensor | None:
-    """What each query sees (…, 1, S, prefix + S), None where that is every place up to its own.
+    """True where a query may look at a key (…, 1, S, prefix + S). None if it may at every place up to its own.
 
     h (batch, S, width), mask (batch, T) or None. tokens (T): where in the sequence they stand, None: nothing else does.
     """

@@ -5,11 +5,11 @@
     x (…, in)   W (out, in)   b (out)   A (in, rank)   B (rank, out)   y (…, out)
     scale = alpha / rank ("standard")  or  alpha / √rank ("rslora")
 
-B starts at zero, so a new layer computes exactly what its frozen layer computes.
+B starts at zero, so a new layer computes what its frozen layer computes; LinearLoRA says how exactly.
 
 Sources: Hu et al. 2021, arXiv:2106.09685, equation 3 and §4.1, with A and B stored transposed; dropout on the input of
 A alone as in microsoft/LoRA's loralib; Kalajdzievski 2023, arXiv:2312.03732 (rslora).
-The gradient is written by hand in fast.py; LinearLoRA.plain is the same formula with autograd's gradient.
+In fast.py the gradient is written by hand. LinearLoRA.plain is the same formula, and autograd differentiates it.
 Left out: several adapters on one layer, quantised weights.
 """
 
@@ -26,8 +26,8 @@ from lora_torch.paths import SMALL, are_bare, autocast_dtype, fast_is_valid, has
 
 _require = partial(require, "LinearLoRA")
 
-# Of A only, (in, rank). The paper says "random Gaussian" and names no width. torch takes a tensor's last dimension for
-# its fan-in, here the rank: the first two give fan-in = in themselves, "kaiming_rank" is torch's call as it stands.
+# How A (in, rank) is drawn. The paper says "random Gaussian" and names no width. torch's functions take the last dimension
+# of a tensor for its fan-in, which here is the rank. The first two use fan-in = in; "kaiming_rank" is torch's call as it is.
 INITS = {
     "gaussian": lambda A: nn.init.normal_(A, std=1 / math.sqrt(A.shape[0])),
     # kaiming_uniform_(a=√5) on loralib's and PEFT's (rank, in)
@@ -43,25 +43,33 @@ SCALINGS = {
 class LinearLoRA(nn.Module):
     """A frozen nn.Linear, `pre_trained_weight`, and the trainable `lora_A` (in, rank) and `lora_B` (rank, out).
 
-    `dropout` acts on the input of A alone, in training alone, and divides by 1 − dropout what it keeps. `alpha` may
-    be 0 or negative. `device` and `dtype` are those of every tensor; a layer whose A and B are later given a wider
-    dtype still answers in that of its frozen layer.
+    `dropout` acts on the input of A alone, and only in training. It divides what it keeps by 1 − dropout. `alpha` may be 0
+    or negative. All tensors have `device` and `dtype`. If A and B are given a wider dtype later, the output still has the
+    dtype of the frozen layer.
 
-    The layer takes the fast path (fast.py) where it is valid: at most A and B train, all is of one dtype or under autocast,
-    no part of the layer was replaced or has hooks, and nobody traces or transforms the call. Elsewhere, and everywhere with
-    `fast = False`, it takes `plain`. After the same seed both drop the same elements of an x that is contiguous, on the CPU.
+    A new layer gives what its frozen layer gives. On the CPU the outputs are equal bit for bit. On CUDA they are equal where
+    every sum is exact. Where sums are rounded, both are within the bounds of rounding, and they may differ in the last bits:
+    cuBLAS may sum in another order when it adds to numbers that are there.
 
-    merge() puts another Parameter into `pre_trained_weight.weight` and unmerge() puts the first one back: W returns
-    bit for bit, and another module that shares W never sees the merge. state_dict and load_state_dict of this layer,
-    or of a parent, hold W, merged or not: pre_trained_weight.weight, pre_trained_weight.bias, lora_A, lora_B. Loading
-    into a merged layer leaves it merged, with what was loaded; a state of another shape is a RuntimeError, and changes
-    nothing of this layer.
+    `fast` says how a call is computed; paths.py has the three ways. None, the default: a small layer takes two products and
+    one addmm_, a larger one the fast path of fast.py. True: the fast path at every size. False: `plain` always. What a way is
+    not valid for goes to `plain`. The fast path is valid if at most A and B train, all tensors have one dtype or autocast is
+    on, no part of the layer was replaced or has hooks, and nobody traces or transforms the call. On the CPU, after the same
+    seed, all ways drop the same elements of a contiguous x.
+
+    merge() puts another Parameter into `pre_trained_weight.weight`, and unmerge() puts the first one back. So W returns bit
+    for bit, and another module that shares W never sees the merge. Beside the merged weight a merge allocates one tile of
+    2 MiB and thin parts of A and B.
+
+    state_dict and load_state_dict of this layer, or of a parent, hold W itself, whether the layer is merged or not. The keys
+    are pre_trained_weight.weight, pre_trained_weight.bias, lora_A and lora_B. A merged layer that loads a state stays merged,
+    with what was loaded. A state of another shape is a RuntimeError and changes nothing of this layer.
 
     Raises ValueError naming the argument that is out of range, what came, what was expected and why.
     """
 
     fast: bool | None = None
-    one_pass: bool = False  # dy Bᵀ and dB by the Triton kernel of kernels.py, on CUDA; off until it is measured to pay
+    one_pass: bool = False  # on the fast path on CUDA: dy Bᵀ and dB by the Triton kernel of kernels.py. Not measured yet
     unmerged_weight: Tensor | None  # W while merged, else None
     lora_A: nn.Parameter
     lora_B: nn.Parameter

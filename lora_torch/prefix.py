@@ -6,8 +6,8 @@
     E = embedding (length, width)   W1 (m, width)   b1 (m)   W2 (2 · layers · kv, m)   b2 (2 · layers · kv)   m = hidden_size
     columns: the keys of layer 0, the values of layer 0, the keys of layer 1, …
 
-No position embedding is added to a prefix, every token sees it, and the tokens' positions begin after it. fold() leaves keys
-and values alone, which is all that is used after training.
+No position embedding is added to a prefix, every token sees it, and the tokens' positions begin after it. After fold() only
+keys and values are left, which is all that is used after training.
 
 Start: keys, values and E ~ N(0, 1); W1, b1 ~ U(±1/√width), W2, b2 ~ U(±1/√m), which are torch's draws for an embedding
 and for linear layers.

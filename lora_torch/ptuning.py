@@ -10,8 +10,9 @@
     the LSTM, with gates in the order i, f, g, o: z_t = e_t Wᵀ + h_{t−1} Uᵀ + b
     c_t = σ(f) c_{t−1} + σ(i) tanh(g)   h_t = σ(o) tanh(c_t)    W (4m, width)   U (4m, m)   b (4m)
 
-Prompts are inserted before positions are embedded, so they have positions and causality holds for them. torch's LSTM has two
-biases, of which the sum alone matters: the second one is zero and does not train. fold() leaves the prompts alone.
+Prompts are inserted before positions are embedded. So they have positions, and a prompt sees what stands before it. torch's
+LSTM has two biases, and only their sum matters: the second one is zero and does not train. After fold() only the prompts are
+left.
 
 Start: E ~ N(0, 1), all else ~ U(±1/√in), in the LSTM ~ U(±1/√m), which are torch's draws for such layers.
 
