@@ -1,12 +1,10 @@
 """LoRA layers in PyTorch, and a small transformer with LoRA, adapters, prefixes or prompts in it, on CPU and CUDA.
 
-Written apart from lora_ref, so that each can be held against the other.
+It imports nothing of lora_ref: the two are written independently, so that tests can compare them.
 """
 
-from lora_torch.adapter import Adapter
-from lora_torch.lora import LinearLoRA, LoRA
-from lora_torch.prefix import Prefix
-from lora_torch.ptuning import Prompt
-from lora_torch.transformer import Config, Transformer, loss
+from lora_torch import adapter, lora, prefix, ptuning
+from lora_torch.linear import LinearLoRA
+from lora_torch.transformer import Transformer, loss
 
-__all__ = ["Adapter", "Config", "LinearLoRA", "LoRA", "Prefix", "Prompt", "Transformer", "loss"]
+__all__ = ["LinearLoRA", "Transformer", "adapter", "lora", "loss", "prefix", "ptuning"]

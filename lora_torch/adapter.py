@@ -13,8 +13,8 @@
 
 Where one sub-layer has both, Ad(x) is part of the output a on which the other works.
 
-"near" starts near the identity: down, up ~ N(0, 0.01²) cut off at two standard deviations, biases 0. "zero" starts at it:
-down ~ U(±1/√width), up and biases 0, so a new model computes exactly what its base computes.
+Start "near", near the identity: down, up ~ N(0, 0.01²), cut off at two standard deviations; biases 0.
+Start "zero", at the identity: down ~ U(±1/√width); up and biases 0, so a new model computes what its base computes.
 
 Sources: Houlsby et al. 2019, arXiv:1902.00751, §2.1; Pfeiffer et al. 2021, arXiv:2005.00247; He et al. 2022,
 arXiv:2110.04366, table 1. f = gelu is the tanh form. Left out: adapters that several tasks fuse, layer norms that train
@@ -29,16 +29,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lora_torch import block
 from lora_torch.checks import is_finite, is_size, require
 
-_require = partial(require, "Adapter")
+_require = partial(require, "adapter.Config")
 
 PLACES = ("attention.output", "mlp.output", "output", "attention", "mlp")  # each after "layers.{i}."
 ACTIVATIONS = {"relu": F.relu, "gelu": partial(F.gelu, approximate="tanh"), "silu": F.silu}
 INITS = ("near", "zero")
 
 
-class Adapter(NamedTuple):
+class Config(NamedTuple):
     """bottleneck is m of the page above. activation: relu, gelu or silu; init: near or zero."""
 
     bottleneck: int
@@ -47,11 +48,25 @@ class Adapter(NamedTuple):
     init: str = "near"
 
 
+def places(config: block.Config) -> list[str]:
+    return [f"layers.{i}.{name}" for i in range(config.layers) for name in PLACES]
+
+
+def put(
+    model: nn.Module, config: block.Config, place: str, method: Config,
+    device: torch.device | str | int | None, dtype: torch.dtype | None,
+) -> None:
+    _, i, inside = place.split(".", 2)
+    adapters = model.get_submodule(f"layers.{i}.adapters")
+    assert isinstance(adapters, nn.ModuleDict)
+    adapters[inside.replace(".", "/")] = BottleneckAdapter(config.width, method, device, dtype)
+
+
 class BottleneckAdapter(nn.Module):
     """The trained down, down_bias, up and up_bias of one place."""
 
     def __init__(
-        self, width: int, method: Adapter, device: torch.device | str | int | None = None, dtype: torch.dtype | None = None
+        self, width: int, method: Config, device: torch.device | str | int | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
         m, activation, scale, init = method

@@ -8,8 +8,8 @@
 
     h, x, a (batch, S, width)   q (batch, heads, S, s)   k, v (batch, kv_heads, P + S, s), the first P from a prefix
 
-The norms divide by √(· + 1e-5); gelu is the tanh form. Every part is a child of the block by the name that its arrays have:
-LoRA replaces a linear layer there, and `adapters` holds an adapter under its place's name with "/" for ".".
+The norms divide by √(· + 1e-5). gelu is the tanh form. Each part is a child module of the block, under the name that its arrays
+have. LoRA replaces such a child. `adapters` holds the adapters, each under the name of its place with "/" for ".".
 
 Sources: Vaswani et al. 2017, arXiv:1706.03762, pre-norm as in GPT-2; Ainslie et al. 2023, arXiv:2305.13245 (kv_heads);
 Zhang & Sennrich 2019, arXiv:1910.07467 (rms); Shazeer 2020, arXiv:2002.05202 (silu). Left out: dropout, a cache of keys.
@@ -79,7 +79,7 @@ def norm(config: Config, device: torch.device | str | int | None, dtype: torch.d
 
 
 class Block(nn.Module):
-    """A new one has no adapters. Its linear layers are children by the names of `linears`."""
+    """One block. Its linear layers are children by the names that `linears` gives; a new block has no adapters."""
 
     def __init__(self, config: Config, device: torch.device | str | int | None, dtype: torch.dtype | None) -> None:
         super().__init__()
@@ -90,15 +90,15 @@ class Block(nn.Module):
             self.add_module(name, nn.Linear(n_in, n_out, config.bias, device, dtype))
         self.adapters = nn.ModuleDict()
 
-    def forward(self, h: Tensor, prefix: tuple[Tensor, Tensor] | None, visible: Tensor | None) -> Tensor:
-        """h (batch, S, width); prefix: keys and values (P, kv) each; visible (…, 1, S, P + S), None: causal → h."""
+    def forward(self, h: Tensor, prefix: tuple[Tensor, Tensor] | None, attention_mask: Tensor | None) -> Tensor:
+        """h (batch, S, width); prefix: keys and values (P, kv) each; attention_mask (…, 1, S, P + S), None: causal → h."""
         x = self.attention_norm(h)
-        h = h + self._adapted("attention", x, self._attention(x, prefix, visible))
+        h = h + self._adapted("attention", x, self._attention(x, prefix, attention_mask))
         x = self.mlp_norm(h)
         h = h + self._adapted("mlp", x, self._mlp(x))
         return self._with_own("output", h)
 
-    def _attention(self, x: Tensor, prefix: tuple[Tensor, Tensor] | None, visible: Tensor | None) -> Tensor:
+    def _attention(self, x: Tensor, prefix: tuple[Tensor, Tensor] | None, attention_mask: Tensor | None) -> Tensor:
         c = self.config
         if c.fused:
             q, k, v = self.get_submodule("qkv_proj")(x).split((c.width, c.kv, c.kv), dim=-1)
@@ -109,7 +109,7 @@ class Block(nn.Module):
         q, k, v = _heads(q, c.heads), _heads(k, c.kv_heads), _heads(v, c.kv_heads)
         if c.kv_heads < c.heads:
             k, v = (t.repeat_interleave(c.heads // c.kv_heads, dim=1) for t in (k, v))    # (batch, heads, P + S, s)
-        y = F.scaled_dot_product_attention(q, k, v, visible, is_causal=visible is None)    # (batch, heads, S, s)
+        y = F.scaled_dot_product_attention(q, k, v, attention_mask, is_causal=attention_mask is None)
         return self.get_submodule("o_proj")(y.transpose(1, 2).flatten(2))
 
     def _mlp(self, x: Tensor) -> Tensor:
@@ -135,20 +135,20 @@ def _heads(t: Tensor, heads: int) -> Tensor:
     return t.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def visible_places(h: Tensor, mask: Tensor | None, tokens: Tensor | None, prefix: int) -> Tensor | None:
-    """What each query sees (…, 1, S, prefix + S), None where that is every place up to its own.
+def make_attention_mask(h: Tensor, mask: Tensor | None, tokens: Tensor | None, prefix: int) -> Tensor | None:
+    """True where a query may look at a key (…, 1, S, prefix + S). None if it may at every place up to its own.
 
     h (batch, S, width), mask (batch, T) or None. tokens (T): where in the sequence they stand, None: nothing else does.
     """
     if mask is None and not prefix:
         return None
     S = h.shape[1]
-    visible = torch.ones(S, S, dtype=torch.bool, device=h.device).tril()
+    seen = torch.ones(S, S, dtype=torch.bool, device=h.device).tril()
     if mask is not None:
         keys = mask
         if tokens is not None:
             keys = mask.new_ones(len(h), S)
             keys[:, tokens] = mask
         itself = torch.eye(S, dtype=torch.bool, device=h.device)
-        visible = visible & keys[:, None] | itself    # (batch, S, S)
-    return F.pad(visible, (prefix, 0), value=True).unsqueeze(-3)
+        seen = seen & keys[:, None] | itself    # (batch, S, S)
+    return F.pad(seen, (prefix, 0), value=True).unsqueeze(-3)

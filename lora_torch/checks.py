@@ -1,4 +1,4 @@
-"""What arguments are tested with, and how a refusal is worded: its owner, the argument, what came, what was expected, why."""
+"""Tests of arguments. A refusal names its owner, the argument, what came, what was expected, and why."""
 
 import math
 from numbers import Integral, Real

@@ -9,10 +9,13 @@
     x (n, in)   W (out, in)   b (out)   A (in, rank)   B (rank, out)
     mask (n, in): 1 without dropout; else 0 with probability `rate` or 1, and `scale` is divided by 1 − rate
 
-The cost of LoRA is memory traffic, not arithmetic. The product with W is added in place to the thin one, or the thin one to
-it: no pass over a whole matrix beside the products. Where the thin one comes first, as always in half precision, it alone is
-rounded before the sum. For the backward pass h and, as far as gradients need them, x and the parameters are kept (under
-autocast the casts of x and W, as the frozen layer keeps them); the mask is drawn again, from the state that its generator had.
+What LoRA costs is memory traffic, not arithmetic. So the product with W is added in place to the thin product, or the thin
+product to it, and no pass over a whole matrix stands beside the products. In half precision the thin product comes first: it is
+rounded before the sum.
+
+For the backward pass the function keeps h, and x and the parameters as far as gradients need them. Under autocast it keeps the
+casts of x and W, as the frozen layer does. It does not keep the mask: backward draws it again, from the state that the
+generator had.
 
 Source of the order: Cherniuk et al. 2023, arXiv:2312.03415 (RunLoRA), forward 3. Left out: gradients of W and b, forward
 mode, torch.func. LinearLoRA takes its plain path for them.

@@ -2,12 +2,13 @@
 
     u = scale · dy Bᵀ   (n, rank)        dB = hᵀ dy   (rank, out)
 
-dy (n, out) is the largest array that LoRA's backward pass reads beside the product with W; two products read it twice. Each
-program takes a block of rows across all columns, so that u is complete in it; its part of dB goes into a buffer of its own,
-and the parts are then added in one order: the same bits in each run, which atomic additions would not give.
+dy (n, out) is the largest array that LoRA's backward pass reads beside the product with W, and two products read it twice.
+Here each program takes blocks of rows, with all columns, so that it computes its rows of u whole. What it adds to dB goes into
+a buffer of its own. The buffers are added at the end in one order, so the bits are the same in each run. Atomic additions would
+not give that.
 
-Sums are in float32, and u and dB are rounded once. LinearLoRA takes it if its attribute one_pass is set and the layer is on
-CUDA; nobody has measured yet where it pays, so it is not set. Triton is no dependency of lora_torch: this file alone needs it.
+Sums are in float32; u and dB are rounded once. LinearLoRA uses the kernel on its fast path if its attribute one_pass is set and
+the layer is on CUDA. It is not set, for nobody has measured yet where it pays. Of lora_torch this file alone needs Triton.
 Source of the idea: Zhu et al. 2025, arXiv:2510.00206 (LoRAFusion), which adds atomically.
 """
 

@@ -1,74 +1,90 @@
-"""Where a method can go in the transformer of transformer.py, and what its arrays are called there.
+"""How a method comes into the transformer of transformer.py, and what its arrays are called there.
 
-    place                                       method     arrays, each "{place}.{array}"
-    layers.{i}.{linear layer}, lm_head          LoRA       weight and bias of the base; A, B
-    layers.{i}.{one of adapter.PLACES}          Adapter    down, down_bias, up, up_bias
-    prefix                                      Prefix     keys, values, or embedding, W1, b1, W2, b2
-    prompt                                      Prompt     embedding and the encoder's
+Each method has one file, and nothing else knows of it. The file holds
 
-A name says what an array is, whatever module holds it: "layers.0.q_proj.weight", with LoRA there or without.
+    Config                     a NamedTuple: what a user says of the method at one place
+    places(config)             the names of all places where it can stand in a transformer of this block.Config
+    put(model, config, place, method, device, dtype)
+                               makes the method's module and puts it into the model at that place; `method` is its Config
+
+A user gives {place: Config}, and the file is found as the module that the class of that Config was written in. lora.py is
+the shortest example. The modules of a model are in transformer.py and block.py. There are four ways to stand in it:
+
+    replace a linear layer                                                                     lora.py
+    be in layers.{i}.adapters under one of adapter.PLACES, "/" for ".": its output is added    adapter.py
+    be model.prefix: gives keys and values for every layer, and has a `length`                 prefix.py
+    be model.prompt: inserts rows among the embedded tokens, and has `positions`               ptuning.py
+
+Only the method's own arrays may train. If its module has `merge`, `unmerge` and `merged`, or `fold`, the model calls them.
+The name of an array is "{place}.{name of the parameter}". A module that names them otherwise has `array_names`, a dictionary
+from the path of a parameter inside of it to the name, or to None for a parameter that is no array of the method.
 """
 
+import re
+import sys
 from collections.abc import Mapping
 from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from lora_torch import adapter, lora
-from lora_torch.adapter import Adapter, BottleneckAdapter
-from lora_torch.block import Config, linears
+from lora_torch import block
 from lora_torch.checks import require
-from lora_torch.lora import LoRA
-from lora_torch.prefix import Prefix, PrefixTuning
-from lora_torch.ptuning import LSTM_ARRAYS, Prompt, PromptEncoder
 
-Method = LoRA | Adapter | Prefix | Prompt
+Method = tuple[Any, ...]  # a Config of a method's file
 _require = partial(require, "Transformer")
 
 
-def check_methods(config: Config, methods: Mapping[str, Method]) -> None:
-    """ValueError where a place is unknown, or where another kind of method goes than the one that came."""
-    in_block: dict[str, type] = dict.fromkeys(linears(config), LoRA) | dict.fromkeys(adapter.PLACES, Adapter)
-    others: dict[str, type] = ({} if config.tied else {"lm_head": LoRA}) | {"prefix": Prefix, "prompt": Prompt}
-    known = {f"layers.{i}.{name}": kind for i in range(config.layers) for name, kind in in_block.items()} | others
-    names = ", ".join([*(f"layers.i.{name}" for name in in_block), *others])
-    for place, method in methods.items():
-        expected = f"one of {names}, with i from 0 to {config.layers - 1}"
-        _require(place in known, "a place in methods", place, expected, "no other takes a method")
-        kind = known[place]
-        here, expected = f"methods[{place!r}]", f"a method of the kind {kind.__name__}"
-        _require(isinstance(method, kind), here, method, expected, "no other goes to this place")
+@runtime_checkable
+class Mergeable(Protocol):
+    @property
+    def merged(self) -> bool: ...
+    def merge(self) -> None: ...
+    def unmerge(self) -> None: ...
 
 
-def attach(
-    model: nn.Module, config: Config, place: str, method: Method,
+@runtime_checkable
+class Foldable(Protocol):
+    def fold(self) -> None: ...
+
+
+def put_methods(
+    model: nn.Module, config: block.Config, methods: Mapping[str, Method],
     device: torch.device | str | int | None, dtype: torch.dtype | None,
 ) -> None:
-    """Put the module of the method into the model, where check_methods found nothing to refuse."""
-    parent, _, name = place.rpartition(".")
-    if isinstance(method, LoRA):
-        linear = model.get_submodule(place)
-        assert isinstance(linear, nn.Linear)
-        setattr(model.get_submodule(parent), name, lora.around(linear, method))
-    elif isinstance(method, Adapter):
-        _, i, inside = place.split(".", 2)
-        adapters = model.get_submodule(f"layers.{i}.adapters")
-        assert isinstance(adapters, nn.ModuleDict)
-        adapters[inside.replace(".", "/")] = BottleneckAdapter(config.width, method, device, dtype)
-    elif isinstance(method, Prefix):
-        model.prefix = PrefixTuning(config.layers, config.kv, config.width, method, device, dtype)
-    else:
-        model.prompt = PromptEncoder(config.width, method, device, dtype)
+    """Put every method at its place, where check_methods found nothing to refuse."""
+    for place, method in methods.items():
+        _file(method).put(model, config, place, method, device, dtype)
 
 
-def array_name(path: str) -> str | None:
-    """What the parameter at this path of modules is called, None for an LSTM's second bias."""
-    stem, _, leaf = path.rpartition(".")
-    if stem == "prompt.lstm":
-        return f"prompt.{LSTM_ARRAYS[leaf]}" if leaf in LSTM_ARRAYS else None
-    stem = stem.removesuffix(".pre_trained_weight").replace(".adapters.", ".").replace("/", ".")
-    return f"{stem}.{leaf.removeprefix('lora_')}"
+def check_methods(config: block.Config, methods: Mapping[str, Method]) -> None:
+    """ValueError where what came is no Config of a method, or its method cannot stand at that place."""
+    for place, method in methods.items():
+        file, what = _file(method), f"methods[{place!r}]"
+        expected = "a Config of a method's file, as lora.Config, adapter.Config, prefix.Config or ptuning.Config"
+        _require(file is not None, what, method, expected, "the file of its Config says how it is put into the model")
+        known = file.places(config)
+        shown = ", ".join(dict.fromkeys(re.sub(r"^layers\.\d+\.", "layers.i.", name) for name in known))
+        expected = f"one of {shown}, with i from 0 to {config.layers - 1}" if "layers.i." in shown else shown
+        name = file.__name__.rpartition(".")[2]
+        _require(place in known, f"the place of a {name}.Config", place, expected, "it can stand at no other in this model")
+
+
+def _file(method: object) -> Any:
+    file = sys.modules.get(type(method).__module__)
+    is_method = getattr(file, "Config", None) is type(method) and hasattr(file, "places") and hasattr(file, "put")
+    return file if is_method else None
+
+
+def named_arrays(model: nn.Module) -> dict[str, Tensor]:
+    """Every Parameter by the name of its array: "layers.0.q_proj.weight", with LoRA at layers.0.q_proj or without."""
+    names: dict[str, str | None] = {}
+    for path, module in model.named_modules():
+        for inside, name in getattr(module, "array_names", {}).items():
+            names[f"{path}.{inside}"] = None if name is None else f"{path}.{name}"
+    found = ((names.get(path, path), array) for path, array in model.named_parameters())
+    return {name.replace(".adapters.", ".").replace("/", "."): array for name, array in found if name is not None}
 
 
 @torch.no_grad()

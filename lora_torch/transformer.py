@@ -7,13 +7,14 @@
 
     a query sees the prefix, places up to its own that the mask leaves, virtual ones always, and itself
 
-    a place                                      its method     trained arrays, each "{place}.{array}"
-    a linear layer: layers.0.q_proj, lm_head     LoRA           A, B                               lora.py
-    layers.0.attention.output and four more      Adapter        down, down_bias, up, up_bias       adapter.py
-    prefix                                       Prefix         keys, values, or what makes them   prefix.py
-    prompt                                       Prompt         embedding, and what is above it    ptuning.py
+    a place                                      its method        trained arrays, each "{place}.{array}"
+    a linear layer: layers.0.q_proj, lm_head     lora.Config       A, B
+    layers.0.attention.output and four more      adapter.Config    down, down_bias, up, up_bias
+    prefix                                       prefix.Config     keys, values, or what makes them
+    prompt                                       ptuning.Config    embedding, and what is above it
 
-A method may be at each of many places at once. Full fine-tuning is `full=True`, with no method: the base alone trains.
+A method may stand at many places at once. places.py says how one more method is written. With `full=True` there is no method,
+and the whole base trains (full fine-tuning).
 
 Start: weights ~ N(0, 0.02²), those of o_proj and down_proj N(0, 0.02² / (2 layers)), as in GPT-2; biases 0, norms 1. The base
 is drawn before the methods' arrays: after the same seed it is the same under each.
@@ -28,15 +29,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_torch.adapter import Adapter
-from lora_torch.block import Block, Config, norm, visible_places
+from lora_torch.block import Block, Config, make_attention_mask, norm
 from lora_torch.checks import require
-from lora_torch.lora import LinearLoRA, LoRA
-from lora_torch.places import Method, array_name, attach, check_methods, copy_all
-from lora_torch.prefix import Prefix, PrefixTuning
-from lora_torch.ptuning import Prompt, PromptEncoder
+from lora_torch.places import Foldable, Mergeable, Method, check_methods, copy_all, named_arrays, put_methods
+from lora_torch.prefix import PrefixTuning
+from lora_torch.ptuning import PromptEncoder
 
-__all__ = ["Adapter", "Config", "LoRA", "Method", "Prefix", "Prompt", "Transformer", "loss"]
+__all__ = ["Config", "Method", "Transformer", "loss"]
 
 _require = partial(require, "Transformer")
 
@@ -47,7 +46,7 @@ def loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class Transformer(nn.Module):
-    """tokens (batch, T) → logits (batch, T, vocabulary). `methods`: place → LoRA, Adapter, Prefix or Prompt.
+    """tokens (batch, T) → logits (batch, T, vocabulary). `methods`: place → the Config of a method.
 
     arrays() has every array by its own name, whatever module holds it: a LoRA layer at layers.0.q_proj gives
     layers.0.q_proj.weight, .bias, .A and .B. Only arrays of methods train, or with `full` those of the base.
@@ -76,8 +75,7 @@ class Transformer(nn.Module):
         self.requires_grad_(full)
         self.prefix: PrefixTuning | None = None
         self.prompt: PromptEncoder | None = None
-        for place, method in methods.items():
-            attach(self, config, place, method, device, dtype)
+        put_methods(self, config, methods, device, dtype)
 
     def _draw_base(self) -> None:
         for name, array in self.named_parameters():
@@ -97,10 +95,10 @@ class Transformer(nn.Module):
         if self.prompt is not None:
             h, places = self.prompt.insert(h)    # (batch, S, width), (T)
         h = h + self.embed_positions.weight[first : first + h.shape[1]]
-        visible = visible_places(h, mask, places, first)    # (…, 1, S, P + S)
+        attention_mask = make_attention_mask(h, mask, places, first)    # (…, 1, S, P + S)
         keys_values = None if self.prefix is None else self.prefix()    # (layers, P, kv) each
         for i, block in enumerate(self.layers):
-            h = block(h, None if keys_values is None else (keys_values[0][i], keys_values[1][i]), visible)
+            h = block(h, None if keys_values is None else (keys_values[0][i], keys_values[1][i]), attention_mask)
         h = self.norm(h if places is None else h[:, places])    # (batch, T, width)
         return F.linear(h, self.embed_tokens.weight) if self.lm_head is None else self.lm_head(h)
 
@@ -117,16 +115,14 @@ class Transformer(nn.Module):
     def virtual(self) -> tuple[int, int]:
         """How many virtual tokens the prefix and the prompt have."""
         return (
-            0 if self.prefix is None else self.prefix.method.length,
+            0 if self.prefix is None else self.prefix.length,
             0 if self.prompt is None else len(self.prompt.positions),
         )
 
     def arrays(self) -> dict[str, Tensor]:
         """Every array of the base and of the methods by name, the Parameters themselves. Of a merged model: those of a
         model without LoRA, whose W are the merged ones."""
-        left_out = (".lora_A", ".lora_B") if self.merged else ()
-        named = ((array_name(path), array) for path, array in self.named_parameters() if not path.endswith(left_out))
-        return {name: array for name, array in named if name is not None}
+        return named_arrays(self)
 
     def gradients(self) -> dict[str, Tensor | None]:
         """The gradient of every array that trains by name, None before the first backward pass."""
@@ -140,20 +136,23 @@ class Transformer(nn.Module):
 
     @property
     def merged(self) -> bool:
-        return any(isinstance(module, LinearLoRA) and module.merged for module in self.modules())
+        return any(module.merged for module in self._mergeable())
 
     def merge(self) -> None:
         """Put W + scale · (A B)ᵀ into every layer with LoRA. RuntimeError if there is none, or if it is merged."""
-        for layer in self._lora_layers("merge", merged=False):
+        for layer in self._checked("merge", merged=False):
             layer.merge()
 
     def unmerge(self) -> None:
         """Put every W back, bit for bit. RuntimeError if there is no LoRA, or if it is not merged."""
-        for layer in self._lora_layers("unmerge", merged=True):
+        for layer in self._checked("unmerge", merged=True):
             layer.unmerge()
 
-    def _lora_layers(self, caller: str, merged: bool) -> list[LinearLoRA]:
-        layers = [module for module in self.modules() if isinstance(module, LinearLoRA)]
+    def _mergeable(self) -> list[Mergeable]:
+        return [module for module in self.modules() if module is not self and isinstance(module, Mergeable)]
+
+    def _checked(self, caller: str, merged: bool) -> list[Mergeable]:
+        layers = self._mergeable()
         if not layers or any(layer.merged != merged for layer in layers):
             state = "an unmerged" if caller == "merge" else "a merged"
             have = "has no LoRA" if not layers else "is merged" if self.merged else "is not merged"
@@ -163,8 +162,8 @@ class Transformer(nn.Module):
     def fold(self) -> None:
         """After training: what the MLP of a prefix or the encoder of a prompt gives takes its place, bit for bit. Optimizers
         made before do not know the new Parameters. RuntimeError if there is neither prefix nor prompt."""
-        if self.prefix is None and self.prompt is None:
+        foldable = [module for module in self.modules() if module is not self and isinstance(module, Foldable)]
+        if not foldable:
             raise RuntimeError("Transformer.fold: the model has neither prefix nor prompt, expected one to fold")
-        for module in (self.prefix, self.prompt):
-            if module is not None:
-                module.fold()
+        for module in foldable:
+            module.fold()

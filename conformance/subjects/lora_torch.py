@@ -12,6 +12,7 @@ def subject():
     from conformance.record.torch_script import script, written
     from conformance.subject import LayerConfig, Subject
     from conformance.torch import TorchLayer, set_seed, to_array, to_tensor
+    from lora_torch.transformer import Config
 
     def arguments(config: LayerConfig) -> dict:
         return {
@@ -23,16 +24,16 @@ def subject():
     def method(config: ModelConfig):
         """What the method's places are told."""
         if config.method == "lora":
-            return lora_torch.LoRA(config.rank, config.alpha / config.rank)
+            return lora_torch.lora.Config(config.rank, config.alpha / config.rank)
         if config.method == "adapter":
-            return lora_torch.Adapter(config.bottleneck, config.nonlinearity, config.adapter_scale, config.start)
+            return lora_torch.adapter.Config(config.bottleneck, config.nonlinearity, config.adapter_scale, config.start)
         if config.method == "prefix":
-            return lora_torch.Prefix(config.length, config.hidden_size)
-        return lora_torch.Prompt(config.positions, config.encoder, config.hidden_size)
+            return lora_torch.prefix.Config(config.length, config.hidden_size)
+        return lora_torch.ptuning.Config(config.positions, config.encoder, config.hidden_size)
 
     class TransformerModel(Model):
         def __init__(self, config: ModelConfig, arrays):
-            own = lora_torch.Config(**{name: getattr(config, name) for name in lora_torch.Config._fields})
+            own = Config(**{name: getattr(config, name) for name in Config._fields})
             methods = {place: method(config) for place in places(config)}
             self.module = lora_torch.Transformer(
                 own, methods, full=config.method == "full", device=config.device, dtype=getattr(torch, config.dtype))

@@ -57,12 +57,13 @@ def lora_ref_step(method: str) -> Callable[[], object]:
 def lora_torch_step(method: str) -> Callable[[], object]:
     import torch
 
-    from lora_torch.transformer import Config, LoRA, Transformer, loss
+    from lora_torch import lora
+    from lora_torch.transformer import Config, Transformer, loss
 
     assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
     torch.manual_seed(0)
     config = Config(**SIZES, activation="gelu", norm="layer")
-    methods = {place: LoRA(RANK, SCALE) for place in PLACES} if method == "lora" else None
+    methods = {place: lora.Config(RANK, SCALE) for place in PLACES} if method == "lora" else None
     model = Transformer(config, methods, full=methods is None)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=DECAY)
     tokens, targets = torch.randint(config.vocabulary, (2, BATCH, T))

@@ -7,7 +7,17 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
-from torch_layers import assert_same, every_dtype, integer_layer, is_fast, plain, run, same_bits
+from torch_layers import (
+    assert_same,
+    every_device,
+    every_device_and_rate,
+    every_dtype,
+    integer_layer,
+    is_fast,
+    plain,
+    run,
+    same_bits,
+)
 
 STRIDES = {
     "as made": lambda t: t,
@@ -24,19 +34,21 @@ STRIDES = {
 }
 
 
+@every_device
 @every_dtype
 @pytest.mark.parametrize("strides", STRIDES)
-def test_strides_of_every_kind_go_in(dtype, strides):
-    layer, x, dy = integer_layer(dtype=dtype)
+def test_strides_of_every_kind_go_in(device, dtype, strides):
+    layer, x, dy = integer_layer(device=device, dtype=dtype)
     x, dy = STRIDES[strides](x.detach() % 2).requires_grad_(), STRIDES[strides](dy % 2)
     want, got = (torch.autograd.grad(each(x), (x, each.lora_A, each.lora_B), dy) for each in (plain(layer), layer))
     assert_same(list(got), list(want))
 
 
+@every_device
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing_gives_the_same_gradients(rate, reentrant):
-    layer, x, dy = integer_layer(dropout=rate)
+def test_checkpointing_gives_the_same_gradients(device, rate, reentrant):
+    layer, x, dy = integer_layer(device=device, dropout=rate)
     other = copy.deepcopy(layer)
     torch.manual_seed(0)
     want = run(layer, x, dy)
@@ -48,16 +60,16 @@ def test_checkpointing_gives_the_same_gradients(rate, reentrant):
     assert_same([y.detach(), again.grad, *(p.grad for p in other.parameters())], want)
 
 
+@every_device_and_rate
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("inside", [False, True])
-@pytest.mark.parametrize("rate", [0.0, 0.5])
-def test_autocast_gives_the_same_as_on_the_plain_path(dtype, inside, rate):
-    layer, x, dy = integer_layer(dropout=rate)
+def test_autocast_gives_the_same_as_on_the_plain_path(device, dtype, inside, rate):
+    layer, x, dy = integer_layer(device=device, dropout=rate)
     results = []
     for each in (layer, plain(layer)):
         torch.manual_seed(0)
         leaf = x.detach().requires_grad_()
-        with torch.autocast("cpu", dtype):
+        with torch.autocast(device, dtype):
             y = each(leaf)
             if inside:
                 y.backward(dy.to(dtype))
@@ -69,25 +81,27 @@ def test_autocast_gives_the_same_as_on_the_plain_path(dtype, inside, rate):
     assert_same(*results)
 
 
-def test_a_backward_pass_inside_autocast_of_a_forward_pass_outside_stays_in_its_dtype():
-    layer, x, dy = integer_layer()
+@every_device
+def test_a_backward_pass_inside_autocast_of_a_forward_pass_outside_stays_in_its_dtype(device):
+    layer, x, dy = integer_layer(device=device)
     want = run(copy.deepcopy(layer), x, dy)
     y = layer(x)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16):
         y.backward(dy)
     assert_same([y.detach(), x.grad, *(p.grad for p in layer.parameters())], want)
 
 
-def test_autocast_leaves_a_double_layer_alone():
-    layer, x, dy = integer_layer(dtype=torch.float64)
-    with torch.autocast("cpu", torch.bfloat16):
+@every_device
+def test_autocast_leaves_a_double_layer_alone(device):
+    layer, x, dy = integer_layer(device=device, dtype=torch.float64)
+    with torch.autocast(device, torch.bfloat16):
         y = layer(x)
     assert y.dtype == torch.float64 and is_fast(y)
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.5])
-def test_torch_compile_takes_the_layer_as_one_graph(rate):
-    layer, x, dy = integer_layer(dropout=rate)
+@every_device_and_rate
+def test_torch_compile_takes_the_layer_as_one_graph(device, rate):
+    layer, x, dy = integer_layer(device=device, dropout=rate)
     compiled = torch.compile(copy.deepcopy(layer), backend="aot_eager", fullgraph=True)
     torch.manual_seed(0)
     want = run(layer, x, dy)
@@ -95,9 +109,10 @@ def test_torch_compile_takes_the_layer_as_one_graph(rate):
     assert_same(run(compiled, x, dy), want)  # pyright: ignore[reportArgumentType]
 
 
+@every_device
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # forward mode uses it, in torch itself
-def test_torch_func_takes_gradients_of_a_batch_of_each_sample_and_forward_ones():
-    layer, x, dy = integer_layer(dtype=torch.float64)
+def test_torch_func_takes_gradients_of_a_batch_of_each_sample_and_forward_ones(device):
+    layer, x, dy = integer_layer(device=device, dtype=torch.float64)
     x = x.detach().reshape(10, 4)
     dy = dy.reshape(10, 3)
     parameters = {name: p.detach() for name, p in layer.named_parameters()}
@@ -118,8 +133,9 @@ def test_torch_func_takes_gradients_of_a_batch_of_each_sample_and_forward_ones()
     assert dx is not None and torch.equal((forward * dy).sum(), (dx * tangent).sum()) and torch.equal(dual, forward)
 
 
-def test_a_batch_of_gradients_goes_through_the_backward_pass():
-    layer, x, dy = integer_layer(dtype=torch.float64)
+@every_device
+def test_a_batch_of_gradients_goes_through_the_backward_pass(device):
+    layer, x, dy = integer_layer(device=device, dtype=torch.float64)
     factors, rows = (x, layer.lora_A, layer.lora_B), torch.stack([dy, -dy, 2 * dy])
     batched = torch.autograd.grad(layer(x), factors, rows, is_grads_batched=True)
     one_by_one = [torch.autograd.grad(layer(x), factors, row) for row in rows]

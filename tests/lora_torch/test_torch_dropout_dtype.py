@@ -12,8 +12,12 @@ from lora_torch import LinearLoRA
 # Dropout. With A = B = I, W = 0 and scale 1 the output is the dropped-out input itself.
 
 
-def mirror(d: int, dropout: float) -> LinearLoRA:
-    layer = LinearLoRA(d, d, d, d, bias=False, dropout=dropout)
+every_fast = pytest.mark.parametrize("fast", [True, None])
+
+
+def mirror(d: int, dropout: float, device: str, fast: bool | None) -> LinearLoRA:
+    layer = LinearLoRA(d, d, d, d, bias=False, dropout=dropout, device=device)
+    layer.fast = fast
     with torch.no_grad():
         layer.lora_A.copy_(torch.eye(d))
         layer.lora_B.copy_(torch.eye(d))
@@ -21,9 +25,11 @@ def mirror(d: int, dropout: float) -> LinearLoRA:
     return layer
 
 
-def test_dropout_zeroes_or_doubles_the_input_of_A_in_training_alone():
+@every_device
+@every_fast
+def test_dropout_zeroes_or_doubles_the_input_of_A_in_training_alone(device, fast):
     torch.manual_seed(0)
-    layer, x = mirror(16, 0.5), torch.arange(1.0, 257).reshape(16, 16)
+    layer, x = mirror(16, 0.5, device, fast), torch.arange(1.0, 257, device=device).reshape(16, 16)
     kept = layer(x) / x
     assert set(kept.unique().tolist()) == {0.0, 2.0}
     assert not torch.equal(layer(x) / x, kept)  # equal once in 2²⁵⁶
@@ -34,16 +40,19 @@ def test_dropout_zeroes_or_doubles_the_input_of_A_in_training_alone():
     assert set(((layer(x) - base) / x).unique().tolist()) == {0.0, 2.0}  # the base sees all of x
 
 
-def test_dropout_is_the_probability_of_a_zero():
+@every_device
+@every_fast
+def test_dropout_is_the_probability_of_a_zero(device, fast):
     torch.manual_seed(0)
-    dropped = (mirror(100, 0.75)(torch.ones(100, 100)) == 0).sum()
+    dropped = (mirror(100, 0.75, device, fast)(torch.ones(100, 100, device=device)) == 0).sum()
     assert 7100 < dropped < 7900  # Hoeffding: outside once in 2 exp(−2 · 10⁴ · 0.04²) < 3e-14
 
 
+@every_device
 @examples
-@given(cases())
-def test_the_gradients_see_the_mask_that_the_output_saw(case):
-    layer, x, dy = case
+@given(st.data())
+def test_the_gradients_see_the_mask_that_the_output_saw(device, data):
+    layer, x, dy = data.draw(cases(torch.float32, device))
     layer.lora_dropout.p = 0.5
     with torch.no_grad():
         for parameter in layer.pre_trained_weight.parameters():

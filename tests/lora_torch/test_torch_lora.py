@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch_layers import cases, every_device, every_dtype, examples, same_bits
+from torch_layers import cases, every_device, every_dtype, examples, integers, same_bits
 
 from lora_torch import LinearLoRA
 
@@ -27,10 +27,24 @@ def test_the_readme_example():
 @every_device
 @every_dtype
 @examples
-@given(sizes, sizes, st.integers(1, 9), st.booleans(), st.sampled_from([(), (0,), (1,), (3, 7)]))
-def test_a_new_layer_gives_the_outputs_of_its_base_bit_for_bit(dtype, device, n_in, n_out, rank, bias, leading):
-    layer = LinearLoRA(n_in, n_out, rank, 3.0, bias, dropout=0.5, device=torch.device(device), dtype=dtype)
-    x = torch.randn(*leading, n_in, device=device).to(dtype)
+@given(
+    sizes, sizes, st.integers(1, 9), st.booleans(), st.sampled_from([(), (0,), (1,), (3, 7)]),
+    st.sampled_from([True, None, False]), st.booleans(), st.integers(0, 99),
+)
+def test_a_new_layer_gives_the_outputs_of_its_base_bit_for_bit(
+    dtype, device, n_in, n_out, rank, bias, leading, fast, whole, seed
+):
+    """On the CPU for all numbers, on CUDA where every sum is exact. The bounds elsewhere: test_torch_against_ref.py."""
+    layer = LinearLoRA(n_in, n_out, rank, 3.0, bias, dropout=0.5, device=device, dtype=dtype)
+    layer.fast = fast
+    draws = torch.Generator().manual_seed(seed)
+    x = torch.randn(*leading, n_in, generator=draws).to(device, dtype)
+    if whole or device == "cuda":  # sums of at most 40 products of at most 2 · 1, and a bias: below 2⁸
+        x = integers((*leading, n_in), 1, draws).to(device, dtype)
+        for parameter in layer.pre_trained_weight.parameters():
+            parameter.copy_(integers(parameter.shape, 2, draws))
+        assert torch.equal(layer(x), layer.pre_trained_weight(x))
+        return
     assert same_bits(layer(x), layer.pre_trained_weight(x))
     assert same_bits(layer.eval()(x), layer.pre_trained_weight(x))
 

@@ -5,9 +5,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch_layers import DTYPES, cases, every_device, every_dtype, examples, merged_weight, same_bits
+from torch_layers import (
+    DTYPES,
+    Allocations,
+    cases,
+    every_device,
+    every_dtype,
+    examples,
+    integers,
+    merged_weight,
+    same_bits,
+)
 
 from lora_torch import LinearLoRA
+from lora_torch.merging import TILE
 
 
 def random_layer(dtype: torch.dtype = torch.float32, seed: int = 0, **options: object) -> LinearLoRA:
@@ -68,6 +79,34 @@ def test_the_merged_weight_is_rounded_once(dtype, u, autocast):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         layer.merge()
     assert layer.pre_trained_weight.weight.item() == 1 + 2 * u
+
+
+@every_device
+@pytest.mark.parametrize("dtype, digits", [(torch.float64, 20), (torch.float32, 11), (torch.float16, 8), (torch.bfloat16, 7)])
+@pytest.mark.parametrize("n_out, n_in, rank", [(1, 1, 1), (513, 700, 3), (1025, 512, 5)])
+def test_the_merged_weight_has_the_bits_of_the_formula_in_one_step(device, dtype, digits, n_out, n_in, rank):
+    """All numbers are multiples of 2^-digits below 1, so that every sum is exact in float64 and most are not in dtype."""
+    draws = torch.Generator().manual_seed(rank)
+    layer = LinearLoRA(n_in, n_out, rank, rank / 4, device=device, dtype=dtype)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(integers(parameter.shape, 2**digits - 1, draws) / 2**digits)
+    W, A, B = (t.detach().double() for t in (layer.pre_trained_weight.weight, layer.lora_A, layer.lora_B))
+    exact = torch.addmm(W, B.T, A.T, alpha=layer.scale)
+    layer.merge()
+    assert same_bits(layer.pre_trained_weight.weight, exact.to(dtype))
+    assert dtype == torch.float64 or n_out == 1 or not torch.equal(exact.to(dtype).double(), exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_merge_allocates_the_merged_weight_and_a_tile_that_does_not_grow(dtype):
+    rank, most = 4, []
+    for n in (1024, 2048):
+        layer = LinearLoRA(n, n, rank, 1.0, dtype=dtype)
+        with Allocations() as allocated:
+            layer.merge()
+        most.append(allocated.peak - n * n * dtype.itemsize)
+    assert most[0] == most[1] == (0 if dtype == torch.float64 else 8 * (TILE * TILE + 2 * TILE * rank))
 
 
 def test_merging_twice_and_unmerging_what_is_not_merged_are_refused_and_change_nothing():

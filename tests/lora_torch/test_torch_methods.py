@@ -1,9 +1,13 @@
 """What each method adds to the transformer, what trains, what folds and merges. No tolerance."""
 
 
+import sys
+import types
+from typing import NamedTuple
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_layers import same_bits
 from torch_models import (
@@ -24,8 +28,10 @@ from torch_models import (
     trained,
 )
 
-from lora_torch import Adapter, LoRA, Prefix, Prompt, Transformer, loss
+from lora_torch import Transformer, adapter, lora, loss, prefix, ptuning
 from lora_torch.adapter import PLACES
+
+HOULSBY = [f"layers.{i}.{part}.output" for i in range(2) for part in ("attention", "mlp")]
 
 # What each method adds.
 
@@ -34,8 +40,8 @@ from lora_torch.adapter import PLACES
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
 def test_adapters_that_start_at_zero_and_lora_give_the_base_bit_for_bit(config, activation):
     base = model_of(config, {})
-    methods = {f"layers.{i}.{place}": Adapter(3, activation, 2.0, "zero") for i in range(2) for place in PLACES}
-    model = Transformer(config, methods | {"layers.1.o_proj": LoRA(2, 3.0)})
+    methods = {f"layers.{i}.{place}": adapter.Config(3, activation, 2.0, "zero") for i in range(2) for place in PLACES}
+    model = Transformer(config, methods | {"layers.1.o_proj": lora.Config(2, 3.0)})
     model.load_arrays(bits(model) | bits(base))
     assert torch.equal(model(TOKENS, MASK), base(TOKENS, MASK)) and torch.equal(model(TOKENS), base(TOKENS))
 
@@ -43,8 +49,8 @@ def test_adapters_that_start_at_zero_and_lora_give_the_base_bit_for_bit(config, 
 def test_adapters_start_from_the_named_distribution():
     torch.manual_seed(0)
     config = GPT._replace(width=64)
-    near = Transformer(config, {"layers.0.output": Adapter(50)}).arrays()
-    zero = Transformer(config, {"layers.0.output": Adapter(50, init="zero")}).arrays()
+    near = Transformer(config, {"layers.0.output": adapter.Config(50)}).arrays()
+    zero = Transformer(config, {"layers.0.output": adapter.Config(50, init="zero")}).arrays()
     for name in ("down", "up"):
         array = near[f"layers.0.output.{name}"]
         assert array.abs().max() <= torch.tensor(0.02) and 0.0085 < array.std() < 0.0091  # 0.88 σ, for it is cut off at 2 σ
@@ -54,7 +60,7 @@ def test_adapters_start_from_the_named_distribution():
 
 @pytest.mark.parametrize("activation, f", [("relu", F.relu), ("gelu", tanh_gelu), ("silu", F.silu)])
 def test_an_adapter_of_ones_and_zeros_is_its_activation(activation, f):
-    model = model_of(GPT, {"layers.1.output": Adapter(3, activation, 4.0)})
+    model = model_of(GPT, {"layers.1.output": adapter.Config(3, activation, 4.0)})
     eye = {"layers.1.output.down": torch.eye(8)[:, :3], "layers.1.output.up": torch.eye(8)[:3]}
     biases = {"layers.1.output.down_bias": torch.zeros(3), "layers.1.output.up_bias": torch.zeros(8)}
     model.load_arrays(bits(model) | eye | biases)
@@ -67,7 +73,7 @@ def test_an_adapter_of_ones_and_zeros_is_its_activation(activation, f):
 def test_an_adapter_of_a_constant_moves_its_place_by_scale_times_the_bias(place, activation):
     """With down = up = 0, Ad is scale · up_bias anywhere: what the bias of o_proj or down_proj would give."""
     base = model_of(GPT, {})
-    model = Transformer(GPT, {f"layers.1.{place}": Adapter(3, activation, 4.0, "zero")})
+    model = Transformer(GPT, {f"layers.1.{place}": adapter.Config(3, activation, 4.0, "zero")})
     bias = torch.arange(8.0)
     model.load_arrays(bits(model) | bits(base) | {f"layers.1.{place}.up_bias": bias})
     linear = "o_proj" if place.startswith("attention") else "down_proj"
@@ -102,7 +108,7 @@ def test_each_adapter_is_given_what_its_place_says(config):
 @pytest.mark.parametrize("masked", [False, True])
 def test_prompts_that_are_embedded_words_are_those_words_in_the_sequence(config, positions, masked):
     base, words = model_of(config, {}), torch.tensor([6, 8, 6])
-    model = Transformer(config, {"prompt": Prompt(positions)})
+    model = Transformer(config, {"prompt": ptuning.Config(positions)})
     arrays = bits(base)
     model.load_arrays(arrays | {"prompt.embedding": arrays["embed_tokens.weight"][words]})
     real = [t for t in range(8) if t not in positions]
@@ -116,7 +122,7 @@ def test_prompts_that_are_embedded_words_are_those_words_in_the_sequence(config,
 def test_a_prefix_of_the_keys_and_values_of_words_is_those_words_before_the_others(config):
     base = model_of(config, {})
     want = base(torch.cat([TOKENS[:1, :3].expand(2, -1), TOKENS], dim=1))[:, 3:]
-    model = Transformer(config, {"prefix": Prefix(3)})
+    model = Transformer(config, {"prefix": prefix.Config(3)})
     seen = inputs_and_outputs(base, [f"layers.{i}.{name}_proj" for i in range(2) for name in "kv"])
     keys, values = (torch.stack([seen[f"layers.{i}.{name}_proj"][1][0, :3] for i in range(2)]) for name in "kv")
     model.load_arrays(bits(base) | {"prefix.keys": keys, "prefix.values": values})
@@ -126,7 +132,7 @@ def test_a_prefix_of_the_keys_and_values_of_words_is_those_words_before_the_othe
 
 
 def test_the_columns_of_a_prefix_are_the_keys_then_the_values_of_each_layer():
-    model = Transformer(LLAMA, {"prefix": Prefix(3, hidden=5)})
+    model = Transformer(LLAMA, {"prefix": prefix.Config(3, hidden_size=5)})
     W2, b2 = torch.zeros(16, 5), torch.arange(16.0)
     model.load_arrays(bits(model) | {"prefix.W2": W2, "prefix.b2": b2})
     model.fold()
@@ -135,24 +141,24 @@ def test_the_columns_of_a_prefix_are_the_keys_then_the_values_of_each_layer():
 
 
 def test_the_two_layers_of_a_prefix_have_a_tanh_between_them_and_those_of_a_prompt_a_relu():
-    prefix = Transformer(LLAMA, {"prefix": Prefix(3, hidden=5)})
-    prompt = Transformer(LLAMA, {"prompt": Prompt((0, 1, 2), "mlp", hidden=8)})
+    with_prefix = Transformer(LLAMA, {"prefix": prefix.Config(3, hidden_size=5)})
+    with_prompt = Transformer(LLAMA, {"prompt": ptuning.Config((0, 1, 2), "mlp", hidden_size=8)})
     E = torch.tensor([1e4, -1e4, 0.0]).expand(8, 3).T    # (3, 8)
-    zeros = {name: torch.zeros_like(array) for name, array in prefix.arrays().items()}
+    zeros = {name: torch.zeros_like(array) for name, array in with_prefix.arrays().items()}
     ones = {"prefix.embedding": E, "prefix.W1": torch.eye(5, 8), "prefix.W2": torch.eye(16, 5)}
-    prefix.load_arrays(zeros | ones)
-    zeros = {name: torch.zeros_like(array) for name, array in prompt.arrays().items()}
+    with_prefix.load_arrays(zeros | ones)
+    zeros = {name: torch.zeros_like(array) for name, array in with_prompt.arrays().items()}
     ones = {"prompt.embedding": E, "prompt.W1": torch.eye(8), "prompt.W2": torch.eye(8)}
-    prompt.load_arrays(zeros | ones)
-    prefix.fold()
-    prompt.fold()
-    assert torch.equal(prefix.arrays()["prefix.keys"][0], E[:, :4].sign())
-    assert torch.equal(prompt.arrays()["prompt.embedding"], E.relu())
+    with_prompt.load_arrays(zeros | ones)
+    with_prefix.fold()
+    with_prompt.fold()
+    assert torch.equal(with_prefix.arrays()["prefix.keys"][0], E[:, :4].sign())
+    assert torch.equal(with_prompt.arrays()["prompt.embedding"], E.relu())
 
 
 def test_the_lstms_arrays_are_those_of_torch_with_gates_i_f_g_o_each_way():
     """Gates of 0 and ±∞ give exact states: with i = o = 1 and g = ±1 the cell counts, with f = 1, or forgets, with f = 0."""
-    methods = {"prompt": Prompt((0, 1, 2), "lstm", hidden=1)}
+    methods = {"prompt": ptuning.Config((0, 1, 2), "lstm", hidden_size=1)}
     model, inf = Transformer(LLAMA, methods, dtype=torch.float64), 1e4
     zeros = {name: torch.zeros_like(array) for name, array in bits(model).items()}
     counts, forgets = torch.tensor([inf, inf, inf, inf]), torch.tensor([inf, -inf, inf, inf])
@@ -195,13 +201,13 @@ def test_full_fine_tuning_moves_the_base_whole_and_without_it_nothing_trains(con
 @pytest.mark.parametrize(
     "methods, count",
     [
-        ({f"layers.{i}.{p}_proj": LoRA(3, 1.0) for i in range(2) for p in "qv"}, 2 * 3 * ((8 + 8) + (8 + 4))),
-        ({f"layers.{i}.{p}.output": Adapter(3) for i in range(2) for p in ("attention", "mlp")}, 4 * (2 * 8 * 3 + 3 + 8)),
-        ({"prefix": Prefix(5)}, 2 * 2 * 5 * 4),
-        ({"prefix": Prefix(5, 7)}, 5 * 8 + 7 * (8 + 1) + 16 * (7 + 1)),
-        ({"prompt": Prompt(range(5))}, 5 * 8),
-        ({"prompt": Prompt(range(5), "mlp", 7)}, 5 * 8 + 7 * (8 + 1) + 8 * (7 + 1)),
-        ({"prompt": Prompt(range(5), "lstm", 7)}, 5 * 8 + 2 * 28 * (8 + 7 + 1) + 14 * (14 + 1) + 8 * (14 + 1)),
+        ({f"layers.{i}.{p}_proj": lora.Config(3, 1.0) for i in range(2) for p in "qv"}, 2 * 3 * ((8 + 8) + (8 + 4))),
+        (dict.fromkeys(HOULSBY, adapter.Config(3)), 4 * (2 * 8 * 3 + 3 + 8)),
+        ({"prefix": prefix.Config(5)}, 2 * 2 * 5 * 4),
+        ({"prefix": prefix.Config(5, 7)}, 5 * 8 + 7 * (8 + 1) + 16 * (7 + 1)),
+        ({"prompt": ptuning.Config(range(5))}, 5 * 8),
+        ({"prompt": ptuning.Config(range(5), "mlp", 7)}, 5 * 8 + 7 * (8 + 1) + 8 * (7 + 1)),
+        ({"prompt": ptuning.Config(range(5), "lstm", 7)}, 5 * 8 + 2 * 28 * (8 + 7 + 1) + 14 * (14 + 1) + 8 * (14 + 1)),
     ],
 )
 def test_as_many_numbers_train_as_the_closed_form_says(methods, count):
@@ -243,7 +249,7 @@ def test_what_was_folded_gives_the_same_bits_from_fewer_arrays(name, grad):
         want, want_masked = model(TOKENS), model(TOKENS, MASK)
         model.fold()
         assert same_bits(model(TOKENS), want) and same_bits(model(TOKENS, MASK), want_masked)
-    plain = {place: method._replace(hidden=None) for place, method in methods.items() if place in ("prefix", "prompt")}
+    plain = {place: method._replace(hidden_size=None) for place, method in methods.items() if place in ("prefix", "prompt")}
     plain = {place: m._replace(encoder="embedding") if place == "prompt" else m for place, m in plain.items()}
     other = Transformer(LLAMA, methods | plain)
     other.load_arrays(model.arrays())
@@ -255,7 +261,7 @@ def test_what_was_folded_gives_the_same_bits_from_fewer_arrays(name, grad):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_merged_model_is_one_without_lora_and_unmerge_gives_every_bit_back(config):
-    methods = every_method(config)["lora"] | ({} if config.tied else {"lm_head": LoRA(2, 2.0)})
+    methods = every_method(config)["lora"] | ({} if config.tied else {"lm_head": lora.Config(2, 2.0)})
     model = model_of(config, methods)
     before, want = bits(model), model(TOKENS)
     model.merge()
@@ -283,3 +289,49 @@ def test_a_model_with_nothing_to_merge_or_fold_says_so():
     for call in (model.merge, model.unmerge, model.fold):
         with pytest.raises(RuntimeError, match=rf"Transformer.{call.__name__}: the model has n"):
             call()
+
+
+# A method of one's own.
+
+
+def test_a_method_is_one_file_that_nobody_else_knows_of(monkeypatch):
+    """As places.py tells it. The method adds a trained vector to what o_proj gives."""
+    file = types.ModuleType("a_method_of_one_s_own")
+
+    class Config(NamedTuple):
+        value: float
+
+    class Shift(nn.Module):
+        array_names = {"linear.weight": "weight", "linear.bias": "bias", "b": "shift", "unused": None}
+
+        def __init__(self, linear: nn.Module, value: float, width: int) -> None:
+            super().__init__()
+            self.linear, self.folded = linear, False
+            self.b, self.unused = (nn.Parameter(torch.full((width,), value), requires_grad=i == 0) for i in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x) + self.b
+
+        def fold(self) -> None:
+            self.folded = True
+
+    def put(model, config, place, method, device, dtype):
+        parent, _, name = place.rpartition(".")
+        setattr(model.get_submodule(parent), name, Shift(model.get_submodule(place), method.value, config.width))
+
+    Config.__module__ = file.__name__
+    vars(file).update(Config=Config, put=put, places=lambda config: [f"layers.{i}.o_proj" for i in range(config.layers)])
+    monkeypatch.setitem(sys.modules, file.__name__, file)
+    methods = {"layers.1.o_proj": Config(3.0), "layers.0.o_proj": lora.Config(2, 1.0)}
+    model, base = Transformer(GPT, methods), model_of(GPT, {})
+    added = {"layers.0.o_proj.A", "layers.0.o_proj.B", "layers.1.o_proj.shift"}
+    assert model.arrays().keys() - base.arrays().keys() == trained(model) == added
+    model.load_arrays(bits(model) | bits(base))
+    moved = bits(base)
+    moved["layers.1.o_proj.bias"] += 3
+    base.load_arrays(moved)
+    assert torch.equal(model(TOKENS).argsort(-1), base(TOKENS).argsort(-1))
+    model.fold()
+    assert model.get_submodule("layers.1.o_proj").folded
+    with pytest.raises(ValueError, match=r"the place of a a_method_of_one_s_own.Config is 'prefix', expected one of layers.i"):
+        Transformer(GPT, {"prefix": Config(1.0)})

@@ -25,7 +25,8 @@ from torch_models import (
     tanh_gelu,
 )
 
-from lora_torch import Adapter, Config, LoRA, Prefix, Prompt, Transformer, loss
+from lora_torch import Transformer, adapter, lora, loss, prefix, ptuning
+from lora_torch.transformer import Config
 
 # The base.
 
@@ -176,7 +177,7 @@ def test_arrays_go_into_another_model_and_a_state_dict_too(config, name):
 
 @pytest.mark.parametrize("bad", [None, torch.zeros(3, 8), 1.0])
 def test_arrays_that_lack_or_do_not_fit_change_nothing(bad):
-    model = model_of(LLAMA, {"prompt": Prompt((0, 2), "lstm", 3)})
+    model = model_of(LLAMA, {"prompt": ptuning.Config((0, 2), "lstm", 3)})
     before = bits(model)
     zeros: dict[str, Any] = {name: torch.zeros_like(array) for name, array in before.items()}
     zeros["prompt.embedding"] = bad
@@ -222,44 +223,56 @@ def test_a_bad_field_of_the_config_is_named(field, bad):
 )
 def test_an_unknown_place_is_refused_with_a_list_of_the_known_ones(place):
     """GPT is fused and tied: neither q_proj nor lm_head is a linear layer of it."""
-    known = r"layers\.i\.qkv_proj, .*layers\.i\.output, .*prefix, prompt, with i from 0 to 1, because"
-    with pytest.raises(ValueError, match=rf"is {re.escape(repr(place))}, expected one of {known}"):
-        Transformer(GPT, {place: LoRA(2, 1.0)})
+    known = r"layers\.i\.qkv_proj, layers\.i\.o_proj, layers\.i\.up_proj, layers\.i\.down_proj, with i from 0 to 1, because"
+    with pytest.raises(ValueError, match=rf"the place of a lora.Config is {re.escape(repr(place))}, expected one of {known}"):
+        Transformer(GPT, {place: lora.Config(2, 1.0)})
 
 
 @pytest.mark.parametrize("place", ["layers.0.o_proj", "layers.1.attention.output", "prefix", "prompt"])
-@pytest.mark.parametrize("method", [LoRA(2, 1.0), Adapter(2), Prefix(2), Prompt((0,)), None, "lora"])
+@pytest.mark.parametrize(
+    "method", [lora.Config(2, 1.0), adapter.Config(2), prefix.Config(2), ptuning.Config((0,)), GPT, None, "lora"],
+    ids=["lora", "adapter", "prefix", "ptuning", "a model's", "None", "text"],
+)
 def test_a_method_goes_to_no_other_place_than_its_own(place, method):
-    own = {"layers.0.o_proj": LoRA, "layers.1.attention.output": Adapter, "prefix": Prefix, "prompt": Prompt}[place]
-    if isinstance(method, own):
+    own = {"layers.0.o_proj": lora, "layers.1.attention.output": adapter, "prefix": prefix, "prompt": ptuning}[place]
+    if isinstance(method, own.Config):
         Transformer(GPT, {place: method})
         return
-    with pytest.raises(ValueError, match=rf"methods\['{place}'\] is .*, expected a method of the kind {own.__name__}, because"):
+    if isinstance(method, tuple) and not isinstance(method, Config):
+        what = rf"the place of a \w+.Config is '{place}', expected (one of layers\.i\.|prefix, |prompt, ).*because it can"
+    else:
+        what = rf"methods\['{place}'\] is {re.escape(repr(method))}, expected a Config of a method's file, .*, because"
+    with pytest.raises(ValueError, match=what):
         Transformer(GPT, {place: method})
 
 
 @pytest.mark.parametrize(
     "method, name",
-    [(LoRA(rank, 1.0), "rank") for rank in (0, 2.0, True)] + [(LoRA(2, scale), "scale") for scale in (math.nan, math.inf, "1")]
-    + [(Adapter(0), "bottleneck"), (Adapter(2, "tanh"), "activation"), (Adapter(2, scale=math.nan), "scale")]
-    + [(Adapter(2, init="none"), "init"), (Prefix(0), "length"), (Prefix(2, 0), "hidden")]
-    + [(Prompt(bad), "positions") for bad in ((), (1, 0), (0, 0), (-1, 0), (0.0, 1.0), "01", 3, None)]
-    + [(Prompt((0,), "gru"), "encoder"), (Prompt((0,), "mlp"), "hidden"), (Prompt((0,), "embedding", 3), "hidden")],
+    [(lora.Config(rank, 1.0), "rank") for rank in (0, 2.0, True)]
+    + [(lora.Config(2, scale), "scale") for scale in (math.nan, math.inf, "1")]
+    + [(adapter.Config(0), "bottleneck"), (adapter.Config(2, "tanh"), "activation")]
+    + [(adapter.Config(2, scale=math.nan), "scale"), (adapter.Config(2, init="none"), "init")]
+    + [(prefix.Config(0), "length"), (prefix.Config(2, 0), "hidden_size")]
+    + [(ptuning.Config(bad), "positions") for bad in ((), (1, 0), (0, 0), (-1, 0), (0.0, 1.0), "01", 3, None)]
+    + [(ptuning.Config((0,), "gru"), "encoder"), (ptuning.Config((0,), "mlp"), "hidden_size")]
+    + [(ptuning.Config((0,), "embedding", 3), "hidden_size")],
 )
 def test_a_bad_value_of_a_method_is_named(method, name):
-    place = {LoRA: "layers.0.o_proj", Adapter: "layers.0.output", Prefix: "prefix", Prompt: "prompt"}[type(method)]
-    with pytest.raises(ValueError, match=rf"{type(method).__name__}: {name} is .*, expected .*, because "):
+    file = type(method).__module__.removeprefix("lora_torch.")
+    place = {"lora": "layers.0.o_proj", "adapter": "layers.0.output", "prefix": "prefix", "ptuning": "prompt"}[file]
+    with pytest.raises(ValueError, match=rf"{file}.Config: {name} is .*, expected .*, because "):
         Transformer(GPT, {place: method})
 
 
 def test_methods_train_on_a_frozen_base():
     with pytest.raises(ValueError, match=r"Transformer: full is True, expected False beside the methods .*, because"):
-        Transformer(GPT, {"prefix": Prefix(2)}, full=True)
+        Transformer(GPT, {"prefix": prefix.Config(2)}, full=True)
 
 
 def test_more_places_than_the_context_has_are_refused():
     tokens = torch.zeros(1, 13, dtype=torch.long)
-    for methods in ({"prefix": Prefix(4)}, {"prompt": Prompt(range(4))}, {"prefix": Prefix(2), "prompt": Prompt((1, 3))}):
+    both = {"prefix": prefix.Config(2), "prompt": ptuning.Config((1, 3))}
+    for methods in ({"prefix": prefix.Config(4)}, {"prompt": ptuning.Config(range(4))}, both):
         model = Transformer(GPT, methods)
         assert model(tokens[:, :12]).shape == (1, 12, 11)
         with pytest.raises(ValueError, match=r"tokens is \(1, 13\), expected T \+ 4 virtual tokens ≤ context = 16, because"):
@@ -269,7 +282,7 @@ def test_more_places_than_the_context_has_are_refused():
 
 
 def test_inputs_of_another_shape_or_kind_are_refused():
-    model = Transformer(GPT, {"prompt": Prompt((0, 7))})
+    model = Transformer(GPT, {"prompt": ptuning.Config((0, 7))})
     with pytest.raises(ValueError, match=r"tokens is \(5,\), expected \(batch, T\), because"):
         model(TOKENS[0])
     for mask in (MASK[:, :4], MASK.long(), MASK[None]):

@@ -13,6 +13,7 @@ import torch
 from small_models import CONFIGS, METHODS, Trial, trial
 from torch import Tensor
 
+import lora_torch
 from conformance.truth.compare import Mismatch, expect_within_spread, reach
 from lora_ref import adapter, lora, ops, optim, prefix, ptuning, transformer
 from lora_ref.error import noise
@@ -36,13 +37,13 @@ class Judged(NamedTuple):
 def torch_method(spec: Any) -> torch_transformer.Method:
     """The same place told in lora_torch's words."""
     if isinstance(spec, lora.Spec):
-        return torch_transformer.LoRA(rank=spec.rank, scale=spec.scale)
+        return lora_torch.lora.Config(rank=spec.rank, scale=spec.scale)
     if isinstance(spec, adapter.Spec):
-        return torch_transformer.Adapter(spec.bottleneck, activation=spec.activation, scale=spec.scale, init=spec.start)
+        return lora_torch.adapter.Config(spec.bottleneck, activation=spec.activation, scale=spec.scale, init=spec.start)
     if isinstance(spec, prefix.Spec):
-        return torch_transformer.Prefix(length=spec.length, hidden=spec.hidden)
+        return lora_torch.prefix.Config(length=spec.length, hidden_size=spec.hidden)
     assert isinstance(spec, ptuning.Spec)
-    return torch_transformer.Prompt(spec.positions, encoder=spec.encoder, hidden=spec.hidden)
+    return lora_torch.ptuning.Config(spec.positions, encoder=spec.encoder, hidden_size=spec.hidden)
 
 
 def torch_model(t: Trial) -> torch_transformer.Transformer:

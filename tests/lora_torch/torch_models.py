@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora_torch import Adapter, Config, LoRA, Prefix, Prompt, Transformer, loss
+from lora_torch import Transformer, adapter, lora, loss, prefix, ptuning
 from lora_torch.adapter import PLACES
+from lora_torch.transformer import Config
 
 GPT = Config(11, 8, 2, 2, 2, 12, 16, "gelu", "layer", fused=True, tied=True)
 LLAMA = Config(11, 8, 2, 4, 2, 12, 16, "silu", "rms", bias=False)
@@ -23,16 +24,19 @@ TARGETS = torch.tensor([[5, 2, 10, 0, -100], [3, 7, -100, 9, 1]])
 
 def every_method(config: Config) -> dict[str, dict[str, Any]]:
     linear = "qkv_proj" if config.fused else "k_proj"
-    adapters = {f"layers.{i}.{place}": Adapter(3, "gelu", 0.5) for i in range(2) for place in PLACES}
+    adapters = {f"layers.{i}.{place}": adapter.Config(3, "gelu", 0.5) for i in range(2) for place in PLACES}
     return {
-        "lora": {f"layers.0.{linear}": LoRA(2, 0.5), "layers.1.down_proj": LoRA(3, 0.3)},
+        "lora": {f"layers.0.{linear}": lora.Config(2, 0.5), "layers.1.down_proj": lora.Config(3, 0.3)},
         "adapters": adapters,
-        "prefix": {"prefix": Prefix(3)},
-        "prefix_mlp": {"prefix": Prefix(3, hidden=5)},
-        "embedding": {"prompt": Prompt((0, 1, 4))},
-        "mlp": {"prompt": Prompt((0, 3, 6), "mlp", hidden=5)},
-        "lstm": {"prompt": Prompt((2, 3, 7), "lstm", hidden=5)},
-        "all": {f"layers.1.{linear}": LoRA(2, 0.5), "prefix": Prefix(2, 3), "prompt": Prompt((1, 6), "lstm", 2)} | adapters,
+        "prefix": {"prefix": prefix.Config(3)},
+        "prefix_mlp": {"prefix": prefix.Config(3, hidden_size=5)},
+        "embedding": {"prompt": ptuning.Config((0, 1, 4))},
+        "mlp": {"prompt": ptuning.Config((0, 3, 6), "mlp", hidden_size=5)},
+        "lstm": {"prompt": ptuning.Config((2, 3, 7), "lstm", hidden_size=5)},
+        "all": adapters | {
+            f"layers.1.{linear}": lora.Config(2, 0.5), "prefix": prefix.Config(2, 3),
+            "prompt": ptuning.Config((1, 6), "lstm", 2),
+        },
     }
 
 

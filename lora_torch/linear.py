@@ -1,0 +1,218 @@
+"""LoRA: a frozen linear layer and a trained product of two thin matrices beside it.
+
+    y  = x Wᵀ + b + scale · (dropout(x) A) B        W' = W + scale · (A B)ᵀ
+
+    x (…, in)   W (out, in)   b (out)   A (in, rank)   B (rank, out)   y (…, out)
+    scale = alpha / rank ("standard")  or  alpha / √rank ("rslora")
+
+B starts at zero, so a new layer computes what its frozen layer computes; LinearLoRA says how exactly.
+
+Sources: Hu et al. 2021, arXiv:2106.09685, equation 3 and §4.1, with A and B stored transposed; dropout on the input of
+A alone as in microsoft/LoRA's loralib; Kalajdzievski 2023, arXiv:2312.03732 (rslora).
+In fast.py the gradient is written by hand. LinearLoRA.plain is the same formula, and autograd differentiates it.
+Left out: several adapters on one layer, quantised weights.
+"""
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lora_torch.checks import is_finite, is_size, require
+from lora_torch.fast import FrozenLinearLoRA
+from lora_torch.merging import merge_after_load, merged_weight, save_unmerged, unmerge_before_load
+from lora_torch.paths import SMALL, are_bare, autocast_dtype, fast_is_valid, has_triton, is_traced, small
+
+_require = partial(require, "LinearLoRA")
+
+# How A (in, rank) is drawn. The paper says "random Gaussian" and names no width. torch's functions take the last dimension
+# of a tensor for its fan-in, which here is the rank. The first two use fan-in = in; "kaiming_rank" is torch's call as it is.
+INITS = {
+    "gaussian": lambda A: nn.init.normal_(A, std=1 / math.sqrt(A.shape[0])),
+    # kaiming_uniform_(a=√5) on loralib's and PEFT's (rank, in)
+    "kaiming_uniform": lambda A: nn.init.uniform_(A, -1 / math.sqrt(A.shape[0]), 1 / math.sqrt(A.shape[0])),
+    "kaiming_rank": lambda A: nn.init.kaiming_normal_(A, a=0.01),
+}
+SCALINGS = {
+    "standard": lambda alpha, rank: alpha / rank,
+    "rslora": lambda alpha, rank: alpha / math.sqrt(rank),
+}
+
+
+class LinearLoRA(nn.Module):
+    """A frozen nn.Linear, `pre_trained_weight`, and the trainable `lora_A` (in, rank) and `lora_B` (rank, out).
+
+    `dropout` acts on the input of A alone, and only in training. It divides what it keeps by 1 − dropout. `alpha` may be 0
+    or negative. All tensors have `device` and `dtype`. If A and B are given a wider dtype later, the output still has the
+    dtype of the frozen layer.
+
+    A new layer gives what its frozen layer gives. On the CPU the outputs are equal bit for bit. On CUDA they are equal where
+    every sum is exact. Where sums are rounded, both are within the bounds of rounding, and they may differ in the last bits:
+    cuBLAS may sum in another order when it adds to numbers that are there.
+
+    `fast` says how a call is computed; paths.py has the three ways. None, the default: a small layer takes two products and
+    one addmm_, a larger one the fast path of fast.py. True: the fast path at every size. False: `plain` always. What a way is
+    not valid for goes to `plain`. The fast path is valid if at most A and B train, all tensors have one dtype or autocast is
+    on, no part of the layer was replaced or has hooks, and nobody traces or transforms the call. On the CPU, after the same
+    seed, all ways drop the same elements of a contiguous x.
+
+    merge() puts another Parameter into `pre_trained_weight.weight`, and unmerge() puts the first one back. So W returns bit
+    for bit, and another module that shares W never sees the merge. Beside the merged weight a merge allocates one tile of
+    2 MiB and thin parts of A and B.
+
+    state_dict and load_state_dict of this layer, or of a parent, hold W itself, whether the layer is merged or not. The keys
+    are pre_trained_weight.weight, pre_trained_weight.bias, lora_A and lora_B. A merged layer that loads a state stays merged,
+    with what was loaded. A state of another shape is a RuntimeError and changes nothing of this layer.
+
+    Raises ValueError naming the argument that is out of range, what came, what was expected and why.
+    """
+
+    fast: bool | None = None
+    one_pass: bool = False  # on the fast path on CUDA: dy Bᵀ and dB by the Triton kernel of kernels.py. Not measured yet
+    unmerged_weight: Tensor | None  # W while merged, else None
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        alpha: float,
+        bias: bool = True,
+        dropout: float = 0.0,
+        scaling: str = "standard",
+        init: str = "gaussian",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _require(is_size(in_features), "in_features", in_features, "an integer ≥ 1", "W is (out, in)")
+        _require(is_size(out_features), "out_features", out_features, "an integer ≥ 1", "W is (out, in)")
+        _require(isinstance(bias, bool), "bias", bias, "True or False", "its values go into pre_trained_weight.bias")
+        _check_choices(rank, alpha, dropout, scaling, init)
+        self._build(nn.Linear(int(in_features), int(out_features), bias, device, dtype), rank, alpha, dropout, scaling, init)
+
+    @classmethod
+    def around(
+        cls, linear: nn.Linear, rank: int, alpha: float, dropout: float = 0.0, scaling: str = "standard", init: str = "gaussian"
+    ) -> "LinearLoRA":
+        """A layer whose frozen layer is `linear` itself: it keeps its weights, dtype, device and mode, and is frozen."""
+        fits = isinstance(linear, nn.Linear) and linear.weight.is_floating_point()
+        _require(fits, "linear", linear, "an nn.Linear of floating-point numbers", "A and B get its sizes, dtype and device")
+        _check_choices(rank, alpha, dropout, scaling, init)
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._build(linear, rank, alpha, dropout, scaling, init)
+        return layer
+
+    def _build(self, linear: nn.Linear, rank: int, alpha: float, dropout: float, scaling: str, init: str) -> None:
+        self.in_features, self.out_features, self.rank = linear.in_features, linear.out_features, int(rank)
+        self.alpha, self.scaling, self.init = alpha, scaling, init
+        self.scale = float(SCALINGS[scaling](alpha, self.rank))
+        self.pre_trained_weight = linear.requires_grad_(False)
+        W = linear.weight
+        self.lora_A = nn.Parameter(W.new_empty(self.in_features, self.rank))
+        self.lora_B = nn.Parameter(W.new_empty(self.rank, self.out_features))
+        self.lora_dropout = nn.Dropout(dropout)
+        self.train(linear.training)
+        self.reset_parameters()
+
+        # A buffer, so that W follows the layer through .to(), deepcopy and pickle; not persistent: no file holds it.
+        self.register_buffer("unmerged_weight", None, persistent=False)
+        self._was_merged = False
+        self.register_state_dict_post_hook(save_unmerged)
+        self.register_load_state_dict_pre_hook(unmerge_before_load)
+        self.register_load_state_dict_post_hook(merge_after_load)
+
+    def reset_parameters(self) -> None:
+        """Draw A anew and set B to zero; W and b stay."""
+        INITS[self.init](self.lora_A)
+        nn.init.zeros_(self.lora_B)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (…, in) → y (…, out), in the dtype of the frozen layer's output. ValueError if x does not end in `in`."""
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"LinearLoRA.forward: x is {tuple(x.shape)}, expected (…, in) = (…, {self.in_features}), because W is "
+                f"(out, in) = {(self.out_features, self.in_features)}"
+            )
+        y = None
+        if self.fast is not False and not is_traced():
+            is_small = self.fast is None and x.numel() * self.out_features < SMALL
+            y = small(self, x, self.scale) if is_small else self._fast(x)
+        return self.plain(x) if y is None else y
+
+    def _fast(self, x: Tensor) -> Tensor | None:
+        """The same as forward by fast.py. None where that is not valid."""
+        base, dropout = self.pre_trained_weight, self.lora_dropout
+        if self.merged or not are_bare(base, dropout):
+            return None
+        W, b, A, B = base.weight, base.bias, self.lora_A, self.lora_B
+        to, rate = autocast_dtype(x), dropout.p if dropout.training else 0.0
+        if not fast_is_valid(x, W, b, A, B, to, rate):
+            return None
+        if to is not None:
+            x, W, b = x.to(to), W.to(to), None if b is None else b.to(to)
+        one_pass = self.one_pass and x.is_cuda and x.dtype != torch.float64 and self.rank <= 128 and has_triton()
+        y = FrozenLinearLoRA.apply(x, W, b, A, B, self.scale, rate, one_pass)    # (n, out)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)    # (…, out)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The same as forward, as a formula that autograd differentiates: x (…, in) → y (…, out)."""
+        y = self.pre_trained_weight(x)    # (…, out)
+        if self.merged:
+            return y
+        h = self.lora_dropout(x).to(self.lora_A.dtype) @ self.lora_A    # (…, rank)
+        # One fused pass: in half precision the scaled product is added before it is rounded.
+        return torch.add(y, h @ self.lora_B, alpha=self.scale).to(y.dtype)    # (…, out)
+
+    @property
+    def merged(self) -> bool:
+        return self.unmerged_weight is not None
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Put W + scale · (A B)ᵀ into pre_trained_weight.weight; A, B and b stay. RuntimeError if merged already."""
+        if self.merged:
+            raise RuntimeError(
+                "LinearLoRA.merge: the layer is merged, expected an unmerged one, because A B would be added twice"
+            )
+        W = self.pre_trained_weight.weight
+        merged = merged_weight(W, self.lora_A, self.lora_B, self.scale)    # (out, in)
+        # register_buffer, for `self.unmerged_weight = W` would make the Parameter W a parameter of this module.
+        self.register_buffer("unmerged_weight", W, persistent=False)
+        self.pre_trained_weight.weight = nn.Parameter(merged, requires_grad=False)
+
+    def unmerge(self) -> None:
+        """Put W back as it was, bit for bit, whatever A and B are by now. RuntimeError if the layer is not merged."""
+        W = self.unmerged_weight
+        if W is None:
+            raise RuntimeError(
+                "LinearLoRA.unmerge: the layer is not merged, expected a merged one, because there is no W to put back"
+            )
+        # The same Parameter as before merge(), unless .to() has made another tensor of it meanwhile.
+        self.pre_trained_weight.weight = W if isinstance(W, nn.Parameter) else nn.Parameter(W, requires_grad=False)
+        self.unmerged_weight = None
+
+    @property
+    def array_names(self) -> dict[str, str | None]:
+        """What a whole model calls these arrays. A merged layer has those of a linear layer alone."""
+        base = {f"pre_trained_weight.{name}": name for name in ("weight", "bias")}
+        return {**base, "lora_A": None if self.merged else "A", "lora_B": None if self.merged else "B"}
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, alpha={self.alpha}, "
+            f"scale={self.scale:g}, scaling={self.scaling}, init={self.init}, merged={self.merged}"
+        )
+
+
+def _check_choices(rank: int, alpha: float, dropout: float, scaling: str, init: str) -> None:
+    _require(is_size(rank), "rank", rank, "an integer ≥ 1", "A is (in, rank) and scale divides by it")
+    _require(is_finite(alpha), "alpha", alpha, "a finite number", "scale is a multiple of it")
+    valid = is_finite(dropout) and 0 <= dropout < 1
+    _require(valid, "dropout", dropout, "a number in [0, 1)", "what it keeps is divided by 1 − dropout")
+    _require(scaling in SCALINGS, "scaling", scaling, f"one of {', '.join(SCALINGS)}", "it makes scale from alpha")
+    _require(init in INITS, "init", init, f"one of {', '.join(INITS)}", "it draws A")
