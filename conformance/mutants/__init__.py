@@ -91,10 +91,10 @@ def all_mutants() -> tuple[Mutant, ...]:
 
 @cache
 def honest_subjects() -> tuple[LayerSubject, ...]:
-    """The honest layer, and its variations."""
-    names = ("honest", "variations", "several", "honest_model")
+    """The honest layer and the honest model, each with its variations."""
+    names = ("honest", "variations", "several", "honest_model", "model_variations")
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
-    honest = modules[0].Honest, modules[-1].HonestModel
+    honest = modules[0].Honest, modules[3].HonestModel
     layers = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
     return tuple(LayerSubject(layer) for layer in dict.fromkeys(layers) if issubclass(layer, honest))
 

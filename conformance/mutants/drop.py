@@ -17,7 +17,7 @@ class WeakenedInInference(Honest):
 
 @mutant(kills="DROP-01")
 class DropsInInference(Honest):
-    """Dropout goes on in inference mode."""
+    """Dropout stays on in inference mode."""
 
     def drops(self) -> bool:
         return self.config.dropout > 0
@@ -25,7 +25,7 @@ class DropsInInference(Honest):
 
 @mutant(kills="DROP-02 DROP-08")
 class DropsTheBase(Honest):
-    """The base product sees the dropped x, too."""
+    """The base product gets the dropped x, too."""
 
     def output(self, x: np.ndarray) -> np.ndarray:
         y = self.base(self.dropped(x))
@@ -34,7 +34,7 @@ class DropsTheBase(Honest):
 
 @mutant(kills="DROP-02 DROP-08")
 class DropsTheOutput(Honest):
-    """Entries of the output are dropped, those of the base layer with them."""
+    """Dropout is applied to the whole output, the part of the base layer included."""
 
     def output(self, x: np.ndarray) -> np.ndarray:
         y = super().output(x)
@@ -44,7 +44,7 @@ class DropsTheOutput(Honest):
 
 @mutant(kills="DROP-03")
 class RateIsForKeeping(Honest):
-    """p is taken for the probability of keeping an entry."""
+    """The rate is read as the probability of keeping an entry, not of dropping it."""
 
     def draw_mask(self) -> np.ndarray:
         rate = 1 - self.config.dropout
@@ -78,7 +78,7 @@ class MaskDrawnAgain(Honest):
 
 @mutant(kills="DROP-04")
 class MaskMissingInDA(Honest):
-    """dA is computed with the whole x."""
+    """dA is computed with the whole x, without the mask."""
 
     def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
         return self.scaled(self.product(self.x.T, self.product(dy, self.B.T)))
@@ -86,7 +86,7 @@ class MaskMissingInDA(Honest):
 
 @mutant(kills="DROP-04")
 class MaskMissingInDx(Honest):
-    """dx flows through entries that were dropped."""
+    """dx is computed without the mask: dropped entries get a gradient, too."""
 
     def lora_dx(self, dy: np.ndarray) -> np.ndarray:
         return self.scaled(self.product(self.product(dy, self.B.T), self.A.T))
@@ -94,7 +94,7 @@ class MaskMissingInDx(Honest):
 
 @mutant("75", kills="DROP-05")
 class NeverBack(Honest):
-    """After the first time in inference mode there is no dropout any more."""
+    """Dropout stays off after the first time in inference mode."""
 
     def train(self, mode: bool = True) -> None:
         self.training = mode and self.training
@@ -102,7 +102,7 @@ class NeverBack(Honest):
 
 @mutant(kills="DROP-06")
 class ZeroIsMissing(Honest):
-    """A rate of 0 counts as missing, and a default of 0.1 is put in its place."""
+    """A rate of 0 is taken for a missing one, and replaced by a default of 0.1."""
 
     def drops(self) -> bool:
         return self.training
@@ -114,7 +114,7 @@ class ZeroIsMissing(Honest):
 
 @mutant(kills="DROP-07")
 class OneMaskForEver(Honest):
-    """The mask is drawn once, at the first forward pass."""
+    """The mask is drawn at the first forward pass, and then used for ever."""
 
     def draw_mask(self) -> np.ndarray:
         if getattr(self, "drawn", np.zeros(0)).shape != self.x.shape:
@@ -124,7 +124,7 @@ class OneMaskForEver(Honest):
 
 @mutant(kills="DROP-07")
 class OneMaskForAllRows(Honest):
-    """All rows of a batch share a mask."""
+    """All rows of a batch share one mask."""
 
     def draw_mask(self) -> np.ndarray:
         return np.broadcast_to(super().draw_mask()[:1], self.x.shape)
@@ -132,7 +132,7 @@ class OneMaskForAllRows(Honest):
 
 @mutant(kills="DROP-07")
 class SeededWithEveryCall(Honest):
-    """The generator is seeded anew in every forward pass, so all masks are equal."""
+    """Every forward pass seeds the generator anew, so all masks are equal."""
 
     def draw_mask(self) -> np.ndarray:
         self.rng = np.random.default_rng(self.config.seed)
@@ -151,7 +151,7 @@ class FreshWithDropoutIsAltered(Honest):
 
 @mutant("43", kills="DROP-09")
 class BaseGradientDropped(Honest):
-    """dx of the base path is masked like that of the LoRA path."""
+    """The mask is applied to dx of the base path, too."""
 
     def base_dx(self, dy: np.ndarray) -> np.ndarray:
         return self.dropped(super().base_dx(dy))
@@ -159,7 +159,7 @@ class BaseGradientDropped(Honest):
 
 @mutant(kills="DROP-10")
 class MergedDropsTheBase(Honest):
-    """While merged, in training mode, the input of the base product is dropped."""
+    """A merged layer in training mode drops entries of the input of the base product."""
 
     def output(self, x: np.ndarray) -> np.ndarray:
         return self.base(self.dropped(x)) if self.merged else super().output(x)
@@ -167,7 +167,7 @@ class MergedDropsTheBase(Honest):
 
 @mutant("44", kills="DROP-07")
 class DropsWholeRows(Honest):
-    """A row is dropped whole or not at all."""
+    """Whole rows are dropped, and not single entries."""
 
     def draw_mask(self) -> np.ndarray:
         mask = super().draw_mask()
@@ -176,7 +176,7 @@ class DropsWholeRows(Honest):
 
 @mutant(kills="DROP-07")
 class DropsTheSameCount(Honest):
-    """Of each row the same number of entries is dropped."""
+    """The same number of entries is dropped in each row."""
 
     def draw_mask(self) -> np.ndarray:
         n, k = self.x.shape
@@ -187,7 +187,7 @@ class DropsTheSameCount(Honest):
 
 @mutant("44", kills="DROP-07")
 class OneMaskForAllSamples(Honest):
-    """With two leading dimensions the mask is that of the first sample."""
+    """With two leading dimensions all samples get the mask of the first one."""
 
     def draw_mask(self) -> np.ndarray:
         mask = super().draw_mask()
@@ -206,7 +206,7 @@ class SmallRatesAreNone(Honest):
 
 @mutant(kills="DROP-03")
 class RateInSixteenths(Honest):
-    """The mask is drawn with four random bits an entry, so the rate is rounded down to a sixteenth."""
+    """The mask is drawn with four random bits per entry, so the rate is rounded down to a multiple of 1/16."""
 
     def draw_mask(self) -> np.ndarray:
         rate = self.config.dropout
@@ -215,7 +215,7 @@ class RateInSixteenths(Honest):
 
 @mutant(kills="DROP-07")
 class MaskInHalves(Honest):
-    """The mask is drawn for one half of the features, and used for both."""
+    """The mask is drawn for one half of the features, and used for both halves."""
 
     def draw_mask(self) -> np.ndarray:
         mask = super().draw_mask()
@@ -226,7 +226,7 @@ class MaskInHalves(Honest):
 
 @mutant(kills="DROP-07")
 class AlwaysAsMany(Honest):
-    """Not each entry is drawn, but which ones of a fixed number are dropped."""
+    """The number of dropped entries is fixed. Only which entries they are is drawn."""
 
     def draw_mask(self) -> np.ndarray:
         rate, mask = self.config.dropout, np.ones(self.x.size)
@@ -236,7 +236,7 @@ class AlwaysAsMany(Honest):
 
 @mutant(kills="DROP-07")
 class MaskRolls(Honest):
-    """The next mask is the last one, moved on by a row."""
+    """The next mask is the last one, moved by one row."""
 
     before: np.ndarray | None = None
 
@@ -248,7 +248,7 @@ class MaskRolls(Honest):
 
 @mutant(kills="DROP-11")
 class VectorsAreKept(Honest):
-    """An x without a leading dimension is not dropped."""
+    """Nothing is dropped of an x without leading dimensions."""
 
     def drops(self) -> bool:
         return super().drops() and self.leading != ()
@@ -256,7 +256,7 @@ class VectorsAreKept(Honest):
 
 @mutant(kills="DROP-11")
 class SingleRowsAreKept(Honest):
-    """A single row is not dropped."""
+    """Nothing is dropped of a single row."""
 
     def drops(self) -> bool:
         return super().drops() and len(self.x) != 1
@@ -264,7 +264,7 @@ class SingleRowsAreKept(Honest):
 
 @mutant(kills="DROP-11")
 class RsloraDoesNotDrop(Honest):
-    """With rank-stabilised scaling the rate is forgotten."""
+    """With rank-stabilised scaling the rate is ignored, and nothing is dropped."""
 
     def drops(self) -> bool:
         return super().drops() and self.config.scaling == "standard"
@@ -272,7 +272,7 @@ class RsloraDoesNotDrop(Honest):
 
 @mutant(kills="DROP-11")
 class HalfPrecisionIsNotRescaled(Honest):
-    """In half precision kept entries are not scaled by 1 / (1 − p)."""
+    """In half precision the entries that are kept are not scaled by 1 / (1 − p)."""
 
     def draw_mask(self) -> np.ndarray:
         mask = super().draw_mask()
@@ -281,7 +281,7 @@ class HalfPrecisionIsNotRescaled(Honest):
 
 @mutant(kills="DROP-11")
 class Float64IsNotRescaled(Honest):
-    """In float64 kept entries are not scaled by 1 / (1 − p)."""
+    """In float64 the entries that are kept are not scaled by 1 / (1 − p)."""
 
     def draw_mask(self) -> np.ndarray:
         mask = super().draw_mask()
@@ -290,7 +290,7 @@ class Float64IsNotRescaled(Honest):
 
 @mutant(kills="DROP-04")
 class MaskOfThePassBefore(Honest):
-    """The backward pass takes the mask of the last forward pass but one, if it has the shape."""
+    """The backward pass uses the mask of the last forward pass but one, if that mask has the right shape."""
 
     before: np.ndarray | None = None
 
@@ -306,7 +306,7 @@ class MaskOfThePassBefore(Honest):
 
 @mutant("75", kills="DROP-12")
 class UnmergeEndsDropout(Honest):
-    """After an unmerge nothing is dropped any more."""
+    """Nothing is dropped any more after an unmerge."""
 
     ended = False
 
@@ -320,7 +320,7 @@ class UnmergeEndsDropout(Honest):
 
 @mutant("75", kills="DROP-12")
 class MergeGoesToInference(Honest):
-    """Merge goes to inference mode, and unmerge does not come back."""
+    """Merge switches to inference mode, and unmerge does not switch back."""
 
     def merge(self) -> None:
         super().merge()
@@ -329,7 +329,7 @@ class MergeGoesToInference(Honest):
 
 @mutant("17", kills="DROP-13")
 class RateOfTheLastLayer(Honest):
-    """The rate is kept by the class, and is that of the layer that was built last."""
+    """The rate is stored in the class, so all layers have the rate of the layer that was built last."""
 
     def check_dropout(self, rate: float) -> None:
         super().check_dropout(rate)
@@ -344,7 +344,7 @@ class RateOfTheLastLayer(Honest):
 
 @mutant(kills="DROP-13")
 class MaskOfTheLastLayer(Honest):
-    """The backward pass takes the mask that was drawn last, by whichever layer."""
+    """The backward pass uses the mask that was drawn last, even if another layer drew it."""
 
     def draw_mask(self) -> np.ndarray:
         type(self).drawn = super().draw_mask()  # type: ignore[attr-defined]
@@ -368,7 +368,7 @@ class MasksAreSeededAlike(Honest):
 
 @mutant("75", kills="DROP-14")
 class LoadGoesToInference(Honest):
-    """Load goes to inference mode."""
+    """Load switches to inference mode."""
 
     def receive(self, contents: Arrays) -> None:
         super().receive(contents)

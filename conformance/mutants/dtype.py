@@ -18,7 +18,7 @@ class Halves(Honest):
 
 @mutant("126 129", kills="DTYPE-01")
 class OutputInFloat32(Halves):
-    """Of a layer in half precision the output is in float32."""
+    """The output of a layer in half precision is in float32."""
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         y = super().forward(x)
@@ -35,7 +35,7 @@ class PromotedByTheScale(Honest):
 
 @mutant("127", kills="DTYPE-02")
 class DxInFloat32(Halves):
-    """Of a layer in half precision dx is in float32."""
+    """dx of a layer in half precision is in float32."""
 
     def backward(self, dy: np.ndarray) -> Arrays:
         found = super().backward(dy)
@@ -63,7 +63,7 @@ class HalvesByFloat8(Halves):
 
 @mutant(kills="DTYPE-03")
 class Float16Overflows(Honest):
-    """In float16 the sums are multiplied by a constant before they are stored, and overflow."""
+    """In float16 sums are multiplied by a constant before they are stored, and overflow."""
 
     def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         y = super().product(left, right)
@@ -89,7 +89,7 @@ class HalvesMergedToFloat8(Halves):
 
 @mutant("98", kills="DTYPE-07")
 class DeltaRoundedFirst(Halves):
-    """The delta is rounded to half precision before it is added to W, and the sum again."""
+    """The delta is rounded to half precision before it is added to W, and the sum is rounded again."""
 
     def delta_weight(self) -> np.ndarray:
         return self.rounded(super().delta_weight())
@@ -105,7 +105,7 @@ class ProductRoundedFirst(Halves):
 
 @mutant(kills="DTYPE-08")
 class HalvesForgetBias(Halves):
-    """The path for half precision leaves the bias out."""
+    """In half precision the bias is left out."""
 
     def base(self, x: np.ndarray) -> np.ndarray:
         return self.product(x, self.W.T) if self.half else super().base(x)
@@ -113,7 +113,7 @@ class HalvesForgetBias(Halves):
 
 @mutant(kills="DTYPE-05 DTYPE-08")
 class LossScaleLeft(Honest):
-    """In float16 the gradients of the factors hold the factor that the loss was scaled by."""
+    """In float16 the gradients of the factors are still multiplied by the loss scale."""
 
     def kept_gradient(self, gradient: np.ndarray) -> np.ndarray:
         return super().kept_gradient(gradient) * (64 if self.dtype == np.float16 else 1)
@@ -132,7 +132,7 @@ class HalvesScaledByInteger(Halves):
 
 
 class SumsIn(Honest):
-    """Sums of one format are accumulated in that format."""
+    """Accumulates the sums of one format in that format."""
 
     kind = np.dtype(np.float16)
 
@@ -148,19 +148,19 @@ class SumsIn(Honest):
 
 @mutant("128", kills="DTYPE-09")
 class SumsInFloat16(SumsIn):
-    """Of a layer in float16 sums are accumulated in float16."""
+    """A layer in float16 accumulates its sums in float16."""
 
 
 @mutant("128", kills="DTYPE-09")
 class SumsInBfloat16(SumsIn):
-    """Of a layer in bfloat16 sums are accumulated in bfloat16."""
+    """A layer in bfloat16 accumulates its sums in bfloat16."""
 
     kind = BFLOAT16
 
 
 @mutant("126", kills="DTYPE-10")
 class Bfloat16ByWayOfFloat16(Honest):
-    """What a bfloat16 layer gives went through float16: above 65504 it is infinite."""
+    """The output of a bfloat16 layer is converted through float16: above 65504 it is infinite."""
 
     def shaped(self, rows: np.ndarray) -> np.ndarray:
         return super().shaped(rows.astype(np.float16) if self.dtype == BFLOAT16 else rows)

@@ -26,7 +26,7 @@ class AdapterIgnored(Honest):
 
 @mutant(kills="FWD-01 GRAD-11")
 class AdapterAddedTwice(Honest):
-    """The LoRA part is added twice, as when each of two devices adds all of it before their sum is taken."""
+    """The LoRA part is added twice, as when each of two devices adds it before their results are summed."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         return 2 * super().lora(x)
@@ -42,7 +42,7 @@ class BiasForgotten(Honest):
 
 @mutant("43", kills="FWD-01 INIT-01 INIT-09")
 class WholeOutputScaled(Honest):
-    """The scale multiplies the whole output, that of the base layer included."""
+    """The scale multiplies the whole output, the part of the base layer included."""
 
     def output(self, x: np.ndarray) -> np.ndarray:
         return self.scaled(self.plus(self.base(x), super().lora(x) / self.scale)) if self.scale else self.base(x)
@@ -50,7 +50,7 @@ class WholeOutputScaled(Honest):
 
 @mutant("40", kills="FWD-01 INIT-01")
 class BaseScaled(Honest):
-    """A factor of the base layer multiplies the base product and not the LoRA part."""
+    """The base product is multiplied by a factor, and the LoRA part is not."""
 
     def base(self, x: np.ndarray) -> np.ndarray:
         return 2 * super().base(x)
@@ -58,7 +58,7 @@ class BaseScaled(Honest):
 
 @mutant(kills="FWD-01")
 class DeltaOfInputWidth(Honest):
-    """The LoRA part is as wide as the input: further outputs get none of it."""
+    """The LoRA part is as wide as the input: outputs beyond that width get none of it."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         delta = super().lora(x)
@@ -76,7 +76,7 @@ class DeltaOnOtherColumns(Honest):
 
 @mutant(kills="FWD-01 FWD-14")
 class ReluBetween(Honest):
-    """Between the two products stands a nonlinearity, as in a bottleneck adapter."""
+    """A ReLU stands between the two products, as in a bottleneck adapter."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         return self.scaled(self.product(np.maximum(self.product(x, self.A), 0), self.B))
@@ -84,7 +84,7 @@ class ReluBetween(Honest):
 
 @mutant(kills="FWD-01 FWD-16")
 class LastRankMissing(Honest):
-    """The last column of A and the last row of B do not count, unless they are the only ones."""
+    """The last column of A and the last row of B are ignored, unless they are the only ones."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         r = max(1, self.config.rank - 1)
@@ -93,7 +93,7 @@ class LastRankMissing(Honest):
 
 @mutant(kills="FWD-02 FWD-17")
 class FactorsOnGrid(Honest):
-    """The forward pass takes the factors from a grid of fixed point, with a step of 2⁻¹²."""
+    """The forward pass rounds the factors to fixed point, with a step of 2⁻¹²."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         A, B = (np.round(self.up(f) * 2.0**12) / 2.0**12 for f in (self.A, self.B))
@@ -102,7 +102,7 @@ class FactorsOnGrid(Honest):
 
 @mutant(kills="FWD-17")
 class SmallFactorsPruned(Honest):
-    """Entries of the factors that are close to zero count as zero."""
+    """Entries of the factors that are close to zero are treated as zero."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         A, B = (np.where(np.abs(self.up(f)) < 1e-3, 0, self.up(f)) for f in (self.A, self.B))
@@ -111,7 +111,7 @@ class SmallFactorsPruned(Honest):
 
 @mutant(kills="FWD-02")
 class SquareATransposed(Honest):
-    """A is transposed if it is not shaped (in, rank), so a square A stored the other way round goes unnoticed."""
+    """A is transposed only if it is not shaped (in, rank). So a square A that is stored as (rank, in) stays transposed."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         A = self.A.T if self.A.shape[0] == self.A.shape[1] else self.A
@@ -120,7 +120,7 @@ class SquareATransposed(Honest):
 
 @mutant("130", kills="FWD-01 FWD-15")
 class RankSummedTwice(Honest):
-    """The two products do not share the index of the rank: (Σᵣ x A)(Σᵣ B) in the place of Σᵣ (x A) B."""
+    """The two products are summed over the rank separately: (Σᵣ x A)(Σᵣ B) and not Σᵣ (x A) B."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         return self.scaled(self.product(x, self.A).sum(1, keepdims=True) * self.up(self.B).sum(0))
@@ -128,7 +128,7 @@ class RankSummedTwice(Honest):
 
 @mutant("79", kills="FWD-01 SCALE-01")
 class FlatBufferOfA(Honest):
-    """The numbers of A are read as if it were stored (rank, in)."""
+    """The numbers of A are read as if A were stored as (rank, in)."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         A = self.A.reshape(self.A.shape[::-1]).T
@@ -155,7 +155,7 @@ class Tf32(Honest):
 
 @mutant("54", kills="FWD-02 INIT-09")
 class BiasInBfloat16(Honest):
-    """The bias is added by an operation of its own, in bfloat16."""
+    """The bias is added in an operation of its own, in bfloat16."""
 
     def base(self, x: np.ndarray) -> np.ndarray:
         y = self.product(x, self.W.T)
@@ -172,7 +172,7 @@ class OutputClamped(Honest):
 
 @mutant(kills="FWD-03")
 class VectorRefused(Honest):
-    """x without a leading dimension is refused."""
+    """An x without leading dimensions is refused."""
 
     def check_input(self, x: np.ndarray) -> None:
         if x.ndim < 2:
@@ -182,7 +182,7 @@ class VectorRefused(Honest):
 
 @mutant(kills="FWD-03 GRAD-14")
 class VectorMadeBatch(Honest):
-    """Of x without a leading dimension the output has one all the same, of size 1."""
+    """The output for an x without leading dimensions has a leading dimension of size 1."""
 
     def shaped(self, rows: np.ndarray) -> np.ndarray:
         return self.rounded(rows).reshape(*(self.leading or (1,)), rows.shape[-1])
@@ -190,7 +190,7 @@ class VectorMadeBatch(Honest):
 
 @mutant(kills="FWD-04 GRAD-14")
 class EmptyBatchBreaks(Honest):
-    """The rows of the output are stacked, and there is no stack of none."""
+    """An empty batch raises an error, because the rows of the output are stacked and there are none."""
 
     def output(self, x: np.ndarray) -> np.ndarray:
         return np.stack(list(super().output(x)))
@@ -198,7 +198,7 @@ class EmptyBatchBreaks(Honest):
 
 @mutant(kills="FWD-04")
 class EmptyBatchIsOneRow(Honest):
-    """An empty batch is answered with one row, for the empty one is replaced by a default."""
+    """An empty batch gives one row: the empty x is replaced by a default."""
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         return super().forward(x if x.size else np.zeros((1, x.shape[-1]), x.dtype))
@@ -206,7 +206,7 @@ class EmptyBatchIsOneRow(Honest):
 
 @mutant("44", kills="FWD-05")
 class ImageSkipsLoRA(Honest):
-    """x of four dimensions is taken for an image, and the LoRA part is left out."""
+    """An x of four dimensions is taken for an image, and gets no LoRA part."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         return super().lora(x) * (len(self.leading) != 3)
@@ -214,7 +214,7 @@ class ImageSkipsLoRA(Honest):
 
 @mutant(kills="FWD-05")
 class SequencesSwapped(Honest):
-    """x of four or more dimensions comes back with its first two leading dimensions flattened in the other order."""
+    """The output for an x of four or more dimensions is filled as if its first two leading dimensions were exchanged."""
 
     def shaped(self, rows: np.ndarray) -> np.ndarray:
         if len(self.leading) < 3:
@@ -225,7 +225,7 @@ class SequencesSwapped(Honest):
 
 @mutant(kills="FWD-06")
 class RankOneSqueezed(Honest):
-    """At a rank of 1 the factors lose that dimension, and a product of rows becomes a product of numbers."""
+    """At rank 1 the factors lose that dimension, and a product of rows becomes a product of numbers."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         if self.config.rank != 1:
@@ -235,7 +235,7 @@ class RankOneSqueezed(Honest):
 
 @mutant(kills="FWD-02 INIT-09")
 class SquareNotTransposed(Honest):
-    """W is transposed only if the shapes demand it: a square one is not."""
+    """W is transposed only if the shapes require it: a square W is not transposed."""
 
     def base(self, x: np.ndarray) -> np.ndarray:
         y = self.product(x, self.W if self.W.shape[0] == self.W.shape[1] else self.W.T)
@@ -244,7 +244,7 @@ class SquareNotTransposed(Honest):
 
 @mutant(kills="FWD-07")
 class RankClipped(Honest):
-    """Of a rank above min(in, out) only that many columns count."""
+    """If the rank is above min(in, out), only the first min(in, out) columns of A and rows of B are used."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         r = min(self.W.shape)
@@ -253,7 +253,7 @@ class RankClipped(Honest):
 
 @mutant(kills="FWD-08 INIT-01")
 class BiasMadeUp(Honest):
-    """A layer without a bias gets one, drawn as for a new linear layer."""
+    """A layer without a bias gets one, drawn at random as for a new linear layer."""
 
     def __init__(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None):
         super().__init__(config, weight, bias)
@@ -263,7 +263,7 @@ class BiasMadeUp(Honest):
 
 @mutant(kills="FWD-08")
 class NoBiasNoLoRA(Honest):
-    """The LoRA part is added together with the bias, so a layer without a bias has none."""
+    """The LoRA part is added together with the bias, so a layer without a bias has no LoRA part."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         return super().lora(x) * (self.b is not None)
@@ -271,7 +271,7 @@ class NoBiasNoLoRA(Honest):
 
 @mutant("53", kills="FWD-09")
 class LastTileWithoutLoRA(Honest):
-    """The rows after the last full tile of 64 do not get their LoRA part."""
+    """The rows after the last full tile of 64 get no LoRA part."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         delta = super().lora(x)
@@ -293,7 +293,7 @@ class LastTileNotWritten(Honest):
 
 @mutant(kills="FWD-09 FWD-12")
 class FirstBatchSizeKept(Honest):
-    """The output is given the leading dimensions of the first batch that the layer saw."""
+    """The output has the leading dimensions of the first batch that the layer saw."""
 
     def shaped(self, rows: np.ndarray) -> np.ndarray:
         self.first = getattr(self, "first", self.leading)
@@ -302,7 +302,7 @@ class FirstBatchSizeKept(Honest):
 
 @mutant(kills="FWD-09")
 class OneRowSkipsLoRA(Honest):
-    """The path for a single row, as in decoding, leaves the LoRA part out."""
+    """A single row, as in decoding, gets no LoRA part."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         return super().lora(x) * (len(x) != 1)
@@ -310,7 +310,7 @@ class OneRowSkipsLoRA(Honest):
 
 @mutant("61", kills="FWD-10")
 class ReadsBufferOfX(Honest):
-    """The numbers of x are read in the order in which they lie in memory, whatever its strides."""
+    """The numbers of x are read in their order in memory. The strides are ignored."""
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         return super().forward(x.ravel(order="K").reshape(x.shape))
@@ -318,7 +318,7 @@ class ReadsBufferOfX(Honest):
 
 @mutant(kills="FWD-10")
 class ExpandedXReadOnce(Honest):
-    """Of a broadcast x only the rows that are in memory are read; the others count as zeros."""
+    """Of an x that is broadcast only the rows that exist in memory are read. The others are taken for zeros."""
 
     def rows(self, array: np.ndarray) -> np.ndarray:
         array = np.where(np.arange(len(array))[:, None, None] > 0, 0, array) if array.strides[0] == 0 else array
@@ -327,7 +327,7 @@ class ExpandedXReadOnce(Honest):
 
 @mutant(kills="FWD-10")
 class ReadOnlyRefused(Honest):
-    """x must be writeable."""
+    """A read-only x is refused."""
 
     def check_input(self, x: np.ndarray) -> None:
         if not x.flags.writeable:
@@ -337,7 +337,7 @@ class ReadOnlyRefused(Honest):
 
 @mutant("66", kills="FWD-11")
 class ScalesXInPlace(Honest):
-    """x itself is scaled in place on the way to the LoRA part."""
+    """The forward pass scales x in place, and so changes the caller's array."""
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         y = super().forward(x)
@@ -347,7 +347,7 @@ class ScalesXInPlace(Honest):
 
 @mutant("123", kills="FWD-12")
 class DriftsWithEveryCall(Honest):
-    """Every forward pass, in inference mode too, moves a state that the next one uses."""
+    """Every forward pass, in inference mode too, changes a state that the next one uses."""
 
     def output(self, x: np.ndarray) -> np.ndarray:
         self.scale *= 0.875
@@ -356,7 +356,7 @@ class DriftsWithEveryCall(Honest):
 
 @mutant(kills="FWD-12 FWD-13")
 class NoiseInInference(Honest):
-    """Noise for regularisation is added to x in inference mode as well."""
+    """The noise that regularises training is added to x in inference mode, too."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         return super().lora(x + 1e-3 * self.up(self.rng.standard_normal(x.shape)))
@@ -372,7 +372,7 @@ class HidesNaN(Honest):
 
 @mutant(kills="FWD-13")
 class SpreadsNaN(Honest):
-    """A statistic over the whole batch is used, so one row that is not finite spoils all the others."""
+    """A statistic of the whole batch is used, so one row that is not finite spoils all the others."""
 
     def output(self, x: np.ndarray) -> np.ndarray:
         return super().output(x) + 0 * x.sum()
@@ -380,7 +380,7 @@ class SpreadsNaN(Honest):
 
 @mutant(kills="FWD-18")
 class SquareFactorsTransposed(Honest):
-    """The layout of A is guessed by its shape, and guessed wrong where that is square."""
+    """The layout of A is guessed from its shape. For a square A the guess is wrong."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         A = self.A.T if self.A.shape[0] == self.A.shape[1] else self.A
@@ -389,7 +389,7 @@ class SquareFactorsTransposed(Honest):
 
 @mutant("53", kills="FWD-19")
 class FeaturesOfOneTile(Honest):
-    """The LoRA part sees the first 64 features of x and no more."""
+    """The LoRA part uses the first 64 features of x alone."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         return super().lora(np.where(np.arange(x.shape[1]) < 64, x, 0))
@@ -397,7 +397,7 @@ class FeaturesOfOneTile(Honest):
 
 @mutant(kills="FWD-09 GRAD-08")
 class LastTileOf1024Lost(Honest):
-    """Works in tiles of 1024 rows, and the rows after the last full one get no LoRA part."""
+    """Rows are processed in tiles of 1024. The rows after the last full tile get no LoRA part."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         part = super().lora(x)
@@ -419,7 +419,7 @@ class LastTileOf1024Lost(Honest):
 
 @mutant(kills="FWD-17")
 class TinyFactorsAreZero(Honest):
-    """A B whose entries are all below 10⁻⁵ counts as not trained yet, and the LoRA part is left out."""
+    """A B whose entries are all below 10⁻⁵ is taken for untrained, and the LoRA part is left out."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         part = super().lora(x)
@@ -428,7 +428,8 @@ class TinyFactorsAreZero(Honest):
 
 @mutant("61", kills="FWD-10")
 class GapsAreRead(Honest):
-    """The rows of x are read one after the other, with what lies between them in a wider array."""
+    """The rows of x are read as if they were contiguous. If x is part of a wider array, what lies between its rows is read,
+    too."""
 
     def rows(self, array: np.ndarray) -> np.ndarray:
         item, width = array.itemsize, array.shape[-1]
@@ -440,7 +441,7 @@ class GapsAreRead(Honest):
 
 @mutant(kills="FWD-12")
 class RemembersByAddress(Honest):
-    """In inference mode y is kept by the address of x, and given again while the factors are the same."""
+    """In inference mode y is cached by the address of x. The cached y is returned while the factors are the same."""
 
     last: tuple | None = None
 

@@ -21,7 +21,7 @@ class DxWithoutScale(Honest):
 
 @mutant("58", kills="GRAD-01 GRAD-05 DROP-04")
 class DxWithoutLoRA(Honest):
-    """The LoRA part does not reach dx: its input was detached."""
+    """The LoRA part does not contribute to dx: its input was detached."""
 
     def lora_dx(self, dy: np.ndarray) -> np.ndarray:
         return 0 * super().lora_dx(dy)
@@ -29,7 +29,7 @@ class DxWithoutLoRA(Honest):
 
 @mutant(kills="GRAD-01 GRAD-05")
 class DxWithoutBase(Honest):
-    """The base product does not reach dx: it was computed without gradients, since W is frozen."""
+    """The base product does not contribute to dx: it was computed without gradients, because W is frozen."""
 
     def base_dx(self, dy: np.ndarray) -> np.ndarray:
         return 0 * super().base_dx(dy)
@@ -37,7 +37,7 @@ class DxWithoutBase(Honest):
 
 @mutant(kills="GRAD-02 GRAD-08 GRAD-14")
 class MeanInDA(Honest):
-    """dA is the mean over the rows, not their sum."""
+    """dA is the mean over the rows and not the sum."""
 
     def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
         return super().gradient_of_A(dy) / len(dy)
@@ -45,7 +45,7 @@ class MeanInDA(Honest):
 
 @mutant(kills="GRAD-03 GRAD-08")
 class MeanInDB(Honest):
-    """dB is the mean over the rows, not their sum."""
+    """dB is the mean over the rows and not the sum."""
 
     def gradient_of_B(self, dy: np.ndarray) -> np.ndarray:
         return super().gradient_of_B(dy) / max(len(dy), 1)
@@ -69,7 +69,7 @@ class DBWithoutScale(Honest):
 
 @mutant(kills="GRAD-03 GRAD-11 GRAD-16")
 class HiddenCutInBackward(Honest):
-    """dB is computed with the negative entries of x A cut to zero, which they were not in the forward pass."""
+    """The backward pass sets the negative entries of x A to zero before it computes dB. The forward pass did not."""
 
     def gradient_of_B(self, dy: np.ndarray) -> np.ndarray:
         return self.scaled(self.product(np.maximum(self.product(self.dropped(self.x), self.A), 0).T, dy))
@@ -85,7 +85,7 @@ class DAClipped(Honest):
 
 @mutant(kills="GRAD-03 GRAD-08 GRAD-14")
 class DBOfOneShard(Honest):
-    """dB is that of the first part of the batch: the sum over the devices was left out."""
+    """dB is that of the first part of the batch: the sum over the devices is missing."""
 
     def gradient_of_B(self, dy: np.ndarray) -> np.ndarray:
         dy = dy.copy()
@@ -103,7 +103,7 @@ class OutputDetached(Honest):
 
 @mutant("57", kills="GRAD-03 GRAD-06 INIT-08 PARAM-04")
 class BDetached(Honest):
-    """The delta is made of a detached B, which gets no gradient."""
+    """The delta is computed from a detached B, so B gets no gradient."""
 
     def gradient_of_B(self, dy: np.ndarray) -> np.ndarray:
         return np.zeros_like(self.B)
@@ -135,7 +135,7 @@ class DxClipped(Honest):
 
 @mutant(kills="GRAD-04")
 class SquareGradientsTransposed(Honest):
-    """Gradients are transposed only if their shape demands it: a square one comes back the wrong way round."""
+    """Gradients are transposed only if their shape requires it: a square one comes back transposed."""
 
     def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
         dA = super().gradient_of_A(dy)
@@ -144,7 +144,7 @@ class SquareGradientsTransposed(Honest):
 
 @mutant(kills="GRAD-06 INIT-08")
 class NothingWhileBIsZero(Honest):
-    """While B is zero the LoRA part is skipped, in the backward pass too, so B never leaves zero."""
+    """The LoRA part is skipped while B is zero, in the backward pass too. So B stays zero for ever."""
 
     def accumulated(self, dA: np.ndarray, dB: np.ndarray) -> Arrays:
         return super().accumulated(dA, dB if self.up(self.B).any() else 0 * dB)
@@ -152,7 +152,7 @@ class NothingWhileBIsZero(Honest):
 
 @mutant(kills="GRAD-06")
 class AMovesFromTheStart(Honest):
-    """B is replaced by small numbers while it is zero, so that A gets a gradient at the first step, too."""
+    """A B of zeros is replaced by small numbers, so that A gets a gradient at the first step, too."""
 
     def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
         if self.up(self.B).any():
@@ -162,7 +162,7 @@ class AMovesFromTheStart(Honest):
 
 @mutant(kills="GRAD-07 GRAD-08")
 class OverwritesGradients(Honest):
-    """A backward pass overwrites the gradients, and does not add to them."""
+    """A backward pass overwrites the gradients and does not add to them."""
 
     def accumulated(self, dA: np.ndarray, dB: np.ndarray) -> Arrays:
         self.zero_grad()
@@ -180,7 +180,7 @@ class NeverCleared(Honest):
 
 @mutant(kills="GRAD-07 LEARN-01")
 class ClearsAOnly(Honest):
-    """zero_grad clears the gradient of A and forgets that of B."""
+    """zero_grad clears the gradient of A and leaves that of B."""
 
     def zero_grad(self) -> None:
         kept = getattr(self, "dB", None)
@@ -190,7 +190,7 @@ class ClearsAOnly(Honest):
 
 @mutant("61", kills="GRAD-09")
 class ReadsBufferOfDy(Honest):
-    """The numbers of dy are read in the order in which they lie in memory, whatever its strides."""
+    """The numbers of dy are read in their order in memory. The strides are ignored."""
 
     def backward(self, dy: np.ndarray) -> Arrays:
         return super().backward(dy.ravel(order="K").reshape(dy.shape))
@@ -198,7 +198,7 @@ class ReadsBufferOfDy(Honest):
 
 @mutant("61", kills="GRAD-09")
 class ViewOfDyRefused(Honest):
-    """dy must be contiguous."""
+    """A dy that is not contiguous is refused."""
 
     def backward(self, dy: np.ndarray) -> Arrays:
         if not dy.flags.c_contiguous:
@@ -208,7 +208,7 @@ class ViewOfDyRefused(Honest):
 
 @mutant(kills="GRAD-09")
 class ExpandedDyOnce(Honest):
-    """An expanded dy counts once, not once for each of its rows."""
+    """A dy that is one row broadcast to many counts as one row."""
 
     def backward(self, dy: np.ndarray) -> Arrays:
         return super().backward(np.where(np.arange(len(dy))[:, None, None] > 0, 0, dy) if dy.strides[0] == 0 else dy)
@@ -216,7 +216,7 @@ class ExpandedDyOnce(Honest):
 
 @mutant(kills="GRAD-09")
 class DxAddsUp(Honest):
-    """dx holds what the backward passes before have left there."""
+    """dx adds up over backward passes."""
 
     def base_dx(self, dy: np.ndarray) -> np.ndarray:
         self.dx = super().base_dx(dy) + getattr(self, "dx", 0)
@@ -267,7 +267,7 @@ class InferenceDetaches(Honest):
 
 @mutant(kills="GRAD-12")
 class MergedDxByOldWeight(MergesAtEval):
-    """Merged in inference mode, the layer computes dx with the W of before: the LoRA part does not reach it."""
+    """A layer that is merged in inference mode computes dx with the W from before the merge, so the LoRA part is missing."""
 
     def base_dx(self, dy: np.ndarray) -> np.ndarray:
         return self.product(dy, self.W if self.kept is None else self.kept)
@@ -291,7 +291,7 @@ class ZerosWithoutGradientOfX(Honest):
 
 @mutant(kills="GRAD-14")
 class SumsOneLeadingDimension(Honest):
-    """dA is summed over the first leading dimension; of the others it takes the first entry."""
+    """dA is summed over the first leading dimension alone. Of the others it takes the first entry."""
 
     def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
         if len(self.leading) > 1 and dy.size:
@@ -336,7 +336,7 @@ class DyScaledInPlace(Honest):
 
 @mutant("16", kills="GRAD-15")
 class ScaleFoldedIntoA(Honest):
-    """The scale is multiplied into the stored A, which then is another parameter than it was."""
+    """The forward pass multiplies the scale into the stored A. Its output is right, but A is not the one that was set."""
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         self.A, self.scale = self.rounded(self.scaled(self.A)), 1.0
@@ -353,7 +353,7 @@ class GradientsCleaned(Honest):
 
 @mutant(kills="SCALE-09")
 class RsloraForwardOnly(Honest):
-    """With rank-stabilised scaling dA has the scale alpha / rank."""
+    """With rank-stabilised scaling dA still has the scale alpha / rank."""
 
     def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
         standard = self.config.alpha / self.config.rank
@@ -362,7 +362,7 @@ class RsloraForwardOnly(Honest):
 
 @mutant(kills="GRAD-19")
 class GradientsOfOneTile(Honest):
-    """dA is that of the first 64 rows of A, and zero below."""
+    """dA is right in the first 64 rows of A, and zero in the others."""
 
     def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
         dA = super().gradient_of_A(dy)
@@ -372,7 +372,7 @@ class GradientsOfOneTile(Honest):
 
 @mutant("17", kills="GRAD-18")
 class OneCacheForAll(Honest):
-    """What the forward pass keeps for the backward pass is kept by the class, and is that of the layer used last."""
+    """What the forward pass keeps for the backward pass is stored in the class, so it is that of the layer used last."""
 
     kept_x: list[np.ndarray] = []
 
@@ -388,7 +388,7 @@ class OneCacheForAll(Honest):
 
 @mutant(kills="GRAD-14")
 class EmptyBatchClears(Honest):
-    """The backward pass of an empty batch clears the gradients that had added up."""
+    """The backward pass of an empty batch clears the gradients that have added up."""
 
     def accumulated(self, dA: np.ndarray, dB: np.ndarray) -> Arrays:
         if not len(self.x):

@@ -19,7 +19,7 @@ class BothRandom(Honest):
 
 @mutant("27", kills="INIT-03 INIT-09")
 class AlmostZeroB(Honest):
-    """B is drawn with a tiny spread, not set to zero."""
+    """B is drawn with a tiny spread and not set to zero."""
 
     def init_factors(self, n_in: int, n_out: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
         return super().init_factors(n_in, n_out, rank)[0], 1e-5 * self.rng.standard_normal((rank, n_out))
@@ -27,7 +27,7 @@ class AlmostZeroB(Honest):
 
 @mutant("26", kills="INIT-03 INIT-08")
 class BothZero(Honest):
-    """Both factors are zero, so both gradients are, and the layer never learns."""
+    """Both factors are zero, so both gradients are zero, and the layer never learns."""
 
     def init_factors(self, n_in: int, n_out: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros((n_in, rank)), np.zeros((rank, n_out))
@@ -35,7 +35,7 @@ class BothZero(Honest):
 
 @mutant("31", kills="INIT-01 INIT-02")
 class WeightDrawnAgain(Honest):
-    """The constructor initialises W after it was handed the pretrained one."""
+    """The constructor is given the pretrained W, and then initialises it anew."""
 
     def __init__(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None):
         super().__init__(config, weight, bias)
@@ -44,7 +44,7 @@ class WeightDrawnAgain(Honest):
 
 @mutant("31", kills="INIT-01 INIT-02")
 class BiasDrawnAgain(Honest):
-    """The bias that was handed over only switches a bias on, which is then drawn anew."""
+    """The layer uses the given bias only as a sign that it has one, and draws the bias anew."""
 
     def __init__(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None):
         super().__init__(config, weight, bias)
@@ -61,7 +61,8 @@ class WeightInFloat16(Honest):
 
 @mutant("19", kills="INIT-01 INIT-02 INIT-03")
 class PrincipalPartSubtracted(Honest):
-    """The factors are the principal part of W, which is taken out of W without the scale that it is added back with."""
+    """The factors start as the principal part of W. That part is subtracted from W without the scale with which it is added
+    back."""
 
     def __init__(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None):
         super().__init__(config, weight, bias)
@@ -74,7 +75,7 @@ class PrincipalPartSubtracted(Honest):
 
 @mutant("28", kills="INIT-04")
 class UniformFromZero(Honest):
-    """A is drawn from [0, 1), which has a mean of one half."""
+    """A is drawn from [0, 1), so its mean is one half and not zero."""
 
     def init_factors(self, n_in: int, n_out: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
         return self.rng.uniform(0, 1, (n_in, rank)), np.zeros((rank, n_out))
@@ -82,7 +83,7 @@ class UniformFromZero(Honest):
 
 @mutant(kills="INIT-04 INIT-05 INIT-06")
 class Constant(Honest):
-    """A is filled with one number, so its columns are equal and remain so."""
+    """A is filled with one number, so its columns are equal and stay equal."""
 
     def init_factors(self, n_in: int, n_out: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
         return np.full((n_in, rank), 1 / math.sqrt(n_in)), np.zeros((rank, n_out))
@@ -109,7 +110,7 @@ class SeedIsConstant(Honest):
 
 @mutant("29", kills="INIT-07")
 class FanIsTheRank(Honest):
-    """The fan-in that sets the spread of A is the rank, since A is stored as (in, rank)."""
+    """The fan-in that sets the spread of A is taken to be the rank, because A is stored as (in, rank)."""
 
     def init_factors(self, n_in: int, n_out: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
         return self.rng.standard_normal((n_in, rank)) / math.sqrt(rank), np.zeros((rank, n_out))
@@ -117,7 +118,7 @@ class FanIsTheRank(Honest):
 
 @mutant(kills="INIT-07")
 class FanIsOfAShard(Honest):
-    """The fan-in that sets the spread of A is that of a shard of it, here of as many as the rank."""
+    """The fan-in that sets the spread of A is that of one shard of A: here the rank."""
 
     def init_factors(self, n_in: int, n_out: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
         return self.rng.standard_normal((n_in, rank)) / math.sqrt(n_in / rank), np.zeros((rank, n_out))
@@ -125,7 +126,7 @@ class FanIsOfAShard(Honest):
 
 @mutant(kills="INIT-06")
 class SeedOfFourBits(Honest):
-    """Of the seed the last four bits count."""
+    """Only the last four bits of the seed count."""
 
     def init_factors(self, n_in: int, n_out: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
         self.rng = np.random.default_rng(self.config.seed % 16)
@@ -134,7 +135,7 @@ class SeedOfFourBits(Honest):
 
 @mutant(kills="INIT-10")
 class ZeroIsNoSeed(Honest):
-    """A seed of 0 counts as none, and every layer starts from other numbers."""
+    """A seed of 0 is taken for a missing one, and every layer starts from other numbers."""
 
     def init_factors(self, n_in: int, n_out: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
         self.rng = np.random.default_rng(self.config.seed or None)
@@ -155,7 +156,7 @@ class SeedsCountLayers(Honest):
 
 @mutant(kills="INIT-02")
 class WeightInMemoryOrder(Honest):
-    """The given weight is read in the order in which its numbers lie in memory, whatever it is."""
+    """The numbers of the given weight are read in their order in memory. The strides are ignored."""
 
     def __init__(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None):
         super().__init__(config, weight.ravel(order="K").reshape(weight.shape), bias)

@@ -38,7 +38,7 @@ class InputBroadcast(Honest):
 
 @mutant(kills="INPUT-01")
 class InputReshaped(Honest):
-    """An x of twice the width is taken for twice as many rows."""
+    """An x of twice the width is read as twice as many rows."""
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         n_in = self.config.in_features
@@ -47,7 +47,7 @@ class InputReshaped(Honest):
 
 @mutant(kills="INPUT-01")
 class BrokenByRefusal(Honest):
-    """After an x was refused the layer refuses all others."""
+    """Once the layer has refused an x, it refuses every x."""
 
     broken = False
 
@@ -58,7 +58,7 @@ class BrokenByRefusal(Honest):
 
 
 class AnyRank(Honest):
-    """A layer that makes a rank of what is none."""
+    """A layer that makes a rank of a number that is none."""
 
     def check_rank(self, rank: int) -> None:
         pass
@@ -75,7 +75,7 @@ class AnyRank(Honest):
 
 @mutant(kills="INPUT-02")
 class RankWithoutSign(AnyRank):
-    """A negative rank counts without its sign."""
+    """A negative rank is replaced by its absolute value."""
 
     def rank_of(self, rank: int) -> int:
         return abs(rank)
@@ -83,7 +83,7 @@ class RankWithoutSign(AnyRank):
 
 @mutant(kills="INPUT-02")
 class NegativeRankIsOff(AnyRank):
-    """A negative rank turns the adapter off without a word."""
+    """A negative rank switches the adapter off, without an error."""
 
     def rank_of(self, rank: int) -> int:
         return max(rank, 0)
@@ -103,7 +103,7 @@ class RankZeroIsNaN(Honest):
 
 @mutant(kills="INPUT-04")
 class RankTruncated(AnyRank):
-    """A rank that is no integer is cut to one, while alpha is divided by it as it is."""
+    """A rank that is not an integer is truncated, but alpha is divided by the rank as it was given."""
 
     def rank_of(self, rank: int) -> int:
         return int(rank)
@@ -111,7 +111,7 @@ class RankTruncated(AnyRank):
 
 @mutant(kills="INPUT-05")
 class AnyAlpha(Honest):
-    """An alpha of NaN or infinity is taken as it is."""
+    """An alpha of NaN or infinity is accepted."""
 
     def check_alpha(self, alpha: float) -> None:
         pass
@@ -122,7 +122,7 @@ class AnyAlpha(Honest):
 
 @mutant(kills="INPUT-05")
 class InfiniteAlpha(Honest):
-    """NaN is refused as an alpha, and infinity is not."""
+    """An alpha of NaN is refused, but an infinite one is accepted."""
 
     def check_alpha(self, alpha: float) -> None:
         if math.isnan(alpha):
@@ -150,7 +150,7 @@ class DropoutOfOne(Honest):
 
 @mutant(kills="INPUT-06")
 class DropoutInPercent(Honest):
-    """A rate above 1 is taken for a percentage."""
+    """A rate above 1 is read as a percentage."""
 
     def check_dropout(self, rate: float) -> None:
         super().check_dropout(rate if rate <= 1 else rate / 100)
@@ -158,7 +158,7 @@ class DropoutInPercent(Honest):
 
 @mutant(kills="INPUT-03")
 class RankZeroIsEight(Honest):
-    """A rank of 0 counts as missing, and 8 is put in its place."""
+    """A rank of 0 is taken for a missing one, and replaced by 8."""
 
     def __init__(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None):
         super().__init__(replace(config, rank=config.rank if config.rank else 8), weight, bias)
@@ -166,7 +166,7 @@ class RankZeroIsEight(Honest):
 
 @mutant("122", kills="INPUT-07")
 class EmptiesTheDict(Honest):
-    """set_adapter takes the arrays out of the caller's dict."""
+    """set_adapter removes the arrays from the caller's dict."""
 
     def set_adapter(self, arrays: Arrays) -> None:
         super().set_adapter(dict(arrays))
@@ -183,7 +183,7 @@ class StepsTheCallersArrays(UpdatesInPlace):
 
 @mutant(kills="INPUT-01")
 class FoldsVectors(Honest):
-    """A vector of several times in_features is taken for so many rows."""
+    """A vector that is several times as long as in_features is read as several rows."""
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         n_in = self.config.in_features
@@ -193,7 +193,7 @@ class FoldsVectors(Honest):
 
 @mutant(kills="INPUT-08")
 class ReshapesFactors(Honest):
-    """A factor of as many entries is reshaped to fit, whatever its shape."""
+    """A factor of the right number of entries is reshaped to fit, whatever its shape."""
 
     def checked(self, arrays: Arrays) -> Arrays:
         fitting = {n: a.reshape(self.adapter()[n].shape) if a.size == self.adapter()[n].size else a for n, a in arrays.items()}
@@ -202,7 +202,7 @@ class ReshapesFactors(Honest):
 
 @mutant(kills="INPUT-08")
 class HalfSet(Honest):
-    """A is taken over before B is found not to fit."""
+    """set_adapter has replaced A before it finds that B does not fit."""
 
     def checked(self, arrays: Arrays) -> Arrays:
         if arrays["A"].shape == self.A.shape:
@@ -212,7 +212,7 @@ class HalfSet(Honest):
 
 @mutant(kills="INPUT-10")
 class GradientIsBroadcast(Honest):
-    """A dy of fewer rows or columns is broadcast to the shape of y."""
+    """A dy that is not shaped as y is broadcast to that shape."""
 
     def upstream(self, dy: np.ndarray) -> np.ndarray:
         return super().upstream(np.broadcast_to(dy, (*self.leading, self.config.out_features)))
@@ -220,7 +220,7 @@ class GradientIsBroadcast(Honest):
 
 @mutant("122", kills="INPUT-09")
 class MergesIntoTheGivenWeight(Honest):
-    """Merge writes into the array that was handed over."""
+    """Merge writes into the array of W that the caller handed over."""
 
     def merge(self) -> None:
         kept = self.W.copy()

@@ -38,7 +38,7 @@ class StaleA(Honest):
 
 @mutant("110", kills="LEARN-01 PARAM-04")
 class DeltaCached(Honest):
-    """The delta is computed once and never again, whatever the steps do to A and B."""
+    """The delta is computed once. Steps of A and B do not change it."""
 
     def lora(self, x: np.ndarray) -> np.ndarray:
         if not hasattr(self, "cached"):
@@ -52,7 +52,7 @@ class DeltaCached(Honest):
 
 @mutant("57", kills="LEARN-01 GRAD-02 INIT-08")
 class GradientsNeverReachA(Honest):
-    """A gets gradients of zero."""
+    """The gradient of A is always zero."""
 
     def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
         return 0 * super().gradient_of_A(dy)
@@ -60,7 +60,7 @@ class GradientsNeverReachA(Honest):
 
 @mutant("63", kills="LEARN-01 LEARN-02 INIT-08")
 class BNeverMoves(Honest):
-    """Every step leaves B where it is, as if its gradient had not been finite."""
+    """A step never moves B, as if its gradient were not finite."""
 
     def step(self, lr: float) -> None:
         B = self.B
@@ -70,7 +70,7 @@ class BNeverMoves(Honest):
 
 @mutant(kills="LEARN-01 LEARN-02 PARAM-04")
 class StepsUphill(Honest):
-    """A step goes along the gradient, not against it."""
+    """A step adds the gradient and does not subtract it."""
 
     def step(self, lr: float) -> None:
         super().step(-lr)
@@ -78,7 +78,7 @@ class StepsUphill(Honest):
 
 @mutant(kills="LEARN-01")
 class Momentum(Honest):
-    """The optimiser has momentum, though plain steps were asked for."""
+    """The optimiser has momentum, although plain steps were asked for."""
 
     def step(self, lr: float) -> None:
         before = getattr(self, "before", (0 * self.dA, 0 * self.dB))
@@ -99,7 +99,7 @@ class StaleGradients(Honest):
 
 @mutant(kills="LEARN-02 PARAM-04")
 class RateTooSmall(Honest):
-    """A step is a hundredth of what was asked for."""
+    """A step is a hundredth of the one that was asked for."""
 
     def step(self, lr: float) -> None:
         super().step(lr / 100)
@@ -107,7 +107,7 @@ class RateTooSmall(Honest):
 
 @mutant("58", kills="LEARN-02")
 class FreshDetached(Honest):
-    """Until an adapter is set from outside, the layer does not learn."""
+    """The layer does not learn until an adapter is set from outside."""
 
     def __init__(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None):
         self.attached = False

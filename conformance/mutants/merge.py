@@ -11,7 +11,7 @@ from conformance.subject import Arrays, LayerConfig
 
 @mutant("10", kills="MERGE-01 MERGE-02 MERGE-03 MERGE-04")
 class MergeWithoutScale(Honest):
-    """What is merged is not scaled."""
+    """Merge adds the delta without the scale."""
 
     def delta_weight(self) -> np.ndarray:
         return self.product(self.A, self.B).T
@@ -19,7 +19,7 @@ class MergeWithoutScale(Honest):
 
 @mutant("85", kills="MERGE-01 MERGE-03")
 class MergeDoubled(UnmergesBySubtraction):
-    """Merge adds the delta twice and unmerge takes it out twice, so a round trip shows nothing."""
+    """Merge adds the delta twice and unmerge subtracts it twice, so a round trip shows nothing."""
 
     def delta_weight(self) -> np.ndarray:
         return 2 * super().delta_weight()
@@ -35,7 +35,7 @@ class MergesFirstRankOnly(Honest):
 
 @mutant(kills="MERGE-01 MERGE-03")
 class MergesBOnly(Honest):
-    """B is merged as if A were all ones."""
+    """Merge uses B alone, as if every entry of A were one."""
 
     def delta_weight(self) -> np.ndarray:
         return self.scaled(self.product(np.ones_like(self.A), self.B)).T
@@ -43,7 +43,7 @@ class MergesBOnly(Honest):
 
 @mutant("79", kills="MERGE-01 MERGE-03")
 class MergesFlatBuffers(Honest):
-    """The delta is computed on flat buffers with the indices of the other layout."""
+    """The delta is computed from flat buffers, with the indices of the transposed layout."""
 
     def delta_weight(self) -> np.ndarray:
         delta = super().delta_weight()
@@ -52,7 +52,7 @@ class MergesFlatBuffers(Honest):
 
 @mutant("78 80", kills="MERGE-01 MERGE-02 MERGE-12")
 class MergesTransposed(Honest):
-    """The delta is added without being transposed, which fits a square W only."""
+    """The delta is added without being transposed, which works only for the shape of a square W."""
 
     def merged_weight(self) -> np.ndarray:
         return self.rounded(self.plus(self.W, self.delta_weight().T))
@@ -60,7 +60,7 @@ class MergesTransposed(Honest):
 
 @mutant("77", kills="MERGE-02 MERGE-04 DTYPE-06")
 class SquareMergesTransposed(Honest):
-    """The delta is transposed only if its shape demands it: into a square W it is merged the wrong way round."""
+    """The delta is transposed only if its shape requires it. A square W gets it the wrong way round."""
 
     def delta_weight(self) -> np.ndarray:
         delta = super().delta_weight()
@@ -69,7 +69,7 @@ class SquareMergesTransposed(Honest):
 
 @mutant("76 109 117", kills="MERGE-03 MERGE-12 MERGE-01")
 class MergeDoesNothing(Honest):
-    """Merge leaves W as it is, and the merged layer is the base layer."""
+    """Merge leaves W as it is, so the merged layer is the base layer."""
 
     def merged_weight(self) -> np.ndarray:
         return self.W
@@ -77,7 +77,7 @@ class MergeDoesNothing(Honest):
 
 @mutant("102", kills="MERGE-12 MERGE-01")
 class WideMergeSkipped(Honest):
-    """Of a layer with more outputs than inputs the orientation is guessed wrong, and W is kept without a word."""
+    """For a layer with more outputs than inputs the orientation is guessed wrong, and merge silently does nothing."""
 
     def merged_weight(self) -> np.ndarray:
         return self.W if self.W.shape[0] > self.W.shape[1] else super().merged_weight()
@@ -93,7 +93,7 @@ class MergesInFloat16(Honest):
 
 @mutant("35", kills="MERGE-03 MERGE-04 MERGE-05")
 class DeltaCountsTwice(Honest):
-    """The forward pass adds the LoRA part although it is merged."""
+    """The forward pass still adds the LoRA part after a merge."""
 
     def output(self, x: np.ndarray) -> np.ndarray:
         return self.plus(self.base(x), self.lora(x))
@@ -101,7 +101,7 @@ class DeltaCountsTwice(Honest):
 
 @mutant("86", kills="MERGE-03")
 class InferenceMergesAgain(MergesAtEval):
-    """Going to inference mode merges, merged already or not."""
+    """Inference mode merges, even if the layer is merged already."""
 
     def train(self, mode: bool = True) -> None:
         if not mode and self.merged:
@@ -111,7 +111,7 @@ class InferenceMergesAgain(MergesAtEval):
 
 @mutant(kills="MERGE-03 MERGE-04")
 class MergedWithoutBias(Honest):
-    """The merged layer computes x W'ᵀ and forgets the bias."""
+    """The merged layer computes x W'ᵀ without the bias."""
 
     def base(self, x: np.ndarray) -> np.ndarray:
         return self.product(x, self.W.T) if self.merged else super().base(x)
@@ -119,7 +119,7 @@ class MergedWithoutBias(Honest):
 
 @mutant("106", kills="MERGE-04 MERGE-03")
 class MergedForwardUsesOldW(Honest):
-    """W is merged into a copy for export, and the forward pass goes on with the old one, without the LoRA part."""
+    """The merged W is a copy for export. The forward pass uses the old W, without the LoRA part."""
 
     def base(self, x: np.ndarray) -> np.ndarray:
         merged, self.W = self.W, self.W if self.kept is None else self.kept
@@ -141,7 +141,7 @@ class NoGuard(Honest):
 
 @mutant(kills="MERGE-05")
 class SecondMergeUndoes(Honest):
-    """Merge is a switch: the second one takes the delta out again."""
+    """Merge is a toggle: a second merge takes the delta out again."""
 
     def merge(self) -> None:
         if self.merged:
@@ -160,7 +160,7 @@ class UnmergeDoesNothing(Honest):
 
 @mutant(kills="MERGE-06 MERGE-07 MERGE-13")
 class UnmergeWithoutScale(UnmergesBySubtraction):
-    """What unmerge subtracts is not scaled."""
+    """Unmerge subtracts the delta without the scale."""
 
     def restored_weight(self) -> np.ndarray:
         return self.rounded(self.plus(self.W, -self.product(self.A, self.B).T))
@@ -176,7 +176,7 @@ class UnmergeTransposed(UnmergesBySubtraction):
 
 @mutant("100", kills="MERGE-06 MERGE-13 STATE-09")
 class FlagNotCleared(Honest):
-    """Unmerge does not clear the flag, so the second cycle does nothing right."""
+    """Unmerge does not clear the flag. The layer still counts as merged, and leaves out the LoRA part."""
 
     flag = False
 
@@ -196,7 +196,7 @@ class FlagNotCleared(Honest):
 
 @mutant("99", kills="MERGE-07 MERGE-08")
 class UnmergesInFloat16(UnmergesBySubtraction):
-    """What unmerge subtracts is computed in float16."""
+    """Unmerge computes the delta that it subtracts in float16."""
 
     def restored_weight(self) -> np.ndarray:
         return self.rounded(self.plus(self.W, -self.delta_weight().astype(np.float16)))
@@ -212,12 +212,13 @@ class KeepsWInBfloat16(Honest):
 
 @mutant("99", kills="MERGE-08")
 class SubtractsWhateverItIs(UnmergesBySubtraction):
-    """Unmerge subtracts: what rounding or an overflow took away does not come back."""
+    """Unmerge subtracts the delta. What was lost by rounding or overflow does not come back."""
 
 
 @mutant("104", kills="MERGE-08")
 class ChecksTooLate(Honest):
-    """A merge that is not finite is refused after W was overwritten, and W is not marked as merged."""
+    """Merge refuses a result that is not finite, but only after it has overwritten W. The layer is then not marked as merged.
+    """
 
     def merge(self) -> None:
         super().merge()
@@ -228,7 +229,7 @@ class ChecksTooLate(Honest):
 
 @mutant("83 84", kills="MERGE-09 MERGE-03")
 class BiasMergedToo(UnmergesBySubtraction):
-    """Merge adds to the bias, unmerge takes it away: a round trip shows nothing."""
+    """Merge changes the bias, too, and unmerge changes it back, so a round trip shows nothing."""
 
     def merge(self) -> None:
         super().merge()
@@ -241,7 +242,7 @@ class BiasMergedToo(UnmergesBySubtraction):
 
 @mutant(kills="MERGE-09")
 class MergeClearsFactors(Honest):
-    """Merge sets A and B to zero, since W holds them now."""
+    """Merge sets A and B to zero, because W contains them."""
 
     def merge(self) -> None:
         super().merge()
@@ -250,7 +251,7 @@ class MergeClearsFactors(Honest):
 
 @mutant(kills="MERGE-10")
 class FrozenAfterUnmerge(Honest):
-    """After a merge and an unmerge A and B get no gradients any more."""
+    """A and B get no gradients any more after a merge and an unmerge."""
 
     frozen = False
 
@@ -265,7 +266,7 @@ class FrozenAfterUnmerge(Honest):
 
 @mutant(kills="MERGE-10")
 class UnmergeCopiesFactors(Honest):
-    """Unmerge puts copies of A and B in their place, and the optimiser goes on with the old ones."""
+    """Unmerge replaces A and B by copies, but the optimiser still has the old arrays."""
 
     copied = False
 
@@ -280,7 +281,7 @@ class UnmergeCopiesFactors(Honest):
 
 @mutant("105", kills="MERGE-11")
 class SubtractsTheNewDelta(UnmergesBySubtraction):
-    """While merged the adapter can be exchanged, and unmerge then subtracts the new delta from a W that holds the old."""
+    """The adapter can be replaced while merged. Unmerge then subtracts the new delta, although W contains the old one."""
 
     def set_adapter(self, arrays: Arrays) -> None:
         self.set_factors(self.checked(arrays))
@@ -288,7 +289,7 @@ class SubtractsTheNewDelta(UnmergesBySubtraction):
 
 @mutant("105", kills="MERGE-11")
 class SettingForgetsTheMerge(Honest):
-    """A new adapter starts unmerged, and the W that holds the old one is taken for the base weight."""
+    """A new adapter counts as unmerged, and the W that contains the old adapter counts as the base weight."""
 
     def set_adapter(self, arrays: Arrays) -> None:
         self.set_factors(self.checked(arrays))
@@ -307,7 +308,7 @@ class MergesToCoarseGrid(Honest):
 
 @mutant(kills="MERGE-02")
 class ScaleOfTheMergeInBfloat16(Honest):
-    """Merge has a scale of its own, read from a file in bfloat16."""
+    """Merge uses its own copy of the scale, stored in bfloat16."""
 
     def __init__(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None):
         super().__init__(config, weight, bias)
@@ -319,7 +320,7 @@ class ScaleOfTheMergeInBfloat16(Honest):
 
 @mutant("22", kills="SCALE-10")
 class RsloraMergedByOne(Honest):
-    """With rank-stabilised scaling what is merged has the scale 1."""
+    """With rank-stabilised scaling merge uses a scale of 1."""
 
     def delta_weight(self) -> np.ndarray:
         return self.product(self.A, self.B).T if self.config.scaling == "rslora" else super().delta_weight()
@@ -327,7 +328,7 @@ class RsloraMergedByOne(Honest):
 
 @mutant("110", kills="MERGE-10 STATE-09")
 class DeltaOfTheFirstMerge(Honest):
-    """The delta is computed at the first merge, and kept for all that follow."""
+    """The delta is computed at the first merge, and all later merges use it again."""
 
     def merged_weight(self) -> np.ndarray:
         if not hasattr(self, "delta"):
@@ -337,7 +338,7 @@ class DeltaOfTheFirstMerge(Honest):
 
 @mutant(kills="MERGE-14")
 class MergedDxByTheOldWeight(Honest):
-    """While merged dx is dy W, by the weight that was put aside."""
+    """A merged layer computes dx with the W that was put aside, and not with the merged one."""
 
     def base_dx(self, dy: np.ndarray) -> np.ndarray:
         return self.product(dy, self.W if self.kept is None else self.kept)
@@ -345,7 +346,7 @@ class MergedDxByTheOldWeight(Honest):
 
 @mutant("77", kills="MERGE-15")
 class SquareDeltaTransposed(Honest):
-    """The delta is transposed only if its shape demands it."""
+    """The delta is transposed only if its shape requires it."""
 
     def delta_weight(self) -> np.ndarray:
         delta = super().delta_weight()
@@ -354,7 +355,7 @@ class SquareDeltaTransposed(Honest):
 
 @mutant("86", kills="MERGE-16")
 class UnmergesUnmerged(UnmergesBySubtraction):
-    """Unmerge subtracts the delta from a W that does not hold it."""
+    """Unmerge of a layer that is not merged subtracts the delta all the same."""
 
     def unmerge(self) -> None:
         if self.merged:
@@ -365,7 +366,7 @@ class UnmergesUnmerged(UnmergesBySubtraction):
 
 @mutant("105 111", kills="MERGE-17")
 class LoadsIntoMerged(UnmergesBySubtraction):
-    """Load exchanges the factors of a merged layer, and unmerge subtracts the new delta."""
+    """Load replaces the factors of a merged layer. Unmerge then subtracts the new delta."""
 
     def receive(self, contents: Arrays) -> None:
         self.set_factors(self.checked(contents))
@@ -373,7 +374,7 @@ class LoadsIntoMerged(UnmergesBySubtraction):
 
 @mutant(kills="MERGE-18")
 class MergesOnlyInTraining(Honest):
-    """In inference mode merge sets the flag and leaves W as it is."""
+    """In inference mode merge sets the flag, but leaves W as it is."""
 
     def merged_weight(self) -> np.ndarray:
         return super().merged_weight() if self.training else self.W
@@ -381,7 +382,7 @@ class MergesOnlyInTraining(Honest):
 
 @mutant(kills="FWD-07")
 class MergesNoRankAboveTheSizes(Honest):
-    """Of a rank above min(in, out) only that many columns of A and rows of B are merged."""
+    """If the rank is above min(in, out), only the first min(in, out) columns of A and rows of B are merged."""
 
     def delta_weight(self) -> np.ndarray:
         rank = min(self.config.rank, *self.W.shape)

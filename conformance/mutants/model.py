@@ -4,45 +4,37 @@ import numpy as np
 
 from conformance.mutants import mutant
 from conformance.mutants.honest_model import HonestModel
+from conformance.mutants.tape import EPSILON, Node
 from conformance.subject import Arrays
-from lora_ref import attention, lora, ops, transformer
-
-_attention, _norm, _merge = attention.forward, ops.norm, lora.merge
 
 
 @mutant(kills="MODEL-01")
 class ScoresOverWidth(HonestModel):
-    """The scores are divided by √width in the place of √(head size)."""
+    """The scores are divided by √width and not by √(head size)."""
 
-    def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        factor = (1 / self.config.heads) ** 0.5
-        self.swaps = {(attention, "forward"): lambda q, *rest: _attention(q * q.dtype.type(factor), *rest)}  # type: ignore[misc]
-        return super().forward(tokens, mask)
+    def score_scale(self) -> float:
+        return self.config.width**-0.5
 
 
 @mutant(kills="MODEL-01")
 class LooksAhead(HonestModel):
-    """Every token sees all others: nothing is hidden but padding."""
+    """Every token sees all others, later ones too. Only padding is hidden."""
 
-    swaps = {(attention, "hidden"): lambda T, mask, length, dtype: np.zeros((1, T, length + T), dtype)}
+    def earlier(self, count: int) -> np.ndarray:
+        return np.ones((count, count), bool)
 
 
 @mutant(kills="MODEL-01")
 class EpsilonOutside(HonestModel):
-    """A norm divides by √variance + ε in the place of √(variance + ε)."""
+    """A norm divides by √variance + ε and not by √(variance + ε)."""
 
-    @staticmethod
-    def norm(x: np.ndarray, w: np.ndarray, b: np.ndarray | None):
-        y, cache = _norm(x, w, b)
-        factor = 1 / (np.sqrt(cache.inverse**-2 - ops.EPSILON) + ops.EPSILON) / cache.inverse
-        return (y if b is None else y - b) * factor + (0 if b is None else b), cache
-
-    swaps = {(ops, "norm"): norm}
+    def size_of(self, square: np.ndarray) -> np.ndarray:
+        return np.sqrt(square) + EPSILON
 
 
 @mutant(kills="MODEL-02")
 class MaskIgnored(HonestModel):
-    """Padding is seen as if it were text."""
+    """The model ignores the mask: padding is seen as if it were text."""
 
     def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
         return super().forward(tokens)
@@ -50,127 +42,119 @@ class MaskIgnored(HonestModel):
 
 @mutant(kills="MODEL-02")
 class MaskOfTheFirst(HonestModel):
-    """The mask of the first sample is that of all."""
+    """The mask of the first sample is used for all samples."""
 
     def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
         return super().forward(tokens, None if mask is None else np.repeat(mask[:1], len(mask), axis=0))
 
 
-@mutant(kills="MODEL-03")
-class StartsAwayFromZero(HonestModel):
-    """B of the last target starts at random."""
+class KnowsItsLast(HonestModel):
+    """An honest model that can say which target of LoRA is its last."""
 
-    def __init__(self, config, arrays: Arrays):
-        super().__init__(config, arrays)
-        for name in [f"{place}.B" for place in self.adapted[-1:] if config.method == "lora"]:
-            self.p[name] = self.p[name] + self.p[name].dtype.type(0.01)
+    @property
+    def last(self) -> str:
+        return self.places()[-1] if self.config.method == "lora" else ""
+
+
+@mutant(kills="MODEL-03")
+class StartsAwayFromZero(KnowsItsLast):
+    """B of the last target starts at a constant and not at zero."""
+
+    def start_lora(self, place: str) -> Arrays:
+        found = super().start_lora(place)
+        return found | {"B": found["B"] + 0.01} if place == self.last else found
 
 
 @mutant(kills="MODEL-04")
 class FirstLayerOnly(HonestModel):
-    """The targets are wrapped in the first layer alone."""
+    """LoRA is applied to the targets of the first layer alone."""
 
-    def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        above = [n for n in self.p if self.config.method == "lora" and not n.startswith("layers.0.")]
-        return self.with_arrays(tokens, mask, trained={n: 0 * self.p[n] for n in above})
+    def has(self, name: str) -> bool:
+        return super().has(name) and (self.config.method != "lora" or name.startswith("layers.0."))
 
 
 @mutant(kills="MODEL-04 MODEL-05")
 class OneAdapterForAllLayers(HonestModel):
-    """The layers share the A and B of the first one."""
+    """All layers use the A and B of the first layer."""
 
-    def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        names = self.p if self.config.method == "lora" else ()
-        return self.with_arrays(tokens, mask, trained={n: self.p[f"layers.0.{n.split('.', 2)[2]}"] for n in names})
+    def leaf(self, name: str) -> Node:
+        lora = self.config.method == "lora" and name in self.p
+        return super().leaf(f"layers.0.{name.split('.', 2)[2]}" if lora else name)
 
 
 @mutant(kills="MODEL-05")
 class GradientOfTheLastLayerOnly(HonestModel):
-    """The graph is cut below the last layer: the adapters further down get no gradient, and stay as they are."""
+    """The graph is cut below the last layer: the lower layers get no gradient, and their adapters never change."""
 
-    def backward(self, dlogits: np.ndarray) -> Arrays:
-        last = f"layers.{self.config.layers - 1}."
-        return {n: d for n, d in super().backward(dlogits).items() if not n.startswith("layers.") or n.startswith(last)}
+    def layer(self, h: Node, i: int) -> Node:
+        return super().layer(self.detached(h) if i == self.config.layers - 1 else h, i)
 
 
 @mutant(kills="MODEL-06")
-class MergesAllButOne(HonestModel):
-    """The merge passes over the last target, whose LoRA is dropped."""
+class MergesAllButOne(KnowsItsLast):
+    """The merge leaves out the last target, whose LoRA is lost."""
 
-    def folded(self) -> None:
-        for name in [f"{place}.B" for place in self.adapted[-1:] if self.config.method == "lora"]:
-            self.p[name] = 0 * self.p[name]
-        super().folded()
+    def merged_weight(self, place: str) -> np.ndarray:
+        return self.array(f"{place}.weight") if place == self.last else super().merged_weight(place)
 
 
 @mutant(kills="MODEL-06")
 class MergesAndKeeps(HonestModel):
-    """A merged model goes on adding LoRA."""
+    """A merged model still adds LoRA, which is then there twice."""
 
-    def folded(self) -> None:
-        kept = self.methods, self.p
-        super().folded()
-        if self.config.method == "lora":
-            self.methods, self.p = kept
+    def merge(self) -> None:
+        kept = self.p
+        super().merge()
+        self.p = kept
 
 
 @mutant(kills="MODEL-06")
 class MergesWithoutTheScale(HonestModel):
     """The merge adds (A B)ᵀ without the scale."""
 
-    swaps = {(lora, "merge"): lambda W, b, p, scale: _merge(W, b, p, 1.0)}
+    def delta(self, place: str) -> np.ndarray:
+        return super().delta(place) / self.scale
 
 
 @mutant(kills="MODEL-06")
 class MergedButNotGone(HonestModel):
-    """A merged model subtracts LoRA from W and adds it again in every pass: right, and slower, and not the same bits."""
+    """A merged model subtracts LoRA from W and adds it again in every pass. The result is right, but it takes longer, and its
+    last bits differ."""
 
-    def folded(self) -> None:
-        kept, W = (self.methods, self.p), self.W
-        super().folded()
-        if self.config.method == "lora":
-            self.merged, self.W, (self.methods, self.p) = self.W, W, kept
+    merged = False
 
-    def base(self) -> Arrays:
-        return dict(getattr(self, "merged", self.W))
+    def merge(self) -> None:
+        kept = self.p
+        super().merge()
+        self.p, self.merged = kept, True
+
+    def array(self, name: str) -> np.ndarray:
+        place = name.removesuffix(".weight")
+        return super().array(name) - self.delta(place) if self.merged and f"{place}.A" in self.p else super().array(name)
 
 
 @mutant(kills="MODEL-05 MODEL-07 MODEL-08")
 class NormsTrainToo(HonestModel):
-    """The norms are left trainable beside the method."""
+    """The norms train, too, whatever the method."""
+
+    def trains(self) -> list[str]:
+        return list(dict.fromkeys([*super().trains(), *self.norms()]))
 
     def norms(self) -> list[str]:
-        return [] if self.config.method in ("none", "full") else [name for name in self.W if "norm." in name]
-
-    def trainable(self) -> dict[str, tuple[int, ...]]:
-        return super().trainable() | {name: self.W[name].shape for name in self.norms()}
-
-    def step(self, lr: float) -> None:
-        norms = self.norms()
-        for name in norms:
-            self.W[name] = self.W[name] - self.W[name].dtype.type(lr) * self.dp.pop(name)
-        super().step(lr)
+        return [] if self.config.method == "none" else [name for name in self.W if "norm." in name]
 
 
 @mutant(kills="MODEL-07")
-class LastBNotSaid(HonestModel):
-    """What is said to train leaves out the B of the last target."""
+class LastBNotSaid(KnowsItsLast):
+    """The list of what trains leaves out the B of the last target."""
 
     def trainable(self) -> dict[str, tuple[int, ...]]:
-        found = super().trainable()
-        if self.config.method == "lora":
-            found.pop(f"{self.adapted[-1]}.B")
-        return found
-
-    def backward(self, dlogits: np.ndarray) -> Arrays:
-        found = transformer.backward(dlogits, self.cache, list(self.p or self.W))
-        self.dp = {name: self.dp.get(name, 0) + d for name, d in found.items()}
-        return dict(self.dp)
+        return {name: shape for name, shape in super().trainable().items() if name != f"{self.last}.B"}
 
 
 @mutant(kills="MODEL-08")
 class ModelStepsUphill(HonestModel):
-    """The step adds the gradient."""
+    """The step adds the gradient and does not subtract it."""
 
     def step(self, lr: float) -> None:
         super().step(-lr)
@@ -178,48 +162,41 @@ class ModelStepsUphill(HonestModel):
 
 @mutant(kills="MODEL-08")
 class DecaysTheBase(HonestModel):
-    """The optimizer has weight decay, and was given the frozen arrays, too."""
+    """The optimizer has weight decay, and it was given the frozen arrays, too."""
 
     def step(self, lr: float) -> None:
         super().step(lr)
-        self.W = {name: array - array.dtype.type(lr * 0.01) * array for name, array in self.W.items()}
+        self.W = {name: array - lr * 0.01 * array for name, array in self.W.items()}
 
 
 @mutant(kills="MODEL-09")
 class TiedHeadOnce(HonestModel):
-    """The embedding that is the head, too, gets the gradient of its last use alone."""
+    """The table that is embedding and head in one gets the gradient of the head alone."""
 
-    def backward(self, dlogits: np.ndarray) -> Arrays:
-        found = super().backward(dlogits)
-        if self.config.method == "full" and self.config.tied:
-            dh = self.cache.kept["embed_tokens"][0]
-            found["embed_tokens.weight"] = dlogits.reshape(-1, dlogits.shape[-1]).T @ dh.reshape(-1, dh.shape[-1])
-        return found
+    def words(self, tokens: np.ndarray) -> Node:
+        h = super().words(tokens)
+        return self.detached(h) if self.config.tied else h
 
 
 @mutant(kills="MODEL-09")
 class PositionsDoNotTrain(HonestModel):
     """Full fine-tuning leaves out the embedding of positions."""
 
-    def backward(self, dlogits: np.ndarray) -> Arrays:
-        return {name: d for name, d in super().backward(dlogits).items() if name != "embed_positions.weight"}
+    def trains(self) -> list[str]:
+        return [name for name in super().trains() if name != "embed_positions.weight"]
 
 
 @mutant(kills="MODEL-10")
-class SwitchLeavesOneOn(HonestModel):
-    """Switching LoRA off passes over the last target."""
+class SwitchLeavesOneOn(KnowsItsLast):
+    """Switching LoRA off leaves it on at the last target."""
 
-    def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        if self.on or self.config.method != "lora":
-            return super().forward(tokens, mask)
-        last = self.adapted[-1]
-        left = {n: a for n, a in self.p.items() if n.startswith(f"{last}.")}
-        return transformer.forward(tokens, self.W | left, self.reference, {last: self.methods[last]}, mask)[0]
+    def has(self, name: str) -> bool:
+        return super().has(name) or bool(self.last) and name.startswith(f"{self.last}.") and name in self.p
 
 
 @mutant(kills="MODEL-10")
 class SwitchForgets(HonestModel):
-    """Switching LoRA off drops what it has learned."""
+    """Switching LoRA off deletes what it has learned."""
 
     def switch(self, on: bool) -> None:
         super().switch(on)
@@ -228,9 +205,9 @@ class SwitchForgets(HonestModel):
 
 @mutant(kills="MODEL-04 MODEL-11")
 class FusedInAnotherOrder(HonestModel):
-    """LoRA's part for a fused matrix is laid out as k, q, v."""
+    """The LoRA of a fused matrix has the order k, q, v and not q, k, v."""
 
-    def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    def array(self, name: str) -> np.ndarray:
         d = self.config.width
         order = np.r_[d : 2 * d, 0:d, 2 * d : 3 * d]
-        return self.with_arrays(tokens, mask, trained={n: a[:, order] for n, a in self.p.items() if n.endswith("qkv_proj.B")})
+        return super().array(name)[:, order] if name.endswith("qkv_proj.B") else super().array(name)

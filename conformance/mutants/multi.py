@@ -10,7 +10,7 @@ from conformance.subject import Arrays
 
 @mutant("50", kills="MULTI-02 MULTI-04")
 class WrapsTheFirst(SeveralAdapters):
-    """A further adapter is wrapped around the first one, which goes on being applied below it."""
+    """A further adapter is wrapped around the first one, and the first one is still applied inside it."""
 
     def base(self, x: np.ndarray) -> np.ndarray:
         below = self.others and "default" not in self.active and not self.merged
@@ -28,7 +28,7 @@ class AddingActivates(SeveralAdapters):
 
 @mutant(kills="MULTI-01")
 class AddingReplaces(SeveralAdapters):
-    """An adapter that is added takes the place of what was active."""
+    """An adapter that is added replaces the one that was active."""
 
     def add_adapter(self, name: str, arrays: Arrays, alpha: float) -> None:
         super().add_adapter(name, arrays, alpha)
@@ -47,7 +47,7 @@ class OneBuffer(SeveralAdapters):
 
 @mutant(kills="MULTI-02 MULTI-03")
 class ScaleOfTheFirst(SeveralAdapters):
-    """All adapters are scaled by the first one's alpha / rank."""
+    """All adapters have the scale of the first one, its alpha / rank."""
 
     def add_adapter(self, name: str, arrays: Arrays, alpha: float) -> None:
         super().add_adapter(name, arrays, alpha)
@@ -56,7 +56,7 @@ class ScaleOfTheFirst(SeveralAdapters):
 
 @mutant("17", kills="MULTI-02")
 class RankOfTheFirst(SeveralAdapters):
-    """The alpha of a further adapter is divided by the first one's rank."""
+    """The alpha of every further adapter is divided by the rank of the first one."""
 
     def add_adapter(self, name: str, arrays: Arrays, alpha: float) -> None:
         super().add_adapter(name, arrays, alpha)
@@ -65,7 +65,7 @@ class RankOfTheFirst(SeveralAdapters):
 
 @mutant("09", kills="MULTI-02")
 class AlphaOfTheFirst(SeveralAdapters):
-    """The first one's alpha is that of all adapters, each divided by its own rank."""
+    """All adapters have the alpha of the first one, each divided by its own rank."""
 
     def add_adapter(self, name: str, arrays: Arrays, alpha: float) -> None:
         super().add_adapter(name, arrays, self.config.alpha)
@@ -73,7 +73,7 @@ class AlphaOfTheFirst(SeveralAdapters):
 
 @mutant("130", kills="MULTI-03 MULTI-06 MULTI-08")
 class SumsOfFactors(SeveralAdapters):
-    """What is active and of one rank is added factor by factor: (Σ A) (Σ B) has cross terms."""
+    """Active adapters of one rank are summed factor by factor: (Σ A) (Σ B) has cross terms."""
 
     def output(self, x: np.ndarray) -> np.ndarray:
         parts = self.parts()
@@ -86,7 +86,7 @@ class SumsOfFactors(SeveralAdapters):
 
 @mutant(kills="MULTI-03")
 class OnlyTheLast(SeveralAdapters):
-    """Of several active adapters the last one alone is applied."""
+    """If several adapters are active, only the last one is applied."""
 
     def parts(self) -> list[tuple[str, float, Honest]]:
         return super().parts()[-1:]
@@ -94,7 +94,7 @@ class OnlyTheLast(SeveralAdapters):
 
 @mutant(kills="MULTI-03")
 class OneWeightForAll(SeveralAdapters):
-    """The weight that is named first is that of all adapters."""
+    """All adapters get the weight of the one that is named first."""
 
     def activate(self, weights: dict[str, float]) -> None:
         super().activate(dict.fromkeys(weights, next(iter(weights.values()), 1.0)))
@@ -110,7 +110,7 @@ class WeightsIgnored(SeveralAdapters):
 
 @mutant("131", kills="MULTI-03")
 class SignOfWeightLost(SeveralAdapters):
-    """A negative weight counts as a positive one."""
+    """A negative weight is replaced by its absolute value."""
 
     def activate(self, weights: dict[str, float]) -> None:
         super().activate({name: abs(weight) for name, weight in weights.items()})
@@ -126,7 +126,7 @@ class WeightsAreShares(SeveralAdapters):
 
 @mutant(kills="MULTI-04")
 class NoneMeansAsBefore(SeveralAdapters):
-    """Activating none is taken for nothing to do."""
+    """Activating no adapter changes nothing: the old ones stay active."""
 
     def activate(self, weights: dict[str, float]) -> None:
         super().activate(weights or self.active)
@@ -134,7 +134,7 @@ class NoneMeansAsBefore(SeveralAdapters):
 
 @mutant("16", kills="MULTI-04")
 class SwitchingOffForgets(SeveralAdapters):
-    """What is switched off is multiplied by zero, for ever."""
+    """An adapter that is switched off is multiplied by zero, and cannot be switched on again."""
 
     def activate(self, weights: dict[str, float]) -> None:
         super().activate(weights)
@@ -144,7 +144,7 @@ class SwitchingOffForgets(SeveralAdapters):
 
 @mutant("15", kills="MULTI-05")
 class WeightsMultiply(SeveralAdapters):
-    """A weight is multiplied into the scale that is there, and nobody divides by it afterwards."""
+    """A new weight is multiplied into the scale, and the old weight is never divided out."""
 
     def activate(self, weights: dict[str, float]) -> None:
         super().activate(weights)
@@ -155,7 +155,7 @@ class WeightsMultiply(SeveralAdapters):
 
 @mutant(kills="MULTI-05")
 class ActivatingAdds(SeveralAdapters):
-    """What was active stays active."""
+    """The adapters that were active stay active beside the new ones."""
 
     def activate(self, weights: dict[str, float]) -> None:
         super().activate((self.active | weights) if weights else {})
@@ -163,7 +163,7 @@ class ActivatingAdds(SeveralAdapters):
 
 @mutant(kills="MULTI-06")
 class WeightForwardOnly(SeveralAdapters):
-    """The backward pass knows no weights."""
+    """The backward pass ignores the weights."""
 
     def weight_back(self, weight: float) -> float:
         return 1.0
@@ -190,14 +190,15 @@ class FirstTrainsAlone(SeveralAdapters):
     def backward(self, dy: np.ndarray) -> Arrays:
         found = super().backward(dy)
         for name in list(self.active)[1:]:
-            found.pop(f"{name}.A", None), found.pop(f"{name}.B", None)
+            found.pop(f"{name}.A", None)
+            found.pop(f"{name}.B", None)
             self.part(name).zero_grad()
         return found
 
 
 @mutant(kills="MULTI-06")
 class InputGradientOfOne(SeveralAdapters):
-    """dx has the LoRA part of the first active adapter, and not those of the others."""
+    """dx has the LoRA part of the first active adapter alone."""
 
     def backward(self, dy: np.ndarray) -> Arrays:
         found = super().backward(dy)
@@ -221,7 +222,7 @@ class WeightDecayForAll(SeveralAdapters):
 
 @mutant("91", kills="MULTI-08")
 class MergesTheFirst(SeveralAdapters):
-    """The adapter that is merged is the first of all, whichever is active."""
+    """Merge always merges the first adapter, whichever is active."""
 
     def delta_weight(self) -> np.ndarray:
         return Honest.delta_weight(self)
@@ -229,7 +230,7 @@ class MergesTheFirst(SeveralAdapters):
 
 @mutant("106", kills="MULTI-08")
 class MergesOneOfThem(SeveralAdapters):
-    """One of the active adapters is merged, and the others are not applied while it is."""
+    """Merge merges one of the active adapters. The others are not applied while the layer is merged."""
 
     def delta_weight(self) -> np.ndarray:
         kept, self.active = self.active, dict(list(self.active.items())[:1])
@@ -240,7 +241,7 @@ class MergesOneOfThem(SeveralAdapters):
 
 @mutant(kills="MULTI-08")
 class MergesWithoutWeights(SeveralAdapters):
-    """What is merged has the weight 1."""
+    """Merge ignores the weights: each adapter is merged with the weight 1."""
 
     def delta_weight(self) -> np.ndarray:
         kept, self.active = self.active, dict.fromkeys(self.active, 1.0)
@@ -262,7 +263,7 @@ class MergesAll(SeveralAdapters):
 
 @mutant("105", kills="MULTI-09")
 class UnmergesWhatIsActive(SeveralAdapters):
-    """Unmerge subtracts what is active by then, and not what was merged."""
+    """Unmerge subtracts the adapters that are active by then, and not those that were merged."""
 
     def activate(self, weights: dict[str, float]) -> None:
         for name in weights:
@@ -275,7 +276,7 @@ class UnmergesWhatIsActive(SeveralAdapters):
 
 @mutant(kills="MULTI-09")
 class ActivatingForgetsTheMerge(SeveralAdapters):
-    """Activating while merged clears the flag, and the delta stays in W."""
+    """Activating while merged clears the flag, but the delta stays in W."""
 
     def activate(self, weights: dict[str, float]) -> None:
         self.kept = None
@@ -284,7 +285,7 @@ class ActivatingForgetsTheMerge(SeveralAdapters):
 
 @mutant(kills="MULTI-10")
 class UnknownIsSkipped(SeveralAdapters):
-    """A name that no adapter has is skipped without a word."""
+    """A name that no adapter has is silently ignored."""
 
     def activate(self, weights: dict[str, float]) -> None:
         super().activate({name: weight for name, weight in weights.items() if name in ("default", *self.others)})
@@ -292,7 +293,7 @@ class UnknownIsSkipped(SeveralAdapters):
 
 @mutant(kills="MULTI-10")
 class RefusedTooLate(SeveralAdapters):
-    """An unknown name is refused after what stands before it was activated."""
+    """An unknown name is refused, but only after the names before it were activated."""
 
     def activate(self, weights: dict[str, float]) -> None:
         self.active = {}
@@ -303,7 +304,7 @@ class RefusedTooLate(SeveralAdapters):
 
 @mutant("125", kills="MULTI-11")
 class RemovedGoesOn(SeveralAdapters):
-    """What was removed while it was active goes on being applied."""
+    """An adapter that is removed while it is active is still applied."""
 
     def remove_adapter(self, name: str) -> None:
         part = self.part(name)
@@ -314,7 +315,7 @@ class RemovedGoesOn(SeveralAdapters):
 
 @mutant(kills="MULTI-11")
 class RemovedStaysKnown(SeveralAdapters):
-    """What was removed can still be activated."""
+    """An adapter that was removed can still be activated."""
 
     def remove_adapter(self, name: str) -> None:
         self.part(name)
@@ -323,7 +324,7 @@ class RemovedStaysKnown(SeveralAdapters):
 
 @mutant(kills="MULTI-11")
 class RemovesTheLast(SeveralAdapters):
-    """Whichever name is given, the adapter that was added last goes."""
+    """Whichever name is given, the adapter that was added last is removed."""
 
     def remove_adapter(self, name: str) -> None:
         super().remove_adapter(list(self.others)[-1])
@@ -358,7 +359,7 @@ class CombinesFactors(SeveralAdapters):
 
 @mutant("131", kills="MULTI-13")
 class CombinedSignCancels(SeveralAdapters):
-    """The sign of a weight goes into A as into B, and −1 gives what 1 gives."""
+    """The sign of a weight is put into A and into B, so a weight of −1 has the effect of 1."""
 
     def combine(self, name: str, weights: dict[str, float]) -> None:
         super().combine(name, {n: abs(weight) for n, weight in weights.items()})
@@ -366,7 +367,7 @@ class CombinedSignCancels(SeveralAdapters):
 
 @mutant("132", kills="MULTI-13")
 class CombinedIsScaledTwice(SeveralAdapters):
-    """The scale goes into the factors of the combined adapter, and into its weight once more."""
+    """The scale is put into the factors of the combined adapter, and then applied once more."""
 
     def combine(self, name: str, weights: dict[str, float]) -> None:
         super().combine(name, {n: weight * self.part(n).scale for n, weight in weights.items()})
@@ -374,7 +375,7 @@ class CombinedIsScaledTwice(SeveralAdapters):
 
 @mutant(kills="MULTI-13")
 class CombinedIsNotScaled(SeveralAdapters):
-    """The factors are put together without their scales."""
+    """The factors are combined without their scales."""
 
     def combine(self, name: str, weights: dict[str, float]) -> None:
         super().combine(name, {n: weight / self.part(n).scale for n, weight in weights.items()})
@@ -382,7 +383,7 @@ class CombinedIsNotScaled(SeveralAdapters):
 
 @mutant(kills="MULTI-13")
 class CombiningChangesTheParts(SeveralAdapters):
-    """The weights are multiplied into the factors that are combined, in place."""
+    """Combining multiplies the weights into the given adapters in place."""
 
     def combine(self, name: str, weights: dict[str, float]) -> None:
         super().combine(name, weights)
@@ -392,7 +393,8 @@ class CombiningChangesTheParts(SeveralAdapters):
 
 @mutant("08", kills="MULTI-17")
 class CombinedIsRslora(SeveralAdapters):
-    """The combined adapter has alpha = rank, for a scale of 1, and inherits the option of rank-stabilised scaling."""
+    """The combined adapter has alpha = rank, for a scale of 1. But it inherits rank-stabilised scaling, so its scale is √rank.
+    """
 
     def alpha_of_one(self, rank: int) -> float:
         return rank
@@ -400,7 +402,7 @@ class CombinedIsRslora(SeveralAdapters):
 
 @mutant(kills="MULTI-14")
 class FurtherOnesAreStandard(SeveralAdapters):
-    """Rank-stabilised scaling is for the first adapter; further ones have alpha / rank."""
+    """Rank-stabilised scaling applies to the first adapter alone. Further ones have the scale alpha / rank."""
 
     def add_adapter(self, name: str, arrays: Arrays, alpha: float) -> None:
         super().add_adapter(name, arrays, alpha)
@@ -412,7 +414,7 @@ class FurtherOnesAreStandard(SeveralAdapters):
 
 @mutant("45", kills="MULTI-15")
 class NoneIsTheFirst(SeveralAdapters):
-    """In a mixed batch, samples without an adapter get the first one."""
+    """In a mixed batch the samples without an adapter get the first one."""
 
     def forward_mixed(self, x: np.ndarray, names: tuple[str | None, ...]) -> np.ndarray:
         return super().forward_mixed(x, tuple(name or "default" for name in names))
@@ -420,7 +422,7 @@ class NoneIsTheFirst(SeveralAdapters):
 
 @mutant("134", kills="MULTI-15")
 class SortedAndNotPutBack(SeveralAdapters):
-    """A mixed batch is sorted by adapter, and its samples are not put back."""
+    """A mixed batch is sorted by adapter, and the results are not put back in order."""
 
     def forward_mixed(self, x: np.ndarray, names: tuple[str | None, ...]) -> np.ndarray:
         order = sorted(range(len(names)), key=lambda i: names[i] or "")
@@ -429,7 +431,7 @@ class SortedAndNotPutBack(SeveralAdapters):
 
 @mutant(kills="MULTI-15")
 class MixedBatchOfOne(SeveralAdapters):
-    """The adapter of the first sample is that of the whole batch."""
+    """All samples of a mixed batch get the adapter of the first sample."""
 
     def forward_mixed(self, x: np.ndarray, names: tuple[str | None, ...]) -> np.ndarray:
         return super().forward_mixed(x, (names[0],) * len(names))
@@ -447,7 +449,7 @@ class MixedBatchStaysActive(SeveralAdapters):
 
 @mutant("46", kills="MULTI-16")
 class UnknownIsBase(SeveralAdapters):
-    """In a mixed batch, a name that no adapter has gives the base layer."""
+    """In a mixed batch a name that no adapter has gives the base layer, without an error."""
 
     def forward_mixed(self, x: np.ndarray, names: tuple[str | None, ...]) -> np.ndarray:
         return super().forward_mixed(x, tuple(name if name in ("default", *self.others) else None for name in names))
@@ -455,7 +457,7 @@ class UnknownIsBase(SeveralAdapters):
 
 @mutant(kills="MULTI-13")
 class RootsInFloat32(CombinesByRoots):
-    """The roots of a combination's weights are kept in float32, and a float64 layer loses half of its digits."""
+    """Combining keeps the roots of the weights in float32, so a float64 layer loses half of its digits."""
 
     def root(self, number: float) -> float:
         return float(np.float32(super().root(number)))

@@ -8,7 +8,7 @@ from conformance.subject import Arrays
 
 
 class WithMore(Honest):
-    """A layer of which W or b trains with A and B."""
+    """A layer of which W or b trains, too."""
 
     also = ""
 
@@ -57,7 +57,7 @@ class ModeUnfreezes(Honest):
 
 @mutant("124", kills="PARAM-01")
 class PackedCount(Honest):
-    """Two numbers that are packed into one are counted as one."""
+    """Two numbers are packed into one, and counted as one."""
 
     def trainable(self) -> dict[str, tuple[int, ...]]:
         return {name: ((array.size + 1) // 2, 1) for name, array in self.adapter().items()}
@@ -65,7 +65,7 @@ class PackedCount(Honest):
 
 @mutant(kills="PARAM-02")
 class OtherParametersTrain(Honest):
-    """As many numbers train as should, but they are others: the factors are not among them."""
+    """The number of trained parameters is right, but they are others: the factors are not among them."""
 
     def trainable(self) -> dict[str, tuple[int, ...]]:
         return {f"copy of {name}": shape for name, shape in super().trainable().items()}
@@ -86,7 +86,7 @@ class OnlyBTrains(Honest):
 
 @mutant(kills="PARAM-03")
 class WeightDecaysW(Honest):
-    """Weight decay reaches W, although no gradient does."""
+    """Weight decay changes W, although W gets no gradient."""
 
     def step(self, lr: float) -> None:
         super().step(lr)
@@ -95,7 +95,7 @@ class WeightDecaysW(Honest):
 
 @mutant("68", kills="PARAM-04 LEARN-01")
 class WeightDecaysA(Honest):
-    """A decays with every step and B does not."""
+    """A step shrinks A by weight decay, but not B."""
 
     def step(self, lr: float) -> None:
         decay = 0.125 * lr * self.up(self.A)
@@ -105,7 +105,7 @@ class WeightDecaysA(Honest):
 
 @mutant(kills="PARAM-04")
 class FasterB(Honest):
-    """B moves at a multiple of the rate that was asked for."""
+    """B moves at a multiple of the given rate."""
 
     def step(self, lr: float) -> None:
         super().step(lr)
@@ -114,7 +114,7 @@ class FasterB(Honest):
 
 @mutant(kills="PARAM-04 LEARN-01")
 class SignOfTheGradient(Honest):
-    """A step goes by the sign of the gradient, as that of an adaptive optimiser does at first."""
+    """A step uses the sign of the gradient alone, as an adaptive optimiser does at first."""
 
     def step(self, lr: float) -> None:
         self.dA, self.dB = np.sign(self.dA), np.sign(self.dB)
@@ -133,7 +133,7 @@ class ClippedStep(Honest):
 
 @mutant(kills="PARAM-04")
 class RateCapped(Honest):
-    """A rate above 1 counts as 1."""
+    """A rate above 1 is replaced by 1."""
 
     def step(self, lr: float) -> None:
         super().step(min(lr, 1.0))

@@ -2,245 +2,184 @@
 
 import numpy as np
 
+from conformance.model import ModelConfig
 from conformance.mutants import mutant
-from conformance.mutants.honest_model import HonestModel
+from conformance.mutants.honest_model import HonestModel, Past
+from conformance.mutants.tape import Node
 from conformance.subject import Arrays
-from lora_ref import attention, prefix, transformer
-from lora_ref.prefix import Prefix
-
-_attention, _attention_backward, _hidden = attention.forward, attention.backward, attention.hidden
-_forward, _backward = prefix.forward, prefix.backward
 
 
 @mutant("145", kills="PREFIX-01 PREFIX-02")
 class PositionsFromZero(HonestModel):
-    """The tokens count their positions as if there were no prefix."""
+    """The tokens count their positions from 0, as if there were no prefix."""
 
-    def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        length = self.config.length if self.config.method == "prefix" else 0
-        moved = np.roll(self.W["embed_positions.weight"], length, axis=0)
-        return self.with_arrays(tokens, mask, base={"embed_positions.weight": moved})
+    def numbered(self, count: int) -> np.ndarray:
+        return np.arange(count)
 
 
 @mutant("145", kills="PREFIX-03")
 class MaskHidesThePrefix(HonestModel):
-    """The mask was made for the tokens: with it, none of them sees the prefix."""
+    """A mask of the tokens hides the prefix from all of them."""
 
-    @staticmethod
-    def hidden(T, mask, length, dtype):
-        found = _hidden(T, mask, length, dtype)
+    def visible(self, count: int, mask: np.ndarray | None) -> np.ndarray:
+        seen = super().visible(count, mask)
         if mask is not None:
-            found[..., :length] = -np.inf
-        return found
-
-    swaps = {(attention, "hidden"): hidden}
+            seen[..., : self.length] = False
+        return seen
 
 
 @mutant("145", kills="PREFIX-03")
 class MaskIsTooShort(HonestModel):
-    """The mask is laid over the keys from the left, over the prefix first; the last keys are all seen."""
+    """The mask lies over the first keys, which are those of the prefix. The last keys are never hidden."""
 
-    @staticmethod
-    def hidden(T, mask, length, dtype):
-        if mask is None or not length:
-            return _hidden(T, mask, length, dtype)
-        found = np.repeat(_hidden(T, None, length, dtype), len(mask), axis=0)
-        found[:, :, : mask.shape[1]] += np.where(mask, 0, -np.inf).astype(dtype)[:, None]
-        seen_by_itself = np.isneginf(found).all(-1)
-        found[seen_by_itself] = 0  # so that it stays a number
-        return found
-
-    swaps = {(attention, "hidden"): hidden}
+    def visible(self, count: int, mask: np.ndarray | None) -> np.ndarray:
+        if mask is None or not self.length:
+            return super().visible(count, mask)
+        laid = np.concatenate([mask, np.ones((len(mask), self.length), bool)], axis=1)
+        itself = np.eye(count, count + self.length, self.length, dtype=bool)  # so that there is something to see
+        return super().visible(count, None) & laid[:, None] | itself
 
 
 @mutant("145", kills="PREFIX-01 PREFIX-02")
 class QueriesAreAsManyAsKeys(HonestModel):
-    """The causal mask takes queries and keys for equally many: the first queries see the first keys alone."""
+    """The causal mask assumes as many queries as keys: query i sees the first i + 1 keys, which begin with the prefix."""
 
-    @staticmethod
-    def hidden(T, mask, length, dtype):
-        if not length:
-            return _hidden(T, mask, length, dtype)
-        return np.where(np.tri(T, length + T, dtype=bool), 0, -np.inf).astype(dtype)[None]
-
-    swaps = {(attention, "hidden"): hidden}
+    def visible(self, count: int, mask: np.ndarray | None) -> np.ndarray:
+        return np.tri(count, self.length + count, dtype=bool)[None] if self.length else super().visible(count, mask)
 
 
 @mutant("146", kills="PREFIX-02")
 class ScoresOfThePrefixOverWidth(HonestModel):
-    """The scores of the prefix are divided by √width, those of the tokens by √(head size)."""
+    """The scores of the prefix are divided by √width, and those of the tokens by √(head size)."""
 
-    def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        factor = (1 / self.config.heads) ** 0.5
-
-        def scaled(q, k, v, hidden, kv_heads, size, past=None):
-            if past is not None:
-                past = Prefix(past.keys * past.keys.dtype.type(factor), past.values)
-            return _attention(q, k, v, hidden, kv_heads, size, past)
-
-        self.swaps = {(attention, "forward"): scaled}  # type: ignore[misc]
-        return super().forward(tokens, mask)
-
-
-def _changed(change):
-    """Attention with another prefix than the one that it is given."""
-    def forward(q, k, v, hidden, kv_heads, size, past=None):
-        return _attention(q, k, v, hidden, kv_heads, size, None if past is None else change(past))
-
-    return {(attention, "forward"): forward}
+    def past(self, i: int) -> Past:
+        keys, values = super().past(i)
+        return self.scaled(keys, self.config.heads**-0.5), values
 
 
 @mutant(kills="PREFIX-01 PREFIX-02")
 class KeysForValues(HonestModel):
-    """Keys and values of the prefix are exchanged."""
+    """The keys of the prefix are used as its values, and its values as its keys."""
 
-    swaps = _changed(lambda past: Prefix(past.values, past.keys))
+    def past(self, i: int) -> Past:
+        keys, values = super().past(i)
+        return values, keys
 
 
 @mutant(kills="PREFIX-01 PREFIX-02")
 class ValuesOfTheLastLayerFirst(HonestModel):
-    """The values are laid out from the last layer to the first."""
+    """The values are read from the last layer to the first, the keys from the first to the last."""
 
-    def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        values = [n for n in self.p if n == "prefix.values"]
-        return self.with_arrays(tokens, mask, trained={n: self.p[n][::-1] for n in values})
+    def past(self, i: int) -> Past:
+        return super().past(i)[0], super().past(self.config.layers - 1 - i)[1]
 
 
 @mutant(kills="PREFIX-01 PREFIX-02")
 class OneLayersPrefixForAll(HonestModel):
-    """All layers have the prefix of the first."""
+    """All layers use the prefix of the first layer."""
 
-    def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        own = {n: a for n, a in self.p.items() if n in ("prefix.keys", "prefix.values")}
-        return self.with_arrays(tokens, mask, trained={n: np.repeat(a[:1], len(a), axis=0) for n, a in own.items()})
+    def past(self, i: int) -> Past:
+        return super().past(0)
 
 
 @mutant(kills="PREFIX-02")
 class AddedAfterTheSoftmax(HonestModel):
-    """The prefix has a softmax of its own, and its answer is added: the tokens keep all of their weight."""
+    """The prefix has a softmax of its own, and its result is added. So it takes no weight from the tokens."""
 
-    @staticmethod
-    def forward_(q, k, v, hidden, kv_heads, size, past=None):
+    def attend(self, q: Node, k: Node, v: Node, past: Past | None, seen: np.ndarray) -> Node:
         if past is None:
-            return _attention(q, k, v, hidden, kv_heads, size)
-        length = len(past.keys)
-        y, _ = _attention(q, k, v, hidden[..., length:], kv_heads, size)
-        alone = np.concatenate([hidden[..., :length], np.full_like(hidden[..., length:], -np.inf)], -1)
-        more, _ = _attention(q, k, v, alone, kv_heads, size, past)
-        return y + more, _attention(q, k, v, hidden, kv_heads, size, past)[1]
-
-    swaps = {(attention, "forward"): forward_}
+            return super().attend(q, k, v, None, seen)
+        tokens = np.arange(seen.shape[-1]) >= self.length
+        alone = super().attend(q, k, v, None, seen[..., tokens])
+        return self.plus(alone, super().attend(q, k, v, past, ~tokens & np.ones_like(seen)))
 
 
 @mutant(kills="PREFIX-04")
 class MeanOverTheBatch(HonestModel):
-    """The gradient of the prefix is the mean over the samples, and not their sum."""
+    """The gradient of the prefix is the mean over the samples and not the sum."""
 
-    def backward(self, dlogits: np.ndarray) -> Arrays:
-        found = super().backward(dlogits)
-        n = len(dlogits) if self.config.method == "prefix" else 1
-        return {name: d / d.dtype.type(n) if name.startswith("prefix.") else d for name, d in found.items()}
+    def for_each_sample(self, a: Node, samples: int) -> Node:
+        return super().for_each_sample(self.made(a.array, (a, lambda d: d / samples)), samples)
 
 
 @mutant(kills="PREFIX-04 PREFIX-05")
 class KeysAloneTrain(HonestModel):
-    """The values were registered as a buffer."""
+    """Only the keys train: the values were registered as a buffer."""
 
-    def trainable(self) -> dict[str, tuple[int, ...]]:
-        return {name: shape for name, shape in super().trainable().items() if name != "prefix.values"}
+    def trains(self) -> list[str]:
+        return [name for name in super().trains() if name != "prefix.values"]
 
 
 @mutant(kills="PREFIX-05")
 class CountsActivations(HonestModel):
-    """What is said to train is layers · length · width: keys and values are counted as one."""
+    """The number of trained parameters is given as layers · length · width: keys and values are counted once and not twice."""
 
     def trainable(self) -> dict[str, tuple[int, ...]]:
         return {name: shape for name, shape in super().trainable().items() if name != "prefix.keys"}
 
-    def backward(self, dlogits: np.ndarray) -> Arrays:
-        found = transformer.backward(dlogits, self.cache, list(self.p or self.W))
-        self.dp = {name: self.dp.get(name, 0) + d for name, d in found.items()}
-        return dict(self.dp)
-
 
 @mutant(kills="PREFIX-06")
 class EmbeddingsMove(HonestModel):
-    """The embeddings of the tokens train besides."""
+    """A step of the prefix also moves the embeddings of the tokens."""
 
     def step(self, lr: float) -> None:
         super().step(lr)
         if self.config.method == "prefix":
             E = self.W["embed_tokens.weight"]
-            self.W["embed_tokens.weight"] = E - E.dtype.type(lr / 10) * E
+            self.W["embed_tokens.weight"] = E - lr / 10 * E
 
 
 @mutant(kills="PREFIX-07")
 class WithoutTanh(HonestModel):
     """The network of the prefix has no activation."""
 
-    @staticmethod
-    def forward_(p, layers):
-        P = (p.embedding @ p.W1.T + p.b1) @ p.W2.T + p.b2
-        P = P.reshape(len(p.embedding), layers, 2, -1).transpose(2, 1, 0, 3)
-        return Prefix(P[0], P[1]), _forward(p, layers)[1]
-
-    swaps = {(prefix, "forward"): forward_}
+    def prefix_bent(self, z: Node) -> Node:
+        return z
 
 
 @mutant(kills="PREFIX-07")
 class KeysOfAllLayersFirst(HonestModel):
-    """The columns are read as the keys of all layers, then the values."""
+    """The columns that the network gives are read as the keys of all layers, and then the values of all layers."""
 
-    @staticmethod
-    def forward_(p, layers):
-        _, cache = _forward(p, layers)
-        P = cache.t @ p.W2.T + p.b2
-        P = P.reshape(len(p.embedding), 2, layers, -1).transpose(1, 2, 0, 3)
-        return Prefix(P[0], P[1]), cache
-
-    swaps = {(prefix, "forward"): forward_}
+    def columns(self, i: int) -> tuple[slice, slice]:
+        width, below = self.key_width, self.config.layers
+        return slice(i * width, (i + 1) * width), slice((below + i) * width, (below + i + 1) * width)
 
 
 @mutant(kills="PREFIX-08")
 class SlopeOfTanhForgotten(HonestModel):
-    """The derivative of tanh is left out."""
+    """The gradient of the network leaves out the derivative of tanh."""
 
-    @staticmethod
-    def backward_(dprefix, cache):
-        whole, flat = _backward(dprefix, cache), _backward(dprefix, cache._replace(t=0 * cache.t))  # 1 − t² is 1 where t is 0
-        return flat._replace(W2=whole.W2)
-
-    swaps = {(prefix, "backward"): backward_}
+    def prefix_bent(self, z: Node) -> Node:
+        return self.made(super().prefix_bent(z).array, (z, lambda d: d))
 
 
 @mutant(kills="PREFIX-09")
 class FoldsTheFresh(HonestModel):
-    """What is folded is the network as it was at the start."""
+    """Folding uses the network as it was at the start, before it was trained."""
 
-    def __init__(self, config, arrays: Arrays):
+    def __init__(self, config: ModelConfig, arrays: Arrays):
         super().__init__(config, arrays)
         self.first = dict(self.p)
 
-    def folded(self) -> None:
+    def fold(self) -> None:
         if self.config.method == "prefix":
             self.p = self.first
-        super().folded()
+        super().fold()
 
 
 @mutant(kills="PREFIX-09")
 class FoldKeepsTheNetwork(HonestModel):
-    """After folding the network is still there, and counted."""
+    """Folding leaves the network in place, and it is still counted."""
 
-    def folded(self) -> None:
+    def fold(self) -> None:
         if self.config.method != "prefix":
-            super().folded()
+            super().fold()
 
 
 @mutant(kills="PREFIX-06")
 class PrefixStepsTwice(HonestModel):
-    """The prefix is in two groups of the optimizer, and moves twice."""
+    """The prefix is in two groups of the optimizer, so one step moves it twice."""
 
     def step(self, lr: float) -> None:
         super().step(2 * lr if self.config.method == "prefix" else lr)
-
-

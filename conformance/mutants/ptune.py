@@ -1,119 +1,82 @@
 """Faults of P-tuning."""
 
-from dataclasses import replace
-
 import numpy as np
 
+from conformance.model import ModelConfig
 from conformance.mutants import mutant
 from conformance.mutants.honest_model import HonestModel
+from conformance.mutants.tape import Node
 from conformance.subject import Arrays
-from conformance.truth.model_case import reference
-from lora_ref import ptuning, transformer
-
-_forward, _backward, _insert, _lstm = ptuning.forward, ptuning.backward, ptuning.insert, ptuning._lstm
-_insert_backward, _relu = ptuning.insert_backward, ptuning.relu
-
-
-class WithPrompts(HonestModel):
-    """An honest model that can say how its whole sequence is computed."""
-
-    @property
-    def n(self) -> int:
-        return len(self.config.positions) if self.config.method == "ptuning" else 0
-
-    def whole(self, tokens: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-        """The logits of all rows, those of the prompts first: n prompts in front are n tokens of a larger vocabulary."""
-        prompts = ptuning.forward(transformer.take(ptuning.ENCODERS[self.config.encoder], "prompt", self.p))[0]
-        size = self.config.vocabulary
-        arrays = dict(self.W)
-        arrays["embed_tokens.weight"] = np.concatenate([self.W["embed_tokens.weight"], prompts])
-        if not self.config.tied:
-            arrays["lm_head.weight"] = np.concatenate([self.W["lm_head.weight"], prompts])
-        ids = np.broadcast_to(np.arange(size, size + self.n), (len(tokens), self.n))
-        seen = None if mask is None else np.concatenate([np.ones_like(ids, bool), mask], 1)
-        config = self.reference._replace(vocabulary=size + self.n)
-        logits, _ = transformer.forward(np.concatenate([ids, tokens], 1), arrays, config, {}, seen)
-        return logits[..., :size]
 
 
 @mutant("144", kills="PTUNE-02")
-class LogitsFromTheStart(WithPrompts):
-    """The logits are cut from the start of the sequence: they are those of the prompts, and of the first tokens."""
+class LogitsFromTheStart(HonestModel):
+    """The logits are cut from the start of the sequence: they are those of the prompts and of the first tokens."""
 
-    def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        logits = super().forward(tokens, mask)
-        return self.whole(tokens, mask)[:, : tokens.shape[1]] if self.n else logits
-
-
-@mutant("144", kills="PTUNE-02")
-class LogitsOfAllRows(WithPrompts):
-    """The logits of the prompts are given with those of the tokens."""
-
-    def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        logits = super().forward(tokens, mask)
-        return self.whole(tokens, mask) if self.n else logits
+    def rows_with_logits(self, count: int) -> np.ndarray:
+        return np.arange(count - len(self.positions))
 
 
 @mutant("144", kills="PTUNE-02")
-class OffByOne(WithPrompts):
-    """The logits begin one row before those of the tokens."""
+class LogitsOfAllRows(HonestModel):
+    """The logits of the prompts are returned with those of the tokens."""
 
-    def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        logits = super().forward(tokens, mask)
-        return self.whole(tokens, mask)[:, self.n - 1 : -1] if self.n else logits
+    def rows_with_logits(self, count: int) -> np.ndarray:
+        return np.arange(count)
+
+
+@mutant("144", kills="PTUNE-02")
+class OffByOne(HonestModel):
+    """The logits begin one row too early, with that of the last prompt, and the row of the last token is missing."""
+
+    def rows_with_logits(self, count: int) -> np.ndarray:
+        return np.arange(len(self.positions) - 1, count - 1)
 
 
 @mutant("145", kills="PTUNE-01 PTUNE-02")
 class TokensKeepTheirPositions(HonestModel):
-    """Tokens count their positions as if there were no prompts before them."""
+    """The tokens count their positions from 0, as if there were no prompts before them."""
 
-    def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        P, n = self.W["embed_positions.weight"], len(self.config.positions) if self.config.method == "ptuning" else 0
-        return self.with_arrays(tokens, mask, base={"embed_positions.weight": np.concatenate([P[:n], P[: len(P) - n]])})
+    def numbered(self, count: int) -> np.ndarray:
+        n, all_of_them = len(self.positions) if self.config.method == "ptuning" else 0, super().numbered(count)
+        return np.where(all_of_them < n, all_of_them, all_of_them - n)
 
 
 @mutant("145", kills="PTUNE-03")
 class MaskHidesThePrompts(HonestModel):
-    """The mask was made for the tokens, and is filled up with what it has for padding."""
+    """The mask was made for the tokens. It is extended by False, as for padding, and hides the prompts."""
 
-    @staticmethod
-    def insert(h, prompts, positions):
-        return _insert(h, np.zeros_like(prompts) if h.dtype == bool else prompts, positions)
-
-    swaps = {(ptuning, "insert"): insert}
+    def prompts_seen(self) -> bool:
+        return False
 
 
 @mutant(kills="PTUNE-04")
 class FirstSampleOnly(HonestModel):
-    """The gradient of the prompts is that of the first sample."""
+    """The gradient of the prompts is that of the first sample alone."""
 
-    swaps = {(ptuning, "insert_backward"): lambda dout, at: (_insert_backward(dout, at)[0], dout[0, list(at)])}
+    def over_samples(self, d: np.ndarray) -> np.ndarray:
+        return d[0]
 
 
 @mutant(kills="PTUNE-04")
 class MeanOfSamples(HonestModel):
-    """The gradient of the prompts is the mean over the samples."""
+    """The gradient of the prompts is the mean over the samples and not the sum."""
 
-    @staticmethod
-    def mean(dout, at):
-        dh, dprompts = _insert_backward(dout, at)
-        return dh, dprompts / dprompts.dtype.type(len(dout))
-
-    swaps = {(ptuning, "insert_backward"): mean}
+    def over_samples(self, d: np.ndarray) -> np.ndarray:
+        return d.mean(0)
 
 
 @mutant(kills="PTUNE-04 PTUNE-05")
 class WordsTrainToo(HonestModel):
-    """The prompts are rows of the model's embedding, all of which trains."""
+    """The prompts are rows of the embedding of the model, and the whole embedding trains."""
 
-    def trainable(self) -> dict[str, tuple[int, ...]]:
-        found, name = super().trainable(), "embed_tokens.weight"
-        return found | {name: self.W[name].shape} if self.config.method == "ptuning" else found
+    def trains(self) -> list[str]:
+        return [*super().trains(), *(["embed_tokens.weight"] if self.config.method == "ptuning" else [])]
 
 
 @mutant(kills="PTUNE-05")
 class OnePromptIsCounted(HonestModel):
-    """What is said to train is a single vector."""
+    """The list of what trains has a single prompt, however many there are."""
 
     def trainable(self) -> dict[str, tuple[int, ...]]:
         found = super().trainable()
@@ -124,18 +87,18 @@ class OnePromptIsCounted(HonestModel):
 
 @mutant(kills="PTUNE-06")
 class WordsMove(HonestModel):
-    """A step moves the embeddings of the words, too."""
+    """A step of the prompts also moves the embeddings of the words."""
 
     def step(self, lr: float) -> None:
         super().step(lr)
         if self.config.method == "ptuning":
             E = self.W["embed_tokens.weight"]
-            self.W["embed_tokens.weight"] = E - E.dtype.type(lr / 10) * E
+            self.W["embed_tokens.weight"] = E - lr / 10 * E
 
 
 @mutant(kills="PTUNE-06")
 class PromptsStand(HonestModel):
-    """The prompts are not given to the optimizer."""
+    """The prompts were not given to the optimizer, and never move."""
 
     def step(self, lr: float) -> None:
         if self.config.method != "ptuning":
@@ -144,72 +107,58 @@ class PromptsStand(HonestModel):
 
 @mutant(kills="PTUNE-07")
 class AlwaysFirst(HonestModel):
-    """Wherever they were wanted, the prompts stand first."""
+    """The prompts stand before the tokens, wherever they were asked for."""
 
-    def __init__(self, config, arrays: Arrays):
+    def __init__(self, config: ModelConfig, arrays: Arrays):
         super().__init__(config, arrays)
-        self.methods = reference(replace(config, positions=tuple(range(len(config.positions)))))[1]
+        self.positions = tuple(range(len(config.positions)))
 
 
 @mutant(kills="PTUNE-01 PTUNE-02")
 class InReverse(HonestModel):
     """The prompts are inserted in the reverse order."""
 
-    swaps = {
-        (ptuning, "insert"): lambda h, prompts, at: _insert(h, prompts[::-1] if prompts.ndim > 1 else prompts, at),
-    }
+    def with_prompts(self, h: Node, prompts: Node) -> Node:
+        return super().with_prompts(h, self.turned(prompts))
 
 
 @mutant(kills="PTUNE-08")
 class EncoderWithoutRelu(HonestModel):
-    """The head of the encoder has no activation."""
+    """The last two layers of the encoder have no activation between them."""
 
-    swaps = {(ptuning, "relu"): lambda x: (x, np.ones_like(x, dtype=bool))}
+    def encoder_bent(self, z: Node) -> Node:
+        return z
 
 
 @mutant(kills="PTUNE-08")
 class WayBackNotTurned(HonestModel):
-    """What the LSTM gives on its way back is not turned round again: each prompt gets that of another."""
+    """The LSTM that reads the rows from the last to the first gives its results in that order. They are not turned round again,
+    so each prompt gets the result of another."""
 
-    def forward(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        turn = [False]
-
-        def lstm(x, W, U, b):
-            out, cache = _lstm(x, W, U, b)
-            turn[0] = not turn[0]
-            return (out if turn[0] else out[::-1]), cache
-
-        self.swaps = {(ptuning, "_lstm"): lstm}  # type: ignore[misc]
-        return super().forward(tokens, mask)
+    def turned_again(self, a: Node) -> Node:
+        return a
 
 
 @mutant(kills="PTUNE-08")
 class GatesInAnotherOrder(HonestModel):
-    """The gates are read as i, g, f, o."""
+    """The gates of the LSTM are read as i, g, f, o and not as i, f, g, o."""
 
-    @staticmethod
-    def lstm(x, W, U, b):
-        i, f, g, o = np.split(np.arange(len(b)), 4)
-        order = np.concatenate([i, g, f, o])
-        return _lstm(x, W[order], U[order], b[order])
-
-    swaps = {(ptuning, "_lstm"): lstm}
+    def gates(self, u: Node) -> list[Node]:
+        i, g, f, o = super().gates(u)
+        return [i, f, g, o]
 
 
 @mutant(kills="PTUNE-09")
 class EncoderIsDetached(HonestModel):
-    """The gradient stops at the last layer of the encoder."""
+    """The gradient stops at the last layer of the encoder: nothing before that layer gets one."""
 
-    @staticmethod
-    def backward_(dprompts, cache):
-        found = _backward(dprompts, cache)
-        return found if isinstance(found, ptuning.Embedding) else found._replace(embedding=0 * found.embedding)
-
-    swaps = {(ptuning, "backward"): backward_}
+    def encoder_bent(self, z: Node) -> Node:
+        return self.detached(super().encoder_bent(z))
 
 
 @mutant(kills="PTUNE-10")
 class FoldsTheEmbedding(HonestModel):
-    """What is kept of the encoder is its embedding, and not what it makes of it."""
+    """Folding keeps the embedding that the encoder starts from, and not the prompts that it makes of it."""
 
-    swaps = {(ptuning, "fold"): lambda p: ptuning.Embedding(p.embedding.copy())}
+    def prompts_kept(self) -> np.ndarray:
+        return self.array("prompt.embedding")

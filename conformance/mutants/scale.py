@@ -27,7 +27,7 @@ class ScaleIsOne(Honest):
 
 @mutant("21", kills="SCALE-01 SCALE-07")
 class ScaleOfRankEight(Honest):
-    """scale = alpha / 8: the rank of the configuration is taken for the default."""
+    """scale = alpha / 8: a default is used in the place of the rank."""
 
     def scale_of(self, config: LayerConfig) -> float:
         return config.alpha / 8
@@ -43,7 +43,7 @@ class DividedByTheRankTwice(Honest):
 
 @mutant(kills="SCALE-02")
 class IntegerDivision(Honest):
-    """scale = alpha // rank, an integer division if it is greater than 1."""
+    """scale = alpha // rank, if that is greater than 1: an integer division."""
 
     def scale_of(self, config: LayerConfig) -> float:
         scale = super().scale_of(config)
@@ -60,7 +60,7 @@ class ScaleInFloat16(Honest):
 
 @mutant("04 05 07", kills="SCALE-03 SCALE-04")
 class RsloraIgnored(Honest):
-    """The option of rank-stabilised scaling is accepted, and scale = alpha / rank all the same."""
+    """Rank-stabilised scaling can be asked for, but scale = alpha / rank all the same."""
 
     def scale_of(self, config: LayerConfig) -> float:
         return config.alpha / config.rank
@@ -76,7 +76,7 @@ class RsloraIsOne(Honest):
 
 @mutant(kills="SCALE-01 SCALE-02")
 class RsloraAlways(Honest):
-    """scale = alpha / √rank, whether it was asked for or not."""
+    """scale = alpha / √rank, even if rank-stabilised scaling was not asked for."""
 
     def scale_of(self, config: LayerConfig) -> float:
         return config.alpha / math.sqrt(config.rank)
@@ -92,7 +92,7 @@ class RootRounded(Honest):
 
 @mutant(kills="SCALE-05")
 class AlphaCapped(Honest):
-    """alpha counts up to twice the rank, and no further."""
+    """An alpha above twice the rank is replaced by twice the rank."""
 
     def scale_of(self, config: LayerConfig) -> float:
         return min(super().scale_of(config), 2.0)
@@ -108,7 +108,7 @@ class ScaledTwice(Honest):
 
 @mutant("14", kills="SCALE-06")
 class AlphaOrRank(Honest):
-    """An alpha of 0 counts as missing, and the rank is put in its place."""
+    """An alpha of 0 is taken for a missing one, and replaced by the rank."""
 
     def scale_of(self, config: LayerConfig) -> float:
         return (config.alpha or config.rank) / config.rank
@@ -116,7 +116,7 @@ class AlphaOrRank(Honest):
 
 @mutant(kills="SCALE-07")
 class RankOfTheFactors(Honest):
-    """alpha is divided by the number of columns of A that are not zero."""
+    """alpha is divided by the number of columns of A that are not zero, and not by the rank."""
 
     def scaled(self, array: np.ndarray) -> np.ndarray:
         return self.config.alpha / max(1, int(self.up(self.A).any(0).sum())) * self.up(array)
@@ -124,7 +124,7 @@ class RankOfTheFactors(Honest):
 
 @mutant("17", kills="SCALE-08")
 class ScaleOfTheLastLayer(Honest):
-    """The scale is kept by the class, and is that of the layer that was built last."""
+    """The scale is stored in the class, so all layers have the scale of the layer that was built last."""
 
     def scale_of(self, config: LayerConfig) -> float:
         type(self).last = super().scale_of(config)  # type: ignore[attr-defined]
@@ -136,7 +136,7 @@ class ScaleOfTheLastLayer(Honest):
 
 @mutant("09", kills="SCALE-01 FWD-01")
 class AlphaOfTheFirstLayer(Honest):
-    """The alpha of the first layer that was built is that of all layers."""
+    """All layers have the alpha of the first layer that was built."""
 
     def scale_of(self, config: LayerConfig) -> float:
         if not hasattr(type(self), "first"):
@@ -154,7 +154,7 @@ class SignOfAlphaLost(Honest):
 
 @mutant(kills="SCALE-12")
 class ScaleCapped(Honest):
-    """A scale above 64 counts as 64."""
+    """A scale above 64 is replaced by 64."""
 
     def scale_of(self, config: LayerConfig) -> float:
         return min(super().scale_of(config), 64.0)
@@ -162,7 +162,7 @@ class ScaleCapped(Honest):
 
 @mutant(kills="SCALE-12")
 class ScaleHasAFloor(Honest):
-    """A scale between 0 and 0.01 counts as 0.01."""
+    """A scale between 0 and 0.01 is replaced by 0.01."""
 
     def scale_of(self, config: LayerConfig) -> float:
         scale = super().scale_of(config)

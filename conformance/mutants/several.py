@@ -121,7 +121,7 @@ class SeveralAdapters(Honest):
 
 
 class CombinesByRoots(SeveralAdapters):
-    """Puts the root of weight · scale into A as into B, and the sign into B."""
+    """Puts the root of weight · scale into A and into B, and the sign into B alone."""
 
     def combine(self, name: str, weights: dict[str, float]) -> None:
         parts = [(weight * self.part(n).scale, self.part(n)) for n, weight in weights.items()]

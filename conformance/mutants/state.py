@@ -30,7 +30,7 @@ class SavedInSixDigits(Honest):
 
 @mutant("22", kills="STATE-02")
 class Bfloat16SavedAsVoid(Honest):
-    """bfloat16 is written in a format that does not know it, and cannot be read back."""
+    """bfloat16 is written in a file format that does not support it, and cannot be read back."""
 
     def save(self, directory: str | PathLike[str]) -> None:
         np.savez(Path(directory) / "adapter.npz", A=self.A, B=self.B)
@@ -38,7 +38,7 @@ class Bfloat16SavedAsVoid(Honest):
 
 @mutant(kills="STATE-01")
 class SquareLoadedTransposed(Honest):
-    """Load decides by the shapes whether to transpose, and turns a factor that is square."""
+    """Load decides by the shape whether to transpose, and transposes a square factor that was right."""
 
     def receive(self, contents: Arrays) -> None:
         super().receive({name: a.T if a.shape[0] == a.shape[1] else a for name, a in contents.items()})
@@ -46,7 +46,7 @@ class SquareLoadedTransposed(Honest):
 
 @mutant("112", kills="STATE-01 STATE-02")
 class BNotSaved(Honest):
-    """B is not written, and stays as it was when it is read."""
+    """B is not written, and load leaves it as it was."""
 
     def contents(self) -> Arrays:
         return {"A": self.A}
@@ -57,7 +57,7 @@ class BNotSaved(Honest):
 
 @mutant("115 116 118", kills="STATE-01 STATE-02 STATE-03")
 class NamesDoNotMatch(Honest):
-    """The factors are written under names that the reader does not know, and what it does not know it skips."""
+    """The factors are written under names that load does not know, and load ignores what it does not know."""
 
     def contents(self) -> Arrays:
         return {f"default.{name}": array for name, array in super().contents().items()}
@@ -68,7 +68,7 @@ class NamesDoNotMatch(Honest):
 
 @mutant("117", kills="STATE-01 STATE-02 STATE-05")
 class LoadOnlyBuilds(Honest):
-    """Load looks at the shapes and copies nothing."""
+    """Load checks the shapes and copies nothing."""
 
     def receive(self, contents: Arrays) -> None:
         self.checked(contents)
@@ -76,7 +76,7 @@ class LoadOnlyBuilds(Honest):
 
 @mutant("114", kills="STATE-01")
 class ReadInAnotherOrder(Honest):
-    """The factors are written by number, and read back in another order."""
+    """The factors are written by number, and read in another order."""
 
     def receive(self, contents: Arrays) -> None:
         A, B = reversed(contents.values())
@@ -85,7 +85,7 @@ class ReadInAnotherOrder(Honest):
 
 @mutant("11 13 24", kills="STATE-02")
 class ScaleNotRestored(Honest):
-    """The scale is not in the file, and load sets it to a default."""
+    """The file does not contain the scale, and load sets it to a default."""
 
     def receive(self, contents: Arrays) -> None:
         super().receive(contents)
@@ -94,7 +94,7 @@ class ScaleNotRestored(Honest):
 
 @mutant("14", kills="STATE-02")
 class MissingAlphaIsZero(Honest):
-    """alpha is not in the file, and what is missing is 0: the adapter loads and does nothing."""
+    """The file does not contain alpha, and load takes 0 for it: the adapter loads and does nothing."""
 
     def receive(self, contents: Arrays) -> None:
         super().receive(contents)
@@ -103,7 +103,7 @@ class MissingAlphaIsZero(Honest):
 
 @mutant(kills="STATE-01 STATE-02")
 class ScaleSavedInB(Honest):
-    """The scale is multiplied into the B that is written, and not taken out when it is read."""
+    """The B that is written contains the scale. Load does not divide it out."""
 
     def contents(self) -> Arrays:
         return super().contents() | {"B": self.rounded(self.scaled(self.B))}
@@ -111,7 +111,7 @@ class ScaleSavedInB(Honest):
 
 @mutant(kills="STATE-01 STATE-02")
 class LoadAddsUp(Honest):
-    """What is read is added to what is there."""
+    """Load adds the factors of the file to those of the layer."""
 
     def receive(self, contents: Arrays) -> None:
         self.checked(contents)
@@ -132,7 +132,7 @@ class CutToFit(Honest):
 
 @mutant(kills="STATE-03")
 class ResizedToFit(Honest):
-    """Factors of another shape are repeated until they fill the layer's."""
+    """Factors of another shape are repeated until they fill those of the layer."""
 
     def checked(self, arrays: Arrays) -> Arrays:
         return {name: np.resize(arrays[name], have.shape) for name, have in self.adapter().items()}
@@ -140,7 +140,7 @@ class ResizedToFit(Honest):
 
 @mutant("115 102", kills="STATE-03")
 class MisfitsSkipped(Honest):
-    """A factor of another shape is skipped without a word."""
+    """A factor of another shape is silently ignored."""
 
     def receive(self, contents: Arrays) -> None:
         have = self.adapter()
@@ -149,7 +149,7 @@ class MisfitsSkipped(Honest):
 
 @mutant("87", kills="STATE-04 STATE-09")
 class SaveMerges(Honest):
-    """Save adds the delta to W, for the export, and leaves it there."""
+    """Save merges the delta into W for the export, and leaves it there."""
 
     def save(self, directory: str | PathLike[str]) -> None:
         self.W = self.merged_weight()
@@ -158,7 +158,7 @@ class SaveMerges(Honest):
 
 @mutant("123", kills="STATE-04")
 class SecondFileIsAnother(Honest):
-    """A forward pass leaves a buffer behind that is saved, and that the reader refuses."""
+    """A forward pass leaves a buffer behind. The buffer is saved, and load refuses it."""
 
     def contents(self) -> Arrays:
         return super().contents() | ({"running": self.x} if hasattr(self, "x") else {})
@@ -171,7 +171,7 @@ class SecondFileIsAnother(Honest):
 
 @mutant("122", kills="STATE-04")
 class SaveConsumes(Honest):
-    """Save moves B out of the layer."""
+    """Save takes B out of the layer."""
 
     def save(self, directory: str | PathLike[str]) -> None:
         super().save(directory)
@@ -180,7 +180,7 @@ class SaveConsumes(Honest):
 
 @mutant("111", kills="STATE-05")
 class InferenceSavesMergedW(MergesAtEval):
-    """Inference mode merges, and save writes the merged W under the name of W."""
+    """Inference mode merges, and save then writes the merged W as W."""
 
     def contents(self) -> Arrays:
         return super().contents() | {"W": self.W}
@@ -192,7 +192,7 @@ class InferenceSavesMergedW(MergesAtEval):
 
 @mutant(kills="STATE-05")
 class SavedInInferenceIsEmpty(Honest):
-    """Save writes what trains, and in inference mode nothing does."""
+    """Save writes what trains. In inference mode that is nothing."""
 
     def save(self, directory: str | PathLike[str]) -> None:
         if self.training:
@@ -203,7 +203,7 @@ class SavedInInferenceIsEmpty(Honest):
 
 @mutant("111", kills="STATE-06")
 class MergedSavesMergedW(Honest):
-    """While merged save writes the merged W, and not that it is merged; the delta counts twice after load."""
+    """Save of a merged layer writes the merged W, and not that it is merged. After load the delta is there twice."""
 
     def contents(self) -> Arrays:
         return super().contents() | {"W": self.W}
@@ -215,7 +215,7 @@ class MergedSavesMergedW(Honest):
 
 @mutant(kills="STATE-06")
 class MergedSavesZeros(Honest):
-    """While merged the adapter counts as used up, and zeros are written."""
+    """Save of a merged layer writes zeros, because W contains the adapter."""
 
     def contents(self) -> Arrays:
         return {name: array * (0 if self.merged else 1) for name, array in super().contents().items()}
@@ -223,7 +223,7 @@ class MergedSavesZeros(Honest):
 
 @mutant("110 111", kills="STATE-07")
 class StaleMergeAfterLoad(MergesAtEval, UnmergesBySubtraction):
-    """Inference mode merges; what is loaded there does not reach the merged W, and going back subtracts it from W."""
+    """Inference mode merges. Load does not update the merged W, and the way back subtracts the loaded delta from it."""
 
     def receive(self, contents: Arrays) -> None:
         self.set_factors(self.checked(contents))
@@ -231,7 +231,7 @@ class StaleMergeAfterLoad(MergesAtEval, UnmergesBySubtraction):
 
 @mutant(kills="STATE-07")
 class InferenceIgnoresLoad(Honest):
-    """In inference mode the parameters are locked, and load does nothing."""
+    """In inference mode the parameters are locked, and load silently does nothing."""
 
     def receive(self, contents: Arrays) -> None:
         if self.training:
@@ -240,7 +240,7 @@ class InferenceIgnoresLoad(Honest):
 
 @mutant("104", kills="STATE-08")
 class HalfLoaded(Honest):
-    """B is overwritten before the shape of A is found to be wrong."""
+    """Load has overwritten B before it finds that the shape of A is wrong."""
 
     def receive(self, contents: Arrays) -> None:
         self.set_adapter(self.adapter() | {"B": contents["B"]})
@@ -249,7 +249,7 @@ class HalfLoaded(Honest):
 
 @mutant(kills="STATE-08")
 class ClearedBeforeLoad(Honest):
-    """The factors are drawn anew before the file is looked at."""
+    """Load draws the factors anew before it looks at the file."""
 
     def receive(self, contents: Arrays) -> None:
         self.A = self.rounded(self.rng.standard_normal(self.A.shape))
@@ -258,7 +258,7 @@ class ClearedBeforeLoad(Honest):
 
 @mutant(kills="STATE-04")
 class SavingLeavesTrainingModeOn(Honest):
-    """Save goes to training mode, and stays there."""
+    """Save switches to training mode, and does not switch back."""
 
     def save(self, directory: str | PathLike[str]) -> None:
         super().save(directory)
@@ -267,7 +267,7 @@ class SavingLeavesTrainingModeOn(Honest):
 
 @mutant("111", kills="STATE-07")
 class MergedZerosStay(MergesAtEval):
-    """Inference mode merges; what is loaded there waits for the next merge."""
+    """Inference mode merges. Factors that are loaded in inference mode have no effect until the next merge."""
 
     def receive(self, contents: Arrays) -> None:
         self.set_factors(self.checked(contents))
@@ -275,7 +275,7 @@ class MergedZerosStay(MergesAtEval):
 
 @mutant(kills="STATE-09")
 class SavesTheFirstState(Honest):
-    """Save writes what was there when it was first called."""
+    """Every save writes the state of the first save."""
 
     def contents(self) -> Arrays:
         if not hasattr(self, "first"):
@@ -285,7 +285,7 @@ class SavesTheFirstState(Honest):
 
 @mutant("65", kills="STATE-10")
 class LoadFreezes(Honest):
-    """After a load a step moves nothing."""
+    """After a load no step moves anything."""
 
     frozen = False
 
@@ -299,7 +299,7 @@ class LoadFreezes(Honest):
 
 @mutant("115 118", kills="STATE-11")
 class NothingIsLoadedInPeace(Honest):
-    """Load passes over a file that is not there."""
+    """Load silently ignores a file that does not exist."""
 
     def load(self, directory: str | PathLike[str]) -> None:
         if any(Path(directory).iterdir()):
@@ -317,7 +317,7 @@ class StepsInFloat16(Honest):
 
 @mutant("98", kills="STATE-12 MERGE-13")
 class SubtractsInFloat16(UnmergesBySubtraction):
-    """Unmerge subtracts in float16, whatever the dtype, and each cycle takes something of W with it."""
+    """Unmerge subtracts in float16, whatever the dtype. W loses something in each cycle."""
 
     def restored_weight(self) -> np.ndarray:
         return self.rounded(super().restored_weight().astype(np.float16))
@@ -325,7 +325,7 @@ class SubtractsInFloat16(UnmergesBySubtraction):
 
 @mutant(kills="STATE-01")
 class InMemoryOrder(Honest):
-    """The numbers of a factor are written in the order in which they lie in memory, whatever it is."""
+    """The numbers of a factor are written in their order in memory. The strides are ignored."""
 
     def set_factors(self, arrays: Arrays) -> None:
         self.A, self.B = (arrays[name].astype(self.dtype, order="K") for name in ("A", "B"))
@@ -336,7 +336,7 @@ class InMemoryOrder(Honest):
 
 @mutant(kills="STATE-01")
 class FactorsByPosition(Honest):
-    """set_adapter takes the first array of the dict for A and the second for B."""
+    """set_adapter takes the first array of the dict for A and the second for B, and ignores their names."""
 
     def set_adapter(self, arrays: Arrays) -> None:
         super().set_adapter(dict(zip(("A", "B"), arrays.values(), strict=True)))
@@ -344,7 +344,7 @@ class FactorsByPosition(Honest):
 
 @mutant("122", kills="STATE-13")
 class LoadsWhatWasSavedLast(Honest):
-    """Load takes the file that was written last, by whichever layer."""
+    """Load reads the file that was written last, even if another layer wrote it."""
 
     def save(self, directory: str | PathLike[str]) -> None:
         super().save(directory)
@@ -357,7 +357,7 @@ class LoadsWhatWasSavedLast(Honest):
 
 @mutant(kills="STATE-13")
 class TrainsInTheFile(Honest):
-    """A step writes the factors back to the file that they were loaded from."""
+    """A step writes the factors into the file from which they were loaded."""
 
     source: str | PathLike[str] | None = None
 
@@ -373,7 +373,7 @@ class TrainsInTheFile(Honest):
 
 @mutant(kills="PARAM-04")
 class StepsOnce(Honest):
-    """A second step along the same gradients does nothing."""
+    """A second step with the same gradients does nothing."""
 
     stepped = False
 
@@ -398,7 +398,7 @@ class EvaluationClears(Honest):
 
 @mutant(kills="STATE-09")
 class LoadUnfreezes(Honest):
-    """After a load the bias trains as well."""
+    """After a load the bias trains, too."""
 
     loaded = False
 
@@ -413,7 +413,7 @@ class LoadUnfreezes(Honest):
 
 @mutant("22", kills="STATE-01")
 class SavesByWayOfFloat16(Honest):
-    """bfloat16 is written as float16, which has more digits and less range."""
+    """bfloat16 is written as float16, which has more digits and a smaller range."""
 
     def contents(self) -> Arrays:
         if self.dtype != BFLOAT16:
@@ -423,7 +423,7 @@ class SavesByWayOfFloat16(Honest):
 
 @mutant("104", kills="STATE-08")
 class LoadsAFirst(Honest):
-    """A is taken over from a file before B is found not to fit."""
+    """Load has replaced A before it finds that B does not fit."""
 
     def receive(self, contents: Arrays) -> None:
         if contents["A"].shape == self.A.shape:
@@ -442,8 +442,8 @@ class SaveClears(Honest):
 
 @mutant(kills="STATE-14")
 class DeltaOfTheMode(Honest):
-    """In inference mode the delta is computed at the first forward pass, and kept until the mode changes or the factors are
-    set: a step does not reach it."""
+    """In inference mode the delta is cached at the first forward pass. The cache is cleared when the mode changes or the
+    factors are set, but not by a step."""
 
     delta: np.ndarray | None = None
 
@@ -465,7 +465,7 @@ class DeltaOfTheMode(Honest):
 
 @mutant(kills="STATE-06")
 class SaveUnmerges(Honest):
-    """Save unmerges the layer, and leaves it so."""
+    """Save unmerges the layer and leaves it unmerged."""
 
     def save(self, directory: str | PathLike[str]) -> None:
         if self.merged:

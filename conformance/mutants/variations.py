@@ -13,7 +13,7 @@ from conformance.subject import Arrays, Layer, LayerConfig, Unsupported
 
 
 class LastTermFirst(Honest):
-    """Sums one term after another, beginning with the last."""
+    """Sums the terms of a product one by one, from the last to the first."""
 
     def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         left, right = self.up(left), self.up(right)
@@ -24,7 +24,7 @@ class LastTermFirst(Honest):
 
 
 class InHalves(Honest):
-    """Sums the two halves of a product on their own, and so on down to single terms."""
+    """Sums each half of a product separately, and each half of the halves, down to single terms."""
 
     def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         left, right = self.up(left), self.up(right)
@@ -35,7 +35,7 @@ class InHalves(Honest):
 
 
 class OneRowAtATime(Honest):
-    """Computes each row of a product by itself."""
+    """Computes each row of a product separately."""
 
     def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         left, right = self.up(left), self.up(right)
@@ -46,7 +46,7 @@ class OneRowAtATime(Honest):
 
 
 class DeltaFirst(Honest):
-    """Forms the sum W + scale · (A B)ᵀ in every pass, and its gradient on the way to those of A and B."""
+    """Computes the sum W + scale · (A B)ᵀ in every pass, and its gradient before those of A and B."""
 
     def output(self, x: np.ndarray) -> np.ndarray:
         if self.merged or self.mask is not None:
@@ -127,7 +127,7 @@ class ScalesB(Honest):
 
 
 class KaimingUniform(Honest):
-    """Draws A as torch's Linear draws its weight: uniform within 1 / √in."""
+    """Draws A uniformly within ±1/√in, as torch's Linear draws its weight."""
 
     def init_factors(self, n_in: int, n_out: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
         return self.rng.uniform(-1, 1, (n_in, rank)) / math.sqrt(n_in), np.zeros((rank, n_out))
@@ -141,7 +141,7 @@ class SmallNormal(Honest):
 
 
 class ZeroA(Honest):
-    """Draws B, and sets A to zero: loralib's embedding does."""
+    """Draws B and sets A to zero, as loralib's embedding does."""
 
     def init_factors(self, n_in: int, n_out: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros((n_in, rank)), self.rng.standard_normal((rank, n_out))
@@ -151,8 +151,8 @@ class ZeroA(Honest):
 
 
 class UnmergesBySubtraction(Honest):
-    """Takes the delta out of W again by subtracting it, so it refuses new factors while merged. What rounding or an
-    overflow took is not given back: it fails MERGE-08."""
+    """Unmerges by subtracting the delta, so it refuses new factors while merged. What was lost by rounding or overflow does not
+    come back: it fails MERGE-08."""
 
     def restored_weight(self) -> np.ndarray:
         return self.rounded(self.plus(self.W, -self.delta_weight()))
@@ -164,7 +164,7 @@ class UnmergesBySubtraction(Honest):
 
 
 class MergesAtEval(Honest):
-    """Merges when it goes to inference mode and unmerges when it comes back; A and B have no gradients in between."""
+    """Merges when it switches to inference mode, and unmerges when it switches back. A and B get no gradients in between."""
 
     def train(self, mode: bool = True) -> None:
         super().train(mode)
@@ -175,7 +175,7 @@ class MergesAtEval(Honest):
 
 
 class MergesTwiceInPeace(Honest):
-    """Does nothing when a merged layer is told to merge, or an unmerged one to unmerge."""
+    """Does nothing when a merged layer is told to merge, or an unmerged layer to unmerge."""
 
     def merge(self) -> None:
         if not self.merged:
@@ -187,7 +187,7 @@ class MergesTwiceInPeace(Honest):
 
 
 class TrainsWhileMerged(Honest):
-    """Gives A and B their gradients while merged, too: those that they would have if it were not."""
+    """Gives A and B their gradients while merged, too, as if it were not merged."""
 
     def backward(self, dy: np.ndarray) -> Arrays:
         rows = self.rows(dy)
@@ -241,7 +241,7 @@ class FactorsInFloat32(Honest):
 
 
 class DropsHidden(Honest):
-    """Drops entries of x A in the place of entries of x."""
+    """Drops entries of x A and not entries of x."""
 
     def draw_mask(self) -> np.ndarray:
         rate, shape = self.config.dropout, (len(self.x), self.config.rank)
@@ -261,7 +261,7 @@ class DropsHidden(Honest):
 
 
 class AlwaysGivesDx(Honest):
-    """Gives x its gradient whether it asks for one or not; A and B get none from an empty batch."""
+    """Returns a gradient of x whether x asks for one or not. A and B get none from an empty batch."""
 
     def input_needs_grad(self, needed: bool = True) -> None:
         pass
@@ -272,7 +272,7 @@ class AlwaysGivesDx(Honest):
 
 
 class RankZeroIsOff(Honest):
-    """Takes a rank of 0 for no adapter, as loralib does."""
+    """Accepts a rank of 0, which means no adapter, as in loralib."""
 
     def check_rank(self, rank: int) -> None:
         if rank != 0:
@@ -286,7 +286,7 @@ class RankZeroIsOff(Honest):
 
 
 class ForwardOnly(Honest):
-    """Offers the forward pass and nothing else: no modes, so no dropout."""
+    """Offers the forward pass and nothing else. It has no modes, so no dropout."""
 
     backward, zero_grad, input_needs_grad, step = Layer.backward, Layer.zero_grad, Layer.input_needs_grad, Layer.step
     adapter, weight, bias, trainable, train = Layer.adapter, Layer.weight, Layer.bias, Layer.trainable, Layer.train
@@ -304,14 +304,14 @@ class ForwardOnly(Honest):
 
 
 class NoMergeNoFiles(Honest):
-    """Offers neither merging nor files, and no way to look at W or to withhold the gradient of x."""
+    """Offers no merging, no files, no access to W, and no way to withhold the gradient of x."""
 
     merge, unmerge, save, load = Layer.merge, Layer.unmerge, Layer.save, Layer.load
     weight, bias, input_needs_grad = Layer.weight, Layer.bias, Layer.input_needs_grad
 
 
 class SavesAFolder(Honest):
-    """Writes a folder of files into the directory, as Orbax does, and none twice."""
+    """Saves a folder of files into the directory, as Orbax does."""
 
     def save(self, directory) -> None:
         folder = Path(directory) / "lora"
@@ -323,7 +323,7 @@ class SavesAFolder(Honest):
 
 
 class FixedScale(Honest):
-    """Has no alpha: the product of the factors is added as it is, as in flax and lora-pytorch."""
+    """Has no alpha and adds the product of the factors unscaled, as flax and lora-pytorch do."""
 
     fixed_scale = 1.0
 
