@@ -17,6 +17,9 @@ from conformance.run.worker import INTERRUPTED, OURS, Unloadable, Worker
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 FAILING = ("fail", "error", "crash", "timeout")
+# Each process on CUDA has a context of its own, which takes memory of the GPU, and the GPU does the work of one process at a
+# time. With two, one makes cases and judges answers in NumPy while the GPU works for the other.
+CUDA_JOBS = 2
 HUNG_IN_A_ROW, HANGING = 3, 10  # timeouts in a row, after which the limit is a tenth, until the subject answers again
 CORE, CORE_OF_MODELS = "FWD-01", "MODEL-01"  # a run that did not decide the formula itself has said nothing
 
@@ -124,7 +127,8 @@ def run(specs: list[str], options: Options, progress: Progress = lambda report, 
     """One report per subject, in the order given; those in `done` are taken from there. `progress` is told of each outcome as
     it comes, and of the end of a subject, with None; it may be called from several threads."""
     planned = plan(options)
-    each = max(1, options.jobs // max(1, sum(spec not in done for spec in specs)))
+    jobs = min(options.jobs, CUDA_JOBS) if options.device == "cuda" else options.jobs
+    each = max(1, jobs // max(1, sum(spec not in done for spec in specs)))
     workers: list[Worker] = []
 
     def report_on(spec: str) -> Report:
@@ -133,7 +137,7 @@ def run(specs: list[str], options: Options, progress: Progress = lambda report, 
         progress(done[spec], None)
         return done[spec]
 
-    with ThreadPoolExecutor(max(1, options.jobs // each)) as pool:
+    with ThreadPoolExecutor(max(1, jobs // each)) as pool:
         reports = [pool.submit(report_on, spec) for spec in specs]
         try:
             return [report.result() for report in reports]

@@ -2,7 +2,11 @@
 torch's device "meta" refuses every operation that mixes its tensors with tensors of the CPU."""
 
 import dataclasses
+import io
 import re
+import threading
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +16,10 @@ from torch import nn
 import conformance.torch
 from conformance.record.trace import Traced
 from conformance.requirements import all_requirements
-from conformance.run.examine import examine
+from conformance.run import runner
+from conformance.run.examine import Outcome, examine
 from conformance.run.loading import load, missing_here
+from conformance.run.worker import Worker
 from conformance.subject import LayerConfig, Subject
 from conformance.torch import TorchLayer, placed, to_array, to_tensor
 from lora_torch import LinearLoRA
@@ -147,6 +153,53 @@ def test_no_tensor_of_the_cpu_is_in_a_pass(form):
     assert y.device.type == x.device.type == "meta" and x.grad is not None and layer.trainable()
     layer.step(0.5)
     assert {p.device.type for p in layer.measured.parameters()} == {"meta"}
+
+
+def test_what_is_typed_to_see_a_failure_again_names_the_device(monkeypatch):
+    sent = {"device": "cuda", "dtypes": ("float32", "float64"), "seed": 0}
+    worker = Worker("my layers.py:Mine", sent, timeout=1.0)
+    worker._process = SimpleNamespace(stdin=io.StringIO())  # pyright: ignore[reportAttributeAccessIssue]
+    for name, answer in {"_answer": "took longer than 1 s", "_last_words": "", "stop": None}.items():
+        monkeypatch.setattr(worker, name, lambda *_, answer=answer: answer)
+    outcome = worker.examine("FWD-01")
+    again = "conformance run 'my layers.py:Mine' --only FWD-01 --seed 0 --device cuda --dtype float32 float64"
+    assert (outcome.status, outcome.reproduce) == ("timeout", again)
+
+    spoilt = subject("x")
+    build = spoilt.build
+    monkeypatch.setattr(spoilt, "build", lambda config, *arrays: build(dataclasses.replace(config, device="cpu"), *arrays))
+    outcome = examine(REQUIREMENTS["FWD-11"], spoilt, "spoilt", dtypes=("float32",), examples=2, seed=0, device="cuda")
+    assert outcome.reproduce and outcome.reproduce.endswith("conformance run spoilt --only FWD-11 --seed 0 --device cuda")
+    outcome = examine(REQUIREMENTS["FWD-11"], spoilt, "spoilt", dtypes=("float32",), examples=2, seed=0, asked=("float32",))
+    assert outcome.reproduce and outcome.reproduce.endswith("--only FWD-11 --seed 0 --dtype float32")
+
+
+@pytest.mark.parametrize("device, specs, most", [("cpu", ["a"], 6), ("cuda", ["a"], 2), ("cuda", ["a", "b", "c"], 2)])
+def test_at_most_two_processes_have_a_context_on_a_gpu(monkeypatch, device, specs, most):
+    alive, seen, lock = [0], [0], threading.Lock()
+
+    class Counted:
+        about, cancelled = {"name": "", "version": ""}, False
+
+        def __init__(self, *_):
+            with lock:
+                alive[0] += 1
+                seen[0] = max(seen[0], alive[0])
+
+        def start(self):
+            time.sleep(0.05)  # for the others to start beside it
+
+        def examine(self, id):
+            time.sleep(0.01)
+            return Outcome(id, "pass")
+
+        def stop(self):
+            with lock:
+                alive[0] -= 1
+
+    monkeypatch.setattr(runner, "Worker", Counted)
+    runner.run(specs, runner.Options(only=("FWD",), device=device, jobs=6))
+    assert seen[0] == most and alive == [0]
 
 
 class Elsewhere(Subject):
