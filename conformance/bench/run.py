@@ -1,4 +1,4 @@
-"""The subjects of a run take turns at each workload, so that a machine growing slower or warmer favours none."""
+"""Runs the benchmark. The subjects take turns at each workload, so that a machine that grows slower favours none of them."""
 
 import copy
 import ctypes
@@ -126,7 +126,7 @@ def _keep_memory() -> None:
 
 
 def _result(workload: Workload, subjects: dict, options: Options, flush: bool, rounds: int, whole: bool) -> Result:
-    """Where the frozen layer itself cannot be measured, as on a GPU that is too small for it, the reason."""
+    """The costs of all subjects. A GPU may be too small for the frozen layer itself: then the reason is all there is."""
     if options.small:
         workload, rounds = workload.smaller(), 2
     caches, frozen = "flushed" if flush else "warm", Cost(FROZEN, torch.__version__)
@@ -181,7 +181,7 @@ def _reason_kept(cost: Cost):
 
 
 def _take_turns(costs: dict[str, Cost], trials: dict[str, Trial], rounds: int, flush: bool) -> None:
-    """In another order each round. What is graphed is set beside the graph of the frozen layer."""
+    """Times all trials in each round, in another order each time. A graph is compared with the graph of the frozen layer."""
     once = measure.timed(trials[FROZEN], 3).total / 1000
     calls = max(3, min(200, round(SECONDS_OF_A_TURN / once)))
     order = random.Random(0)
@@ -212,7 +212,7 @@ def _layer(subject: Subject, workload: Workload, options: Options, arrays: dict[
 
 
 def _arrays(workload: Workload, options: Options) -> dict[str, np.ndarray]:
-    """Of the sizes that training has: W of standard deviation 0.02, scale · A B of 0.001."""
+    """Random arrays, of the magnitudes that training has: W has standard deviation 0.02, scale · A B has 0.001."""
     n, n_in, n_out, rank = workload.sizes
     rng, dtype = np.random.default_rng(0), getattr(ml_dtypes, options.dtype, None) or np.dtype(options.dtype)
     shapes = {"x": (n, n_in), "dy": (n, n_out), "W": (n_out, n_in), "b": (n_out,), "A": (n_in, rank), "B": (rank, n_out)}
