@@ -6,12 +6,12 @@ import signal
 import sys
 
 from conformance import __version__
-from conformance.commands import bench, conventions, explain, findings, init, run, selftest, subjects
+from conformance.commands import bench, conventions, explain, findings, gpu, init, run, selftest, subjects
 from conformance.commands import list as listing
 
 COMMANDS = {
     "run": run, "list": listing, "explain": explain, "selftest": selftest, "bench": bench, "subjects": subjects,
-    "conventions": conventions, "findings": findings, "init": init,
+    "conventions": conventions, "findings": findings, "init": init, "gpu": gpu,
 }
 EXAMPLES = """\
 examples:
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--version", action="version", version=f"conformance {__version__}")
     commands = found.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
     for name, command in COMMANDS.items():
-        epilog = EXAMPLES if name == "run" else None
+        epilog = EXAMPLES if name == "run" else getattr(command, "EPILOG", None)
         command.declare(commands.add_parser(name, help=command.HELP, description=command.HELP, epilog=epilog, **options))
     return found
 

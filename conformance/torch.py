@@ -39,14 +39,25 @@ def set_seed(config: LayerConfig | ModelConfig) -> None:
 
 
 def to_tensor(array: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
-    """The same memory as a tensor where torch can have it so: its strides and its base are part of what is tested."""
+    """The same memory as a tensor where torch can have it so, and elsewhere memory of the same layout: strides are part of what
+    is tested."""
     if any(stride < 0 for stride in array.strides):
         array = array.copy()  # torch has no negative strides
     bits = array.view(np.int16) if array.dtype == ml_dtypes.bfloat16 else array
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that the array is read-only: whether it is written to is a test
         tensor = torch.from_numpy(bits)
-    return (tensor.view(torch.bfloat16) if bits is not array else tensor).to(device)
+    tensor = tensor.view(torch.bfloat16) if bits is not array else tensor
+    return tensor if torch.device(device).type == "cpu" else placed(tensor, device)
+
+
+def placed(tensor: Tensor, device: str | torch.device) -> Tensor:
+    """A copy on the device, with the strides of the tensor, gaps and repetitions among them; `.to(device)` drops those."""
+    if not tensor.numel():
+        return tensor.to(device, copy=True)
+    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    memory = tensor.as_strided((span,), (1,)).to(device, copy=True)
+    return memory.as_strided(tensor.shape, tensor.stride())
 
 
 def to_array(tensor: Tensor) -> np.ndarray:
@@ -55,6 +66,28 @@ def to_array(tensor: Tensor) -> np.ndarray:
     if tensor.dtype == torch.bfloat16:
         return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16).copy()
     return tensor.numpy().copy()
+
+
+class Lent:
+    """An array of the caller, and the tensor that a module is given for it. On the CPU the two are the same memory. On a GPU
+    they are not, and what the module does to the tensor would stay unseen: `show` then copies it into the array."""
+
+    def __init__(self, array: np.ndarray, device: torch.device):
+        self.array, self.tensor = array, to_tensor(array, device)
+        self._known = to_array(self.tensor)
+
+    def show(self) -> None:
+        now = to_array(self.tensor)
+        if now.tobytes() != self._known.tobytes() and self.array.flags.writeable:
+            self.array[...] = now
+        self._known = now
+
+    def renew(self) -> None:
+        """After the caller may have written into the array: the tensor holds its numbers, at the address that it had."""
+        if to_array(self.tensor).tobytes() != self.array.tobytes():
+            with torch.no_grad():
+                self.tensor.copy_(to_tensor(self.array))
+        self._known = to_array(self.tensor)
 
 
 class TorchLayer(Layer):
@@ -72,6 +105,7 @@ class TorchLayer(Layer):
         self.plain_modes = all(part.training and type(part).train is nn.Module.train for part in module.modules())
         self._x_needs_grad = True
         self._x: Tensor | None = None
+        self._lent: Lent | None = None  # x of the last forward pass
         self._y: Tensor | None = None
 
     def tensor(self, name: str) -> Tensor:
@@ -121,16 +155,25 @@ class TorchLayer(Layer):
         return to_array(self.tensor("b")) if "b" in self.paths else None
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        self._x = to_tensor(x, self.tensor("W").device).requires_grad_(self._x_needs_grad)
+        if self._lent is not None and self._lent.array is x:
+            self._lent.renew()
+        else:
+            self._lent = Lent(x, self.tensor("W").device)
+        self._x = self._lent.tensor.detach().requires_grad_(self._x_needs_grad)
         y = self.module(self._x)
         self._y = y
+        self._lent.show()
         return to_array(y) if isinstance(y, Tensor) else y
 
     def backward(self, dy: np.ndarray) -> Arrays:
         if self._y is None or self._x is None:
             raise RuntimeError("backward before forward")
         if self._y.requires_grad:
-            self._y.backward(to_tensor(dy, self._y.device))
+            lent = Lent(dy, self._y.device)
+            self._y.backward(lent.tensor)
+            lent.show()
+            if self._lent is not None:  # a subclass may have made its x itself
+                self._lent.show()
         found = {} if self._x.grad is None else {"x": to_array(self._x.grad)}
         for path, parameter in self.module.named_parameters():
             if parameter.grad is not None:

@@ -1,6 +1,7 @@
-"""Forms of LoRA that are in use, each as a module of a few lines, to be measured beside the layers of this project.
+"""The formulas of LoRA that libraries use, each written as a module of a few lines.
 
-They are formulas, not the libraries: what a library adds around its formula is not in them. Each is a subject as it stands.
+`conformance bench` measures them beside the layers of this project. They leave out whatever a library adds to its formula.
+Each of them can be given to `conformance run` too.
 """
 
 import math
@@ -12,13 +13,13 @@ from lora_torch import LinearLoRA
 
 
 class LoraTorchPlain(LinearLoRA):
-    """lora_torch's formula as autograd differentiates it."""
+    """lora_torch without its fast path: autograd differentiates the formula."""
 
     fast = False
 
 
 class LoraTorchOnePass(LinearLoRA):
-    """lora_torch with its Triton kernel, where that can run."""
+    """lora_torch with its Triton kernel. On the CPU the kernel is not used."""
 
     one_pass = True
 
@@ -53,7 +54,7 @@ def compiled_peft(in_features: int, out_features: int, rank: int, alpha: float, 
 
 
 def max_autotuned_peft(in_features: int, out_features: int, rank: int, alpha: float, bias: bool = True, dropout: float = 0.0):
-    """The same with mode max-autotune-no-cudagraphs."""
+    """torch.compile of PEFT's formula, which tries several kernels and keeps the fastest (mode max-autotune-no-cudagraphs)."""
     module = Peft(in_features, out_features, rank, alpha, bias, dropout)
     module.compile(fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs")
     return module
@@ -69,7 +70,7 @@ def peft_adapters_as_base(in_features: int, out_features: int, rank: int, alpha:
 
 
 class BaseFirst(torch.autograd.Function):
-    """The base product, then x A B added into it; h is computed again in backward: the order of Unsloth's LoRA_W."""
+    """The order of Unsloth's LoRA_W: x A B is added into the product with W, and the backward pass computes x A again."""
 
     @staticmethod
     def forward(ctx, x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
@@ -91,7 +92,7 @@ class BaseFirst(torch.autograd.Function):
 
 
 class Unsloth(Torchtune):
-    """Unsloth's order of products, by a function of its own."""
+    """Unsloth's order of products, with a gradient written by hand."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = BaseFirst.apply(x.reshape(-1, x.shape[-1]), self.linear.weight, self.linear.bias, self.lora_a.weight,

@@ -1,4 +1,4 @@
-"""One layer on one input: time, memory, kernels and error of a forward and a backward pass."""
+"""Measures one layer on one input: time, memory, kernels and errors of a forward and a backward pass."""
 
 import json
 import statistics
@@ -47,7 +47,7 @@ class Trial(NamedTuple):
 
 
 def timed(trial: Trial, calls: int, flush: bool = False) -> Passes:
-    """The medians of so many calls, after one that is not counted."""
+    """Runs both passes `calls` times, after one run that does not count, and returns the median times."""
     cuda = trial.x.is_cuda
     junk = torch.empty(FLUSHED, dtype=torch.int8, device=trial.x.device) if flush and cuda else None
     laps = []
@@ -81,7 +81,7 @@ def _between(a, b) -> float:
 
 
 def graphed(trial: Trial) -> Trial:
-    """Both passes as CUDA graphs: no time goes to launching kernels one by one."""
+    """The trial with both passes as CUDA graphs, so that launching kernels one by one takes no time."""
     module = torch.cuda.make_graphed_callables(trial.module, (trial.x,))
     return trial._replace(module=module)  # pyright: ignore[reportArgumentType]
 
@@ -191,7 +191,7 @@ def _gradient(layer: TorchLayer, name: str) -> Tensor:
 
 
 def repeats(trial: Trial, times: int = 20) -> bool:
-    """Whether so many further runs give the bits of the first."""
+    """Whether `times` further runs give the same bits as the first."""
     first: list[Tensor] = []
     for _ in range(times + 1):
         trial.forget()

@@ -1,4 +1,4 @@
-"""The subjects of a run take turns at each workload, so that a machine growing slower or warmer favours none."""
+"""Runs the benchmark. The subjects take turns at each workload, so that a machine that grows slower favours none of them."""
 
 import copy
 import ctypes
@@ -30,6 +30,8 @@ GRAPH = ", CUDA graph"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 SECONDS_OF_A_TURN = 0.03
 Told = Callable[[str, int, int], None]  # what is measured, turns done, turns in all
+Swept = dict[str, list["Result"]]
+Kept = Callable[[list["Result"], Swept], None]  # all that there is so far
 
 
 @dataclass(frozen=True)
@@ -85,28 +87,32 @@ def loaded(spec: str) -> Subject:
     return load(spec)
 
 
-def run(specs: list[str], options: Options, told: Told = lambda *_: None) -> tuple[list[Result], dict[str, list[Result]]]:
-    """Results of the workloads, and of the sweep by what grows in it. Raises LoadError if a subject cannot be loaded."""
+def run(specs: list[str], options: Options, told: Told = lambda *_: None,
+        kept: Kept = lambda *_: None) -> tuple[list[Result], Swept]:
+    """Results of the workloads, and of the sweep by what grows in it. `kept` is given those that there are after each workload.
+    Raises LoadError if a subject cannot be loaded."""
     subjects = {spec: loaded(spec) for spec in specs}
     chosen = [w for w in WORKLOADS[options.device] if not options.workloads or w.name in options.workloads]
     grown = sweep(options.device) if options.sweep else {}
     torch.set_num_threads(options.threads)
     _keep_memory()
-    made = []
-    plan = [(w, flush) for w in chosen for flush in ((False, True) if options.device == "cuda" else (False,))]
+    made: list[Result] = []
+    swept: Swept = {}
+    plan = [(w, flush) for flush in ((False, True) if options.device == "cuda" else (False,)) for w in chosen]
     turns = len(plan) + sum(map(len, grown.values()))
     for workload, flush in plan:
         told(workload.name, len(made), turns)
         if (options.dtype, options.threads) != {"cpu": ("float32", 2), "cuda": ("bfloat16", options.threads)}[options.device]:
             workload = workload._replace(goal=None)
         made.append(_result(workload, subjects, options, flush, options.rounds, whole=not flush))
-    swept: dict[str, list[Result]] = {}
+        kept(made, swept)
     fast = {spec: subject for spec, subject in subjects.items() if not spec.startswith("peft-form")}  # compiled for each size
     for name, workloads in grown.items():
         swept[name] = []
         for workload in workloads:
             told(workload.name, len(made) + sum(map(len, swept.values())), turns)
             swept[name].append(_result(workload, fast, options, False, max(3, options.rounds // 2), whole=False))
+            kept(made, swept)
     return made, swept
 
 
@@ -120,8 +126,17 @@ def _keep_memory() -> None:
 
 
 def _result(workload: Workload, subjects: dict, options: Options, flush: bool, rounds: int, whole: bool) -> Result:
+    """The costs of all subjects. A GPU may be too small for the frozen layer itself: then the reason is all there is."""
     if options.small:
         workload, rounds = workload.smaller(), 2
+    caches, frozen = "flushed" if flush else "warm", Cost(FROZEN, torch.__version__)
+    with _reason_kept(frozen):
+        return Result(workload, caches, _costs(frozen, workload, subjects, options, flush, rounds, whole))
+    return Result(workload, caches, [frozen])
+
+
+def _costs(frozen: Cost, workload: Workload, subjects: dict, options: Options, flush: bool, rounds: int,
+           whole: bool) -> list[Cost]:
     torch._dynamo.reset()  # what was compiled for other sizes
     arrays = _arrays(workload, options)
     x, dy = (to_tensor(arrays[name], options.device) for name in ("x", "dy"))
@@ -129,7 +144,7 @@ def _result(workload: Workload, subjects: dict, options: Options, flush: bool, r
     with torch.no_grad():
         linear.weight.copy_(to_tensor(arrays["W"], options.device))
         linear.bias.copy_(to_tensor(arrays["b"], options.device))
-    costs = {FROZEN: Cost(FROZEN, torch.__version__)}
+    costs = {FROZEN: frozen}
     trials = {FROZEN: Trial(linear, x.clone().requires_grad_(), dy)}
     for spec, subject in subjects.items():
         cost = costs[spec] = Cost(spec, subject.version)
@@ -153,7 +168,7 @@ def _result(workload: Workload, subjects: dict, options: Options, flush: bool, r
     _take_turns(costs, trials, rounds, flush)
     del trials, linear
     gc.collect()
-    return Result(workload, "flushed" if flush else "warm", list(costs.values()))
+    return list(costs.values())
 
 
 @contextmanager
@@ -166,7 +181,7 @@ def _reason_kept(cost: Cost):
 
 
 def _take_turns(costs: dict[str, Cost], trials: dict[str, Trial], rounds: int, flush: bool) -> None:
-    """In another order each round. What is graphed is set beside the graph of the frozen layer."""
+    """Times all trials in each round, in another order each time. A graph is compared with the graph of the frozen layer."""
     once = measure.timed(trials[FROZEN], 3).total / 1000
     calls = max(3, min(200, round(SECONDS_OF_A_TURN / once)))
     order = random.Random(0)
@@ -197,7 +212,7 @@ def _layer(subject: Subject, workload: Workload, options: Options, arrays: dict[
 
 
 def _arrays(workload: Workload, options: Options) -> dict[str, np.ndarray]:
-    """Of the sizes that training has: W of standard deviation 0.02, scale · A B of 0.001."""
+    """Random arrays, of the magnitudes that training has: W has standard deviation 0.02, scale · A B has 0.001."""
     n, n_in, n_out, rank = workload.sizes
     rng, dtype = np.random.default_rng(0), getattr(ml_dtypes, options.dtype, None) or np.dtype(options.dtype)
     shapes = {"x": (n, n_in), "dy": (n, n_out), "W": (n_out, n_in), "b": (n_out,), "A": (n_in, rank), "B": (rank, n_out)}

@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 from conformance.commands.shared import check_device, console, positive
@@ -29,7 +28,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help="turns that each subject takes at a workload (default: 11)")
     add("--no-sweep", action="store_true", help="leave out how the cost grows with rank, rows and width")
     add("--small", action="store_true", help="a rehearsal: every step, at sizes that take no time")
-    add("--out", metavar="DIR", help="write bench.json, bench.md and bench.png to DIR")
+    add("--out", metavar="DIR", help="write bench.json to DIR, anew after each workload, and at the end bench.md and bench.png")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -45,21 +44,30 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"no workload {', '.join(sorted(unknown))} on {arguments.device}, expected some of {', '.join(known)}")
     if arguments.out and Path(arguments.out).exists() and not Path(arguments.out).is_dir():
         raise ValueError(f"{arguments.out} is no folder")
-    if arguments.out and find_spec("matplotlib") is None:
-        raise ValueError("--out draws a plot and needs matplotlib, which is not installed (pip install '.[bench]')")
     dtype = arguments.dtype or ("float32" if arguments.device == "cpu" else "bfloat16")
     options = bench.Options(arguments.device, dtype, tuple(arguments.workloads), arguments.threads, arguments.rounds,
                             not arguments.no_sweep, arguments.small)
-    screen = console()
+    screen, results, swept, names = console(), [], {}, []
+    device = torch.cuda.get_device_name() if arguments.device == "cuda" else f"cpu, {arguments.threads} threads"
+    environment = json_report.environment(device) | {"dtype": dtype}
+
+    def kept(*so_far) -> None:
+        nonlocal results, swept
+        results, swept = so_far
+        if arguments.out:
+            report.write_json(Path(arguments.out), results, swept, environment)
+
     try:
         with report.progress(screen) as told:
-            found = bench.run(arguments.subjects or bench.default_subjects(arguments.device), options, told)
+            bench.run(arguments.subjects or bench.default_subjects(arguments.device), options, told, kept)
     except LoadError as error:
         print(f"conformance bench: {error}", file=sys.stderr)
         return 4
-    report.show(screen, *found)
+    finally:  # interrupted too: what was measured by then
+        if arguments.out and results:
+            names = report.write(Path(arguments.out), results, swept, environment)
+    report.show(screen, results, swept)
     if arguments.out:
-        device = torch.cuda.get_device_name() if arguments.device == "cuda" else f"cpu, {arguments.threads} threads"
-        report.write(Path(arguments.out), *found, json_report.environment(device) | {"dtype": dtype})
-        screen.print(f"wrote {arguments.out}/bench.json, bench.md, bench.png")
+        missing = "" if "bench.png" in names else "; the picture needs matplotlib (pip install '.[bench]')"
+        screen.print(f"wrote {arguments.out}/{', '.join(names)}{missing}")
     return 0

@@ -4,6 +4,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -49,23 +50,36 @@ def show(console: Console, results: list[Result], swept: dict[str, list[Result]]
     console.print(Text(LEGEND), style="dim")
 
 
-def write(folder: Path, results: list[Result], swept: dict[str, list[Result]], environment: dict) -> None:
+def write(folder: Path, results: list[Result], swept: dict[str, list[Result]], environment: dict) -> list[str]:
+    """Writes all files that can be written here, and returns their names: without matplotlib there is no picture."""
+    write_json(folder, results, swept, environment)
+    names = ["bench.json", "bench.md"]
+    if find_spec("matplotlib"):
+        _plot(folder / "bench.png", results, swept, environment)
+        names.append("bench.png")
+    (folder / "bench.md").write_text(_markdown(results, swept, environment, "bench.png" in names), encoding="utf-8")
+    return names
+
+
+def write_json(folder: Path, results: list[Result], swept: dict[str, list[Result]], environment: dict) -> None:
+    """Whole or not at all: whoever is cut off while it is written leaves the file that was there."""
     folder.mkdir(parents=True, exist_ok=True)
     document = {
         "schema": 1, "environment": environment, "workloads": [_as_dict(result) for result in results],
         "sweep": {name: [_as_dict(result) for result in grown] for name, grown in swept.items()},
     }
-    (folder / "bench.json").write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "bench.md").write_text(_markdown(results, swept, environment), encoding="utf-8")
-    _plot(folder / "bench.png", results, swept, environment)
+    part = folder / "bench.json.part"
+    part.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(folder / "bench.json")
 
 
 def _title(result: Result) -> str:
     w = result.workload
-    milliseconds = statistics.median(passes.total for passes in result.costs[0].milliseconds)
+    laps = [passes.total for passes in result.costs[0].milliseconds]
+    frozen = f"frozen layer {statistics.median(laps):.3g} ms" if laps else "not measured"
     caches = "" if result.caches == "warm" else f", caches {result.caches}"
     sizes = f"{w.n} rows, {w.in_features} → {w.out_features}, rank {w.rank}"
-    return f"{w.name}: {sizes}; frozen layer {milliseconds:.3g} ms{caches}"
+    return f"{w.name}: {sizes}; {frozen}{caches}"
 
 
 def _cells(cost: Cost) -> list[str]:
@@ -139,7 +153,7 @@ def _as_dict(result: Result) -> dict:
     return {"workload": result.workload._asdict(), "caches": result.caches, "subjects": subjects}
 
 
-def _markdown(results: list[Result], swept: dict[str, list[Result]], environment: dict) -> str:
+def _markdown(results: list[Result], swept: dict[str, list[Result]], environment: dict, pictured: bool) -> str:
     lines = ["# Speed and memory beside the frozen layer", "", f"`{environment['command']}`", ""]
     lines += [f"- {key}: {value}" for key, value in environment.items() if key != "command"] + [""]
     for result in results:
@@ -148,7 +162,7 @@ def _markdown(results: list[Result], swept: dict[str, list[Result]], environment
     for name, grown in swept.items():
         rows = [[subject, *(f"{m:.2f}" for m in medians)] for subject, medians in _sweep_rows(grown).items()]
         lines += [f"## As {name} grows", "", *_pipes([name, *map(str, _sizes(name, grown))], rows), ""]
-    return "\n".join([*lines, *LEGEND.splitlines(), "", "![the same as a picture](bench.png)", ""])
+    return "\n".join([*lines, *LEGEND.splitlines(), "", *["![the same as a picture](bench.png)", ""] * pictured])
 
 
 def _pipes(heads, rows: list[list[str]]) -> list[str]:
@@ -165,7 +179,7 @@ def _plot(path: Path, results: list[Result], swept: dict[str, list[Result]], env
     figure, axes = pyplot.subplots(1, 1 + len(swept), figsize=(6 + 4 * len(swept), 5), layout="constrained", squeeze=False)
     bars, *panels = axes[0]
     warm = [result for result in results if result.caches == "warm"]
-    subjects = list(dict.fromkeys(cost.subject for result in results for cost in result.costs if cost.total))[1:]
+    subjects = list(dict.fromkeys(c.subject for result in results for c in result.costs if c.total and c.subject != FROZEN))
     colours = {subject: f"C{i}" for i, subject in enumerate(subjects)}
     width = 0.8 / max(1, len(subjects))
     for i, subject in enumerate(subjects):

@@ -63,18 +63,25 @@ class _Enough(BaseException):
     """Ends a search. No Exception, so that Hypothesis lets it through."""
 
 
+def command(spec: str, id: str, seed: int, device: str = "cpu", asked: tuple[str, ...] = tuple(DTYPES)) -> str:
+    """What is typed to try the requirement again. `asked` are the dtypes that the run was allowed."""
+    restricted = f" --dtype {' '.join(asked)}" if set(asked) != set(DTYPES) else ""
+    placed = f" --device {device}" if device != "cpu" else ""
+    return f"conformance run {shlex.quote(spec)} --only {id} --seed {seed}{placed}{restricted}"
+
+
 def examine(requirement: Requirement, subject: Subject, spec: str, *, dtypes: tuple[str, ...], examples: int, seed: int,
-            device: str = "cpu", explain: bool = True) -> Outcome:
+            device: str = "cpu", explain: bool = True, asked: tuple[str, ...] = tuple(DTYPES)) -> Outcome:
     """The verdict on one requirement, of about `examples` cases of the dtypes in play. Never raises for what a subject
     does; an error in the harness itself is an `error` that says so. A failure is made small and diagnosed, unless
-    `explain` is false."""
+    `explain` is false. `asked` as for `command`."""
     started = time.perf_counter()
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             search = _Search(requirement, subject, spec, device, explain and requirement not in canaries.ALL)
             search.run(dtypes, examples, seed)
-            outcome = search.outcome(seed)
+            outcome = search.outcome(command(spec, requirement.id, seed, device, asked))
             if outcome.status == "fail" and search.best is not None and search.explain:
                 outcome.diagnosis = diagnose(requirement, subject, search.best[1])
     except Exception as error:
@@ -149,10 +156,10 @@ class _Search:
                 self.best = (case.size, case, failure, traced)
             raise
 
-    def outcome(self, seed: int) -> Outcome:
+    def outcome(self, again: str) -> Outcome:
         id = self.requirement.id
         if self.best is not None:
-            return self._failed(seed)
+            return self._failed(again)
         if self.decided:
             seen = self.resolution if np.isfinite(self.resolution) else None
             return Outcome(id, "pass", examples=self.decided, worst=self.worst, resolution=seen)
@@ -160,10 +167,9 @@ class _Search:
             return Outcome(id, "unsupported", f"not offered: {Counter(self.unsupported).most_common(1)[0][0]}")
         return Outcome(id, "indeterminate", "no case could tell: every one was rejected")
 
-    def _failed(self, seed: int) -> Outcome:
+    def _failed(self, again: str) -> Outcome:
         assert self.best is not None
         _, case, failure, traced = self.best
-        command = f"conformance run {shlex.quote(self.spec)} --only {self.requirement.id} --seed {seed}"
         script = traced.script(self.spec)
         outcome = Outcome(self.requirement.id, "fail", str(failure), self.decided + 1)
         outcome.failure = {"case": case.described if isinstance(case, ModelCase) else _described(case)}
@@ -182,7 +188,7 @@ class _Search:
                 outcome.failure |= {"error": failure.error, "bound": failure.bound}
         outcome.failure["want"] = want
         what = outcome.failure["what"]
-        outcome.reproduce = f"{script}\n# {what}: want {want}\n# or: {command}" if script else command
+        outcome.reproduce = f"{script}\n# {what}: want {want}\n# or: {again}" if script else again
         return outcome
 
 
@@ -190,12 +196,12 @@ class CannotBuild(Exception):
     """The subject builds no layer at all; the message is the subject's own."""
 
 
-def offered_dtypes(subject: Subject, dtypes: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the dtypes in which the subject builds a layer, with a bias or without. A dtype for which it raises stays
-    in, so that the failure is seen. Raises CannotBuild if nothing could be built and something raised."""
+def offered_dtypes(subject: Subject, dtypes: tuple[str, ...], device: str = "cpu") -> tuple[str, ...]:
+    """Those of the dtypes in which the subject builds a layer on the device, with a bias or without. A dtype for which it
+    raises stays in, so that the failure is seen. Raises CannotBuild if nothing could be built and something raised."""
     offered, errors, built = [], [], 0
     for dtype in dtypes:
-        attempts = [_built(subject, dtype, bias) for bias in (True, False)]
+        attempts = [_built(subject, dtype, bias, device) for bias in (True, False)]
         built += attempts.count(None)
         errors += [a for a in attempts if isinstance(a, BaseException) and not isinstance(a, Unsupported)]
         models = type(subject).build_model is not Subject.build_model and dtype in ("float32", "float64")
@@ -206,12 +212,12 @@ def offered_dtypes(subject: Subject, dtypes: tuple[str, ...]) -> tuple[str, ...]
     return tuple(offered)
 
 
-def _built(subject: Subject, dtype: str, bias: bool) -> BaseException | None:
+def _built(subject: Subject, dtype: str, bias: bool, device: str) -> BaseException | None:
     """What came of building a small layer: None if it went well."""
     W = np.ones((2, 3), DTYPES[dtype])
     alpha = getattr(subject, "scale", None) or 2.0
     try:
-        subject.build(LayerConfig(3, 2, 1, alpha, bias=bias, dtype=dtype), W, W[:, 0].copy() if bias else None)
+        subject.build(LayerConfig(3, 2, 1, alpha, bias=bias, dtype=dtype, device=device), W, W[:, 0].copy() if bias else None)
     except (Exception, SystemExit) as error:
         return error
     return None

@@ -16,6 +16,9 @@ from conformance.run.verdict import Report
 from conformance.run.worker import INTERRUPTED, OURS, Unloadable, Worker
 
 A_BATCH = 8  # requirements
+# Each process on CUDA has a context of its own, which takes memory of the GPU, and the GPU does the work of one process at a
+# time. With two, one makes cases and judges answers in NumPy while the GPU works for the other.
+CUDA_JOBS = 2
 HUNG_IN_A_ROW, HANGING = 3, 10  # timeouts in a row, after which the limit is a tenth, until the subject answers again
 Progress = Callable[[Report, Outcome | None], None]
 
@@ -25,7 +28,8 @@ def run(specs: list[str], options: Options, progress: Progress = lambda report, 
     """One report per subject, in the order given; those in `done` are taken from there. `progress` is told of each outcome as
     it comes, and of the end of a subject, with None; it may be called from several threads."""
     planned = plan(options)
-    each = max(1, options.jobs // max(1, sum(spec not in done for spec in specs)))
+    jobs = min(options.jobs, CUDA_JOBS) if options.device == "cuda" else options.jobs
+    each = max(1, jobs // max(1, sum(spec not in done for spec in specs)))
     workers: list[Worker] = []
 
     def report_on(spec: str) -> Report:
@@ -34,7 +38,7 @@ def run(specs: list[str], options: Options, progress: Progress = lambda report, 
         progress(done[spec], None)
         return done[spec]
 
-    with ThreadPoolExecutor(max(1, options.jobs // each)) as pool:
+    with ThreadPoolExecutor(max(1, jobs // each)) as pool:
         reports = [pool.submit(report_on, spec) for spec in specs]
         try:
             return [report.result() for report in reports]

@@ -8,7 +8,6 @@ disturb the talk. A worker that dies, or that does not answer in time, costs one
 import contextlib
 import os
 import queue
-import shlex
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import threading
 from json import dumps, loads  # before a subject can have changed them
 
 from conformance.drivers.process import ONE_THREAD, USERS_PATH, ended
-from conformance.run.examine import Outcome
+from conformance.run.examine import Outcome, command
 
 OURS, INTERRUPTED = "the subject's process", "the run was interrupted"
 START_SECONDS = 120.0  # at least, for importing what a subject needs
@@ -80,11 +79,11 @@ class Worker:
         status = "timeout" if answer.startswith("took") else "crash"
         words = self._last_words()
         self.stop()
-        command = f"conformance run {shlex.quote(self.spec)} --only {id} --seed {self.options['seed']}"
+        again = command(self.spec, id, self.options["seed"], self.options["device"], tuple(self.options["dtypes"]))
         failure = {"what": OURS, "got": answer, "want": "an answer"}
         seconds = self.timeout if status == "timeout" else 0.0
         message = f"the subject's process {answer}{words}"
-        return Outcome(id, status, message, seconds=seconds, reproduce=command, failure=failure)
+        return Outcome(id, status, message, seconds=seconds, reproduce=again, failure=failure)
 
     def conventions(self) -> dict[str, str]:
         """What conventions.py finds out; nothing of a process that does not live to tell."""
@@ -167,7 +166,7 @@ def serve(spec: str, options: dict) -> None:
 
     try:
         subject = load(spec, min(LIMIT, options["timeout"] / 3), options["memory"])
-        dtypes = offered_dtypes(subject, tuple(options["dtypes"]))
+        dtypes = offered_dtypes(subject, tuple(options["dtypes"]), options["device"])
     except (LoadError, CannotBuild) as error:
         say({"unloadable": str(error)})
         return
@@ -180,7 +179,7 @@ def serve(spec: str, options: dict) -> None:
             continue
         outcome = examine(
             requirements[line.strip()], subject, spec, dtypes=dtypes, examples=options["examples"],
-            seed=options["seed"], device=options["device"],
+            seed=options["seed"], device=options["device"], asked=tuple(options["dtypes"]),
         )
         if isinstance(subject, ProcessSubject):
             subject.revive()  # at the cost of what ended it, and not of the next

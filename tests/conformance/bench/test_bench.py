@@ -1,13 +1,16 @@
 """`conformance bench`: what it measures is what it says, and every step of it runs at small sizes."""
 
+import argparse
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from conformance.bench import Options, Workload, measure, run
@@ -15,11 +18,14 @@ from conformance.bench.forms import FORMS, LoraTorchPlain, Torchtune, Unsloth
 from conformance.bench.measure import Passes, Trial
 from conformance.bench.run import FROZEN, Cost, _take_turns
 from conformance.bench.workloads import WORKLOADS, sweep
+from conformance.commands import bench as command
+from conformance.report import bench as report
 from conformance.torch import TorchLayer
 from lora_torch import LinearLoRA
 
 ROOT = Path(__file__).parents[3]
 FORMS_OF = "conformance.bench.forms"
+RUN = sys.modules["conformance.bench.run"]  # the package gives this name to a function of it
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +109,73 @@ def test_a_subject_that_breaks_does_not_stop_the_others():
     assert by_name["lora_torch"].total and by_name[FROZEN].total
     assert "no torch module" in by_name["lora_ref"].reason and not by_name["lora_ref"].total
     assert "Error" in by_name["tests.conformance.broken:RaisesOnBuild"].reason
+
+
+def test_a_frozen_layer_that_cannot_be_measured_stops_no_other_workload(monkeypatch, tmp_path):
+    def take_turns(costs, trials, rounds, flush):
+        if trials[FROZEN].x.shape[0] == 16:  # of C1
+            raise torch.OutOfMemoryError("a GPU that is too small\nand more")
+        _take_turns(costs, trials, rounds, flush)
+
+    monkeypatch.setattr(RUN, "_take_turns", take_turns)
+    found, swept = run(["lora_torch"], Options(workloads=("C1", "C5"), sweep=False, small=True))
+    assert [[bool(cost.total) for cost in result.costs] for result in found] == [[False], [True, True]]
+    assert found[0].costs[0].reason == "OutOfMemoryError: a GPU that is too small"
+    environment = {"command": "", "device": "", "dtype": "", "torch": ""}
+    assert report.write(tmp_path, found, swept, environment) == ["bench.json", "bench.md", "bench.png"]
+    assert "rank 4; not measured" in (tmp_path / "bench.md").read_text(encoding="utf-8")
+    report.show(Console(quiet=True), found, swept)
+
+
+def test_results_are_handed_over_after_every_workload():
+    seen = []
+    options = Options(workloads=("C1", "C5"), small=True)
+    found, swept = run(["lora_torch"], options, kept=lambda results, swept: seen.append(
+        (len(results), {name: len(grown) for name, grown in swept.items()})))
+    assert seen[:3] == [(1, {}), (2, {}), (2, {"rank": 1})] and len(seen) == 2 + sum(map(len, swept.values()))
+    assert seen[-1] == (2, {name: len(grown) for name, grown in swept.items()}) and len(found) == 2
+
+
+def test_on_cuda_what_is_most_important_comes_first(monkeypatch):
+    def result(workload, subjects, options, flush, *_, **__):
+        return workload.name, flush
+
+    monkeypatch.setattr(RUN, "_result", result)
+    found, _ = run([], Options(device="cuda", dtype="bfloat16", sweep=False))
+    assert found == [(name, flush) for flush in (False, True) for name in ("S1", "S2", "S3", "S4")]
+
+
+def options_of_the_command(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    command.declare(parser)
+    return parser.parse_args(words)
+
+
+def test_an_interruption_leaves_what_was_measured(monkeypatch, tmp_path):
+    @contextmanager
+    def progress(console):
+        def told(what, done, turns):
+            if what == "C5":
+                kept = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
+                assert [result["workload"]["name"] for result in kept["workloads"]] == ["C1"]
+                raise KeyboardInterrupt
+        yield told
+
+    monkeypatch.setattr(report, "progress", progress)
+    words = ("lora_torch", "--small", "--rounds", "2", "--workloads", "C1", "C5", "--out", str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        command.run(options_of_the_command(*words))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "bench.md", "bench.png"]
+    assert "## C1" in (tmp_path / "bench.md").read_text(encoding="utf-8")
+
+
+def test_without_matplotlib_all_but_the_picture_is_written(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    words = ("lora_torch", "--small", "--workloads", "C1", "--no-sweep", "--out", str(tmp_path))
+    assert command.run(options_of_the_command(*words)) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "bench.md"]
+    assert "the picture needs matplotlib" in capsys.readouterr().out
+    assert "bench.png" not in (tmp_path / "bench.md").read_text(encoding="utf-8")
 
 
 def test_the_plan_has_the_sizes_that_it_promises():
