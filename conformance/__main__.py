@@ -6,12 +6,12 @@ import signal
 import sys
 
 from conformance import __version__
-from conformance.commands import bench, conventions, explain, findings, init, run, selftest, subjects
+from conformance.commands import bench, conventions, explain, findings, init, release, run, selftest, subjects
 from conformance.commands import list as listing
 
 COMMANDS = {
     "run": run, "list": listing, "explain": explain, "selftest": selftest, "bench": bench, "subjects": subjects,
-    "conventions": conventions, "findings": findings, "init": init,
+    "conventions": conventions, "findings": findings, "init": init, "release": release,
 }
 EXAMPLES = """\
 examples:
