@@ -4,6 +4,7 @@ import argparse
 import io
 import signal
 import sys
+from typing import Any
 
 from conformance import __version__
 from conformance.commands import bench, conventions, explain, findings, init, release, run, selftest, subjects
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    options = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    options: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     found = argparse.ArgumentParser(
         "conformance", description="Tells, with proof, whether a LoRA implementation is right.", epilog=EXAMPLES, **options)
     found.add_argument("--version", action="version", version=f"conformance {__version__}")
