@@ -4,14 +4,15 @@ import argparse
 import io
 import signal
 import sys
+from typing import Any
 
 from conformance import __version__
-from conformance.commands import bench, conventions, explain, findings, gpu, init, run, selftest, subjects
+from conformance.commands import bench, conventions, explain, findings, gpu, init, release, run, selftest, subjects
 from conformance.commands import list as listing
 
 COMMANDS = {
     "run": run, "list": listing, "explain": explain, "selftest": selftest, "bench": bench, "subjects": subjects,
-    "conventions": conventions, "findings": findings, "init": init, "gpu": gpu,
+    "conventions": conventions, "findings": findings, "init": init, "gpu": gpu, "release": release,
 }
 EXAMPLES = """\
 examples:
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    options = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    options: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     found = argparse.ArgumentParser(
         "conformance", description="Tells, with proof, whether a LoRA implementation is right.", epilog=EXAMPLES, **options)
     found.add_argument("--version", action="version", version=f"conformance {__version__}")

@@ -23,8 +23,10 @@ from typing import NamedTuple
 import conformance
 from conformance.commands.shared import check_device, console, positive
 from conformance.report import json as json_report
-from conformance.run import runner
+from conformance.run import plan, runner
+from conformance.run.examine import Outcome
 from conformance.run.loading import built_in
+from conformance.run.verdict import FAILING, Report
 
 HELP = "all that needs a GPU, within a budget of minutes: versions, tests, verdicts, the benchmark"
 EPILOG = """\
@@ -141,17 +143,17 @@ def verdict(arguments: argparse.Namespace, folder: Path, seconds: float, told: T
     """Of lora_torch, and then of the others. The runner has a process for each of them, and a limit for each answer."""
     others = [name for name, missing in built_in().items() if not missing and name != "lora_torch"
               and "torch" in import_module(f"conformance.subjects.{name}").NEEDS]
-    options = runner.Options(device=arguments.device)
+    options = plan.Options(device=arguments.device)
     if arguments.small:
         options, others = replace(options, only=("FWD-01", "FWD-11"), examples=2, jobs=1), others[:1]
-    reports: dict[str, runner.Report] = {}
+    reports: dict[str, Report] = {}
     lock, written = threading.Lock(), [0.0]
 
     def keep() -> None:
         json_report.write(str(folder / "report.json"), list(reports.values()), options)
         written[0] = time.monotonic()
 
-    def noted(report: runner.Report, outcome: runner.Outcome | None) -> None:
+    def noted(report: Report, outcome: Outcome | None) -> None:
         told(f"{report.spec}, {len(report.outcomes)} of {len(report.planned)}")
         with lock:  # copies: other threads add to the report
             reports[report.spec] = replace(report, outcomes=dict(report.outcomes), canaries=dict(report.canaries))
@@ -173,13 +175,13 @@ def verdict(arguments: argparse.Namespace, folder: Path, seconds: float, told: T
         signal.signal(signal.SIGALRM, before)
         keep()
     ours = reports.get("lora_torch")
-    if ours and (any(o.status in runner.FAILING for o in ours.outcomes.values()) or (state == "done" and ours.exit_status)):
+    if ours and (any(o.status in FAILING for o in ours.outcomes.values()) or (state == "done" and ours.exit_status)):
         state = "failed"
     return state, "; ".join(map(verdict_in_words, reports.values()))
 
 
-def verdict_in_words(report: runner.Report) -> str:
-    failed = [id for id, outcome in report.outcomes.items() if outcome.status in runner.FAILING]
+def verdict_in_words(report: Report) -> str:
+    failed = [id for id, outcome in report.outcomes.items() if outcome.status in FAILING]
     passed = sum(outcome.status == "pass" for outcome in report.outcomes.values())
     words = f"{report.spec}: {report.verdict}, {len(report.outcomes)} of {len(report.planned)} asked, {passed} passed"
     return words + f", failed: {' '.join(failed)}" * bool(failed) + f" ({report.unloadable})" * bool(report.unloadable)

@@ -1,5 +1,8 @@
-"""Reads the scripts of findings/scripts/, one for each cause, and makes findings/FINDINGS.md of them and of results/full.json,
-the report of a full run.
+"""Reads the scripts of findings/scripts/, one for each cause, and makes findings/FINDINGS.md of them, of results/full.json, the
+report of a full run, and of results/requirements.json, the requirements that this run asked, as they were worded then.
+
+So the page speaks of what was asked, and stays true when requirements come, go or are worded otherwise. What is different
+since then stands in one region of it, `since`, which report/generated.py fills.
 
 A script needs the library alone. Its docstring says what is wrong, which requirements that fails, and why; its last lines,
 `# prints:`, are what it prints.
@@ -14,15 +17,18 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from conformance.drivers import environments
 from conformance.drivers.process import ONE_THREAD
-from conformance.requirements import Requirement, all_requirements
-from conformance.run.loading import environment, missing_here
+from conformance.requirements import all_requirements
+from conformance.run.loading import built_in, environment, missing_here
 from conformance.run.verdict import FAILING
 
 HERE = Path(__file__).parent
+PATH = HERE / "FINDINGS.md"
 FULL = HERE.parent / "results" / "full.json"
+ASKED = HERE.parent / "results" / "requirements.json"
 KINDS = {"fault": "Faults", "convention": "Choices of its own"}
 ENTRIES = ("requirements", "kind", "why", "upstream")
 
@@ -68,15 +74,54 @@ def all_findings() -> list[Finding]:
     return [read(path) for path in sorted((HERE / "scripts").glob("*.py"))]
 
 
+class Sentence(NamedTuple):
+    """A requirement as it was worded when it was asked."""
+
+    level: str
+    title: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the full run asked, and the state of the package that asked it."""
+
+    version: str
+    code: str
+    date: str
+    requirements: dict[str, Sentence]
+
+    def as_dict(self) -> dict:
+        rows = {id: row._asdict() for id, row in self.requirements.items()}
+        return {"version": self.version, "code": self.code, "date": self.date, "requirements": rows}
+
+
 def full_run() -> dict:
     """The JSON report of the full run."""
     return json.loads(FULL.read_text(encoding="utf-8"))
 
 
+def asked() -> Asked:
+    """The requirements of the full run."""
+    stored = json.loads(ASKED.read_text(encoding="utf-8"))
+    rows = {id: Sentence(**row) for id, row in stored["requirements"].items()}
+    return Asked(stored["version"], stored["code"], stored["date"], rows)
+
+
+def worded_now() -> dict[str, Sentence]:
+    """The requirements as they stand in the package."""
+    return {r.id: Sentence(r.level, r.title, r.sentence) for r in all_requirements()}
+
+
+def others() -> list[str]:
+    """The built-in subjects that other people wrote: those that have an environment."""
+    return [name for name in built_in() if environment(name) is not None]
+
+
 def reports() -> list[dict]:
-    """Of the full run, without this project's own."""
-    found = full_run()["reports"]
-    return [report for report in found if environment(report["subject"]["spec"]) is not None]
+    """Of the full run, without this project's own, and without subjects that are gone."""
+    known = others()
+    return [report for report in full_run()["reports"] if report["subject"]["spec"] in known]
 
 
 def unexplained(found: list[Finding], ran: list[dict]) -> list[str]:
@@ -106,20 +151,37 @@ def printed(finding: Finding) -> str | None:
 
 
 def summary(found: list[Finding], ran: list[dict]) -> str:
-    """The sentence that the README has, too."""
+    """In one sentence, which the README has, too."""
     faults = [finding for finding in found if finding.kind == "fault"]
     kinds, faulty = {environment(report["subject"]["spec"]) for report in ran}, {finding.subject for finding in faults}
     return (f"{len(ran)} implementations that nobody here wrote, in {len(kinds)} environments of their own: "
             f"{len(faults)} faults in {len(faulty)} of them, {len(found) - len(faults)} choices that a requirement is against")
 
 
-def page(found: list[Finding], ran: list[dict], run: dict) -> str:
-    """FINDINGS.md."""
+def since(then: Asked) -> list[str]:
+    """What is different from the run: a line for each kind of difference that there is."""
+    before, now = then.requirements, worded_now()
+    judged = {report["subject"]["spec"] for report in full_run()["reports"]}
+    differences = {
+        "Not asked yet": [id for id in now if id not in before],
+        "No longer a requirement": [id for id in before if id not in now],
+        "Worded otherwise now": [id for id in now if id in before and now[id] != before[id]],
+        "Implementations that were not asked": [name for name in others() if name not in judged],
+    }
+    return [f"* {what}: {', '.join(names)}." for what, names in differences.items() if names]
+
+
+def page(found: list[Finding], ran: list[dict], run: dict, then: Asked) -> str:
+    """FINDINGS.md, with nothing in its region `since`."""
     where = run["environment"]
     lines = [
         "# What the suite found in the world's LoRA implementations", "",
-        "Generated by `conformance findings --write` from results/full.json and findings/scripts/; not to be edited.", "",
+        "Generated by `python -m conformance.report.generated` from results/full.json, results/requirements.json and "
+        "findings/scripts/; not to be edited.", "",
         f"{summary(found, ran)}.", "",
+        f"Version {then.version} (code {then.code}) asked them on {then.date}; it had {len(then.requirements)} requirements, "
+        "and their sentences are quoted as they were then.", "",
+        "<!-- generated: since -->", "<!-- /generated -->", "",
         f"Python {where['python']}, {where['platform']}, device {where['device']}:", "",
         f"    {where['command']}", "",
         "| subject | version | environment | verdict | passed | MUST failed | SHOULD failed | not offered | s |",
@@ -133,13 +195,12 @@ def page(found: list[Finding], ran: list[dict], run: dict) -> str:
         lines.append(f"| [{name}](#{name}) | {report['subject']['version']} | {environment(name)} | {report['verdict']} | "
                      f"{statuses['pass']} | {failed['MUST'] or ''} | {failed['SHOULD'] or ''} | {statuses['unsupported']} | "
                      f"{report['seconds']:.0f} |")
-    by_id = {requirement.id: requirement for requirement in all_requirements()}
     for report in ran:
-        lines += ["", *_subject(report, [f for f in found if f.subject == report["subject"]["spec"]], by_id)]
+        lines += ["", *_subject(report, [f for f in found if f.subject == report["subject"]["spec"]], then.requirements)]
     return "\n".join(lines) + "\n"
 
 
-def _subject(report: dict, found: list[Finding], by_id: dict[str, Requirement]) -> list[str]:
+def _subject(report: dict, found: list[Finding], by_id: dict[str, Sentence]) -> list[str]:
     name, version = report["subject"]["name"], report["subject"]["version"]
     lines = [f"## {report['subject']['spec']}", "", f"{name} {version}: {report['verdict']}.", ""]
     lines += [f"* {probe}: {answer}" for probe, answer in report["conventions"].items() if answer != "not offered"]

@@ -1,4 +1,4 @@
-"""Writes SPEC.md from the requirements: `python -m conformance.report.spec`. A test fails while the file on disk is stale."""
+"""SPEC.md, from the requirements. `python -m conformance.report.generated` writes it, and a test fails while it is stale."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ PATH = Path(__file__).parents[1] / "SPEC.md"
 HEAD = """\
 # What a LoRA layer must do
 
-Version {version}. Generated from `conformance/requirements/` by `python -m conformance.report.spec`; do not edit.
+Version {version}. Generated from `conformance/requirements/` by `python -m conformance.report.generated`; do not edit.
 {count} requirements: {must} MUST, {should} SHOULD. An id is never used again for something else.
 
 The words MUST, MUST NOT, SHOULD, SHOULD NOT and MAY are to be read as in RFC 2119. A requirement that is marked
@@ -156,6 +156,7 @@ def _section(r: Requirement) -> str:
     return "\n".join(row for row in rows if row) + "\n"
 
 
-if __name__ == "__main__":
-    PATH.write_text(render(), encoding="utf-8")
-    print(f"wrote {PATH}")
+if __name__ == "__main__":  # with the other generated files
+    from conformance.report import generated
+
+    raise SystemExit(generated.main())

@@ -15,7 +15,7 @@ import torch
 
 from conformance.bench import machine
 from conformance.commands import gpu
-from conformance.run import runner
+from conformance.run import plan, runner, verdict
 from conformance.run.examine import Outcome
 
 ROOT = Path(__file__).parents[3]
@@ -142,7 +142,7 @@ gpu.process([sys.executable, "-c", {child!r}], Path({str(tmp_path / "log")!r}), 
 
 def test_a_verdict_that_is_cut_off_leaves_what_was_decided(tmp_path, monkeypatch):
     def run(specs, options, progress):
-        report = runner.Report(specs[0], specs[0], planned=runner.plan(options))
+        report = verdict.Report(specs[0], specs[0], planned=plan.plan(options))
         report.outcomes["FWD-01"] = Outcome("FWD-01", "pass", examples=2)
         progress(report, report.outcomes["FWD-01"])
         time.sleep(300)
@@ -159,7 +159,7 @@ def test_a_requirement_that_lora_torch_fails_is_a_failure_and_one_that_another_f
     for guilty, state in (("lora_torch", "failed"), ("article", "done")):
         def run(specs, options, progress, guilty=guilty):
             status = "fail" if specs[0] == guilty else "pass"
-            report = runner.Report(specs[0], specs[0], planned=runner.plan(options))
+            report = verdict.Report(specs[0], specs[0], planned=plan.plan(options))
             report.outcomes |= {r.id: Outcome(r.id, status) for r in report.planned}
             progress(report, None)
 

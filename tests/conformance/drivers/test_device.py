@@ -16,7 +16,7 @@ from torch import nn
 import conformance.torch
 from conformance.record.trace import Traced
 from conformance.requirements import all_requirements
-from conformance.run import runner
+from conformance.run import plan, runner
 from conformance.run.examine import Outcome, examine
 from conformance.run.loading import load, missing_here
 from conformance.run.worker import Worker
@@ -198,7 +198,7 @@ def test_at_most_two_processes_have_a_context_on_a_gpu(monkeypatch, device, spec
                 alive[0] -= 1
 
     monkeypatch.setattr(runner, "Worker", Counted)
-    runner.run(specs, runner.Options(only=("FWD",), device=device, jobs=6))
+    runner.run(specs, plan.Options(only=("FWD",), device=device, jobs=6))
     assert seen[0] == most and alive == [0]
 
 

@@ -1,0 +1,165 @@
+"""Writes all that is generated: `python -m conformance.report.generated`. A test fails while a file on disk is stale.
+
+SPEC.md and findings/FINDINGS.md are generated whole. README.md and the other pages of the checkout are written by hand, except
+what stands between two comments: a number of COUNTS in a line, or a text of REGIONS in lines of its own.
+
+    <!-- count: mutants -->439<!-- /count -->
+
+    <!-- generated: groups -->
+    <!-- /generated -->
+"""
+
+import argparse
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from conformance.findings import page
+from conformance.mutants import all_mutants, honest_subjects
+from conformance.report import spec
+from conformance.requirements import all_requirements
+from conformance.requirements import groups as all_groups
+from conformance.run.diagnosis import catalogue
+from conformance.run.loading import built_in, environment
+
+ROOT = Path(__file__).parents[2]
+MARKS = {  # by kind: where such a region begins, and where it ends
+    "count": re.compile(r"(<!-- count: (\S+) -->)(.*?)(<!-- /count -->)"),
+    "generated": re.compile(r"^(<!-- generated: (\S+) -->\n)(.*?)^(<!-- /generated -->)$", re.M | re.S),
+}
+
+
+def recreated() -> int:
+    """The public reports that a mutant re-creates."""
+    return len({report for mutant in all_mutants() for report in mutant.reports})
+
+
+def of_level(level: str) -> int:
+    return sum(requirement.level == level for requirement in all_requirements())
+
+
+def of_kind(kind: str) -> int:
+    return sum(finding.kind == kind for finding in page.all_findings())
+
+
+def groups() -> str:
+    """A table of the groups, and of the mutants that are written for each."""
+    asked, musts = (Counter(r.group for r in all_requirements() if r.level.startswith(level)) for level in ("", "MUST"))
+    bad = Counter(mutant.group for mutant in all_mutants())
+    rows = [f"| {g.id} | {g.title} | {asked[g.id]} | {musts[g.id]} | {bad[g.id]} |" for g in all_groups().values()]
+    total = f"| all | | {asked.total()} | {musts.total()} | {len(all_mutants())} |"
+    return "\n".join(["| group | | requirements | MUST | known-bad |", "|---|---|---:|---:|---:|", *rows, total])
+
+
+def selftest() -> str:
+    """What `conformance selftest` tries."""
+    return (f"`conformance selftest` tries {len(all_mutants())} known-bad layers and models, which re-create {recreated()} of "
+            f"the {len(catalogue())} public bug reports in the catalogue, and {len(honest_subjects())} honest ones, which "
+            "differ in what is free.")
+
+
+COUNTS: dict[str, Callable[[], int]] = {
+    "requirements": lambda: len(all_requirements()),
+    "groups": lambda: len(all_groups()),
+    "must": lambda: of_level("MUST"),
+    "should": lambda: of_level("SHOULD"),
+    "mutants": lambda: len(all_mutants()),
+    "honest": lambda: len(honest_subjects()),
+    "reports": recreated,
+    "reports_total": lambda: len(catalogue()),
+    "subjects": lambda: len(built_in()),
+    # of the full run that is committed:
+    "implementations": lambda: len(page.reports()),
+    "environments": lambda: len({environment(report["subject"]["spec"]) for report in page.reports()}),
+    "faulty": lambda: len({finding.subject for finding in page.all_findings() if finding.kind == "fault"}),
+    "faults": lambda: of_kind("fault"),
+    "choices": lambda: of_kind("convention"),
+}
+REGIONS: dict[str, Callable[[], str]] = {
+    "groups": groups,
+    "selftest": selftest,
+    "findings": lambda: f"{page.summary(page.all_findings(), page.reports())}.",
+    "since": lambda: "\n".join(page.since(page.asked())),
+}
+
+
+@cache
+def written(kind: str, name: str) -> str:
+    """What stands in the region of that name. Raises ValueError for a name that is not there."""
+    known = COUNTS if kind == "count" else REGIONS
+    if name not in known:
+        raise ValueError(f"<!-- {kind}: {name} --> is not known; there are {', '.join(known)}")
+    text = str(known[name]())
+    return text if kind == "count" or not text else f"\n{text}\n\n"
+
+
+def filled(text: str) -> str:
+    """The text with its regions as they should be. Raises ValueError for a region that has no end, or no known name."""
+    for kind, marks in MARKS.items():
+        begun, ended = text.count(f"<!-- {kind}: "), text.count(f"<!-- /{kind} -->")
+        if not len(marks.findall(text)) == begun == ended:
+            raise ValueError(f"{begun} regions <!-- {kind}: … --> begin and {ended} end with <!-- /{kind} -->; a count stands "
+                             "in one line, and each comment of the other kind has a line of its own")
+        text = marks.sub(lambda found, kind=kind: found[1] + written(kind, found[2]) + found[4], text)
+    return text
+
+
+def pages() -> list[Path]:
+    """What is written by hand and may have regions."""
+    return [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
+
+
+def findings() -> str:
+    """FINDINGS.md. Raises ValueError while a failure has no finding, or a finding no failure."""
+    found, ran = page.all_findings(), page.reports()
+    if problems := page.unexplained(found, ran):
+        raise ValueError("\n".join(problems))
+    return filled(page.page(found, ran, page.full_run(), page.asked()))
+
+
+def files() -> dict[Path, Callable[[], str]]:
+    """Every file that is generated, or that has regions which are, and what makes its text."""
+    by_hand = {path: lambda path=path: filled(path.read_text(encoding="utf-8")) for path in pages()}
+    return {spec.PATH: spec.render, page.PATH: findings, **by_hand}
+
+
+def stale(write: bool = False) -> list[Path]:
+    """The files that are not as they should be; with `write` they are made so. Raises ValueError for a file that cannot be
+    made, after all that can be."""
+    found, problems = [], []
+    for path, fresh in files().items():
+        try:
+            text = fresh()
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
+            continue
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            found.append(path)
+            if write:
+                path.write_text(text, encoding="utf-8")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m conformance.report.generated", description=(
+        "writes SPEC.md, FINDINGS.md, and the generated regions of README.md and the other pages of this checkout"))
+    parser.add_argument("--check", action="store_true", help="write nothing; say which are stale, with status 1")
+    check = parser.parse_args().check
+    try:
+        found = stale(write=not check)
+    except (ValueError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    for path in found:
+        print(f"{'stale' if check else 'wrote'}: {path.relative_to(ROOT)}")
+    print(f"{len(found)} of {len(files())} generated files {'are stale' if check else 'were stale'}")
+    return 1 if check and found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
