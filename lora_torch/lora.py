@@ -16,6 +16,8 @@ from lora_torch import block
 from lora_torch.checks import is_finite, is_size, require
 from lora_torch.linear import LinearLoRA
 
+LAYER = LinearLoRA  # of a single layer with this method
+
 
 class Config(NamedTuple):
     """scale is the number that A B is multiplied by. It is not alpha."""

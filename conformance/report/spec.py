@@ -154,9 +154,3 @@ def _section(r: Requirement) -> str:
         f"* known faults that it is meant to catch: {', '.join(r.faults)}" if r.faults else "",
     ]
     return "\n".join(row for row in rows if row) + "\n"
-
-
-if __name__ == "__main__":  # with the other generated files
-    from conformance.report import generated
-
-    raise SystemExit(generated.main())

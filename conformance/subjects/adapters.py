@@ -108,7 +108,7 @@ def subject():
                 raise Unsupported("samples of a mixed batch that have no adapter")
             before = self.module.model.active_adapters
             self.module.model.set_active_adapters(composition.BatchSplit(*names, batch_sizes=[1] * len(names)))
-            tensor = to_tensor(x)
+            tensor = to_tensor(x, self.tensor("W").device)
             y = to_array(self.module(tensor.unsqueeze(1) if x.ndim == 2 else tensor))
             self.module.model.set_active_adapters(before)
             return y.reshape(*x.shape[:-1], -1)

@@ -1,9 +1,13 @@
 """lora_ref, the NumPy reference, with the state around it that a layer has. float32 and float64: it offers no halves."""
 
+import pkgutil
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+import lora_ref
 from conformance import __version__
 from conformance.model import Model, ModelConfig
 from conformance.subject import Arrays, Layer, LayerConfig, Subject, Unsupported
@@ -16,9 +20,9 @@ NEEDS = ()
 class RefLayer(Layer):
     def __init__(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None):
         self.W, self.b, self.unmerged = weight, bias, None
-        self.rng = np.random.default_rng(config.seed)
-        p = lora.init(self.rng, config.in_features, config.out_features, config.rank, dtype=weight.dtype)
-        self.p, self.dp = {"default": p}, {"default": lora.LoRA(0 * p.A, 0 * p.B)}
+        self.rng, self.method = np.random.default_rng(config.seed), import_module(f"lora_ref.{config.method}")
+        self.p = {"default": self.method.init(self.rng, config.in_features, config.out_features, config.rank, weight.dtype)}
+        self.zero_grad()
         self.scale = {"default": lora.scale(config.alpha, config.rank, config.scaling)}
         self.active = {"default": 1.0}
         self.scaling, self.dropout, self.training = config.scaling, config.dropout, True
@@ -37,7 +41,7 @@ class RefLayer(Layer):
             if array.shape != have[name].shape:
                 raise ValueError(f"set_adapter: {name} is {array.shape}, expected {have[name].shape}, the shape that it has")
         new = {name: array.astype(self.W.dtype) for name, array in (have | arrays).items()}
-        self.p = {name: lora.LoRA(new[_prefix(name) + "A"], new[_prefix(name) + "B"]) for name in self.p}
+        self.p = {name: type(p)(*(new[_prefix(name) + field] for field in p._fields)) for name, p in self.p.items()}
 
     def weight(self) -> np.ndarray:
         return self.W
@@ -52,11 +56,11 @@ class RefLayer(Layer):
         """The base product is that of the first of these adapters, or, of none, of a LoRA of zeros."""
         rate = self.dropout if self.training else 0.0
         mask = lora.dropout_mask(self.rng, x.shape, rate, dtype=x.dtype) if rate else None
-        nothing = lora.LoRA(*(0 * array for array in self.p["default"]))
+        nothing = type(self.p["default"])(*(0 * array for array in self.p["default"]))
         parts = [(name, self.p[name], weight * self.scale[name]) for name, weight in weights.items()]
         y, W, b, self.caches = None, self.W, self.b, {}
         for name, p, scale in parts or [("", nothing, 1.0)]:
-            more, self.caches[name] = lora.forward(x, W, b, p, scale, mask)
+            more, self.caches[name] = self.method.forward(x, W, b, p, scale, mask)
             y, W, b = more if y is None else y + more, 0 * W, None
         assert y is not None
         return y
@@ -66,21 +70,21 @@ class RefLayer(Layer):
             raise RuntimeError("backward: there was no forward pass")
         dx, found = 0.0, {}
         for name, cache in self.caches.items():
-            more, dp = lora.backward(dy, cache)
+            more, dp = self.method.backward(dy, cache)
             dx = dx + more
             if name:
-                self.dp[name] = lora.LoRA(self.dp[name].A + dp.A, self.dp[name].B + dp.B)
+                self.dp[name] = type(dp)(*(getattr(self.dp[name], field) + d for field, d in dp._asdict().items()))
                 found[name] = self.dp[name]
         return {"x": np.asarray(dx)} | _named(found)
 
     def zero_grad(self) -> None:
-        self.dp = {name: lora.LoRA(0 * p.A, 0 * p.B) for name, p in self.p.items()}
+        self.dp = {name: type(p)(*(0 * array for array in p)) for name, p in self.p.items()}
 
     def input_needs_grad(self, needed: bool = True) -> None:
         pass  # dx is always computed, and never in the way
 
     def trainable(self) -> dict[str, tuple[int, ...]]:
-        return {name: array.shape for name, array in self.adapter().items()}
+        return {n: a.shape for n, a in self.adapter().items() if n.rpartition(".")[2] not in self.method.FROZEN}
 
     def train(self, mode: bool = True) -> None:
         self.training = mode
@@ -90,7 +94,7 @@ class RefLayer(Layer):
             raise RuntimeError("merge: the layer is merged already")
         merged = self.W
         for name, weight in self.active.items():
-            merged, _ = lora.merge(merged, self.b, self.p[name], weight * self.scale[name])
+            merged, _ = self.method.merge(merged, self.b, self.p[name], weight * self.scale[name])
         self.W, self.unmerged = merged, self.W
 
     def unmerge(self) -> None:
@@ -100,7 +104,9 @@ class RefLayer(Layer):
 
     def step(self, lr: float) -> None:
         rate = self.W.dtype.type(lr)
-        self.p = {name: lora.LoRA(p.A - rate * self.dp[name].A, p.B - rate * self.dp[name].B) for name, p in self.p.items()}
+        for name, p in self.p.items():
+            trained = {field: getattr(p, field) - rate * getattr(self.dp[name], field) for field in self.dp[name]._fields}
+            self.p[name] = p._replace(**trained)
 
     def save(self, directory) -> None:
         np.savez(Path(directory) / "adapter.npz", **self.adapter())  # pyright: ignore[reportArgumentType]
@@ -112,9 +118,9 @@ class RefLayer(Layer):
     def add_adapter(self, name: str, arrays: Arrays, alpha: float) -> None:
         if name in self.p:
             raise ValueError(f"add_adapter: there is an adapter {name!r} already")
-        p = lora.LoRA(arrays["A"].astype(self.W.dtype), arrays["B"].astype(self.W.dtype))
-        lora.merge(self.W, self.b, p, 1.0)  # refuses factors that do not fit
-        self.p[name], self.dp[name] = p, lora.LoRA(0 * p.A, 0 * p.B)
+        p = type(self.p["default"])(*(arrays[field].astype(self.W.dtype) for field in self.p["default"]._fields))
+        self.method.merge(self.W, self.b, p, 1.0)  # refuses factors that do not fit
+        self.p[name], self.dp[name] = p, type(p)(*(0 * array for array in p))
         self.scale[name] = lora.scale(alpha, p.A.shape[1], self.scaling)
 
     def remove_adapter(self, name: str) -> None:
@@ -205,17 +211,24 @@ class RefModel(Model):
         self.on = on
 
 
-def _named(factors: dict[str, lora.LoRA]) -> Arrays:
-    return {_prefix(name) + part: getattr(p, part) for name, p in factors.items() for part in ("A", "B")}
+def _named(factors: dict[str, Any]) -> Arrays:
+    return {_prefix(name) + field: array for name, p in factors.items() for field, array in p._asdict().items()}
 
 
 def _prefix(name: str) -> str:
     return "" if name == "default" else f"{name}."
 
 
+def layer_methods() -> tuple[str, ...]:
+    """The methods of lora_ref that stand at a linear layer, LoRA first: each is a file with PLACE = "linear"."""
+    names = [info.name for info in pkgutil.iter_modules(lora_ref.__path__) if not info.ispkg and info.name != "__main__"]
+    linear = [name for name in names if getattr(import_module(f"lora_ref.{name}"), "PLACE", "") == "linear"]
+    return tuple(sorted(linear, key=lambda name: (name != "lora", name)))
+
+
 class LoRARef(Subject):
     name, version = "lora_ref", __version__
-    methods = ("lora", "adapter", "prefix", "ptuning")
+    methods = (*layer_methods(), "adapter", "prefix", "ptuning")
 
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> Layer:
         if config.dtype not in ("float32", "float64"):
@@ -223,7 +236,6 @@ class LoRARef(Subject):
         if config.device != "cpu":
             raise Unsupported(f"device {config.device}")
         return RefLayer(config, weight, bias)
-
 
     def build_model(self, config: ModelConfig, arrays: Arrays) -> Model:
         if config.dtype not in ("float32", "float64") or config.device != "cpu":

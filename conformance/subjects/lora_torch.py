@@ -4,6 +4,9 @@ NEEDS = ("torch",)
 
 
 def subject():
+    import importlib
+    import pkgutil
+
     import torch
 
     import lora_torch
@@ -20,6 +23,15 @@ def subject():
             "alpha": config.alpha, "bias": config.bias, "dropout": config.dropout, "scaling": config.scaling,
             "device": config.device, "dtype": getattr(torch, config.dtype),
         }
+
+    def layer_of(method: str):
+        """The layer of a method's file: LinearLoRA itself, or one with the same arguments and the same places of its arrays."""
+        return importlib.import_module(f"lora_torch.{method}").LAYER
+
+    def layer_methods() -> tuple[str, ...]:
+        """The methods that have a layer: LoRA first, then each file of lora_torch with a LAYER of its own."""
+        names = [info.name for info in pkgutil.iter_modules(lora_torch.__path__) if info.name not in ("lora", "kernels")]
+        return ("lora", *(name for name in names if hasattr(importlib.import_module(f"lora_torch.{name}"), "LAYER")))
 
     def method(config: ModelConfig):
         """What the method's places are told."""
@@ -80,11 +92,11 @@ def subject():
 
     class LoRATorch(Subject):
         name, version = "lora_torch", __version__
-        methods = ("lora", "adapter", "prefix", "ptuning")
+        methods = (*layer_methods(), "adapter", "prefix", "ptuning")
 
         def build(self, config: LayerConfig, weight, bias):
             set_seed(config)
-            module = lora_torch.LinearLoRA(**arguments(config))
+            module = layer_of(config.method)(**arguments(config))
             layer = TorchLayer(
                 module, W="pre_trained_weight.weight", b="pre_trained_weight.bias" if config.bias else None,
                 A="lora_A", B="lora_B",
@@ -100,6 +112,9 @@ def subject():
             return script(calls, ["import lora_torch"], self.construction)
 
         def construction(self, config: LayerConfig, name: str) -> list[str]:
-            return [f"{name} = " + written("lora_torch.LinearLoRA", lora_torch.LinearLoRA, **arguments(config))]
+            made = layer_of(config.method)
+            place = "lora_torch" if hasattr(lora_torch, made.__name__) else f"lora_torch.{config.method}"
+            return [f"import {place}"] * (place != "lora_torch") + [
+                f"{name} = " + written(f"{place}.{made.__name__}", made, **arguments(config))]
 
     return LoRATorch()

@@ -131,7 +131,7 @@ def subject():
             self.module.active = name
 
         def forward_mixed(self, x, names):
-            return to_array(self.module(to_tensor(x), names))
+            return to_array(self.module(to_tensor(x, self.tensor("W").device), names))
 
     def options(config: LayerConfig, name: str, rank: int, alpha: float):
         if math.isfinite(alpha) and alpha % 1:

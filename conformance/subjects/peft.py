@@ -94,7 +94,7 @@ def subject():
             self.module.base_model.add_weighted_adapter(list(weights), list(weights.values()), name, "cat")
 
         def forward_mixed(self, x, names):
-            return to_array(self.module(to_tensor(x), adapter_names=mixed(names)))
+            return to_array(self.module(to_tensor(x, self.tensor("W").device), adapter_names=mixed(names)))
 
         def forward_mixed_source(self, module, x, names):
             return [f"{module}({tensor(x, *dtype_of(x))}, adapter_names={mixed(names)})"]
