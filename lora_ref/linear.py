@@ -21,7 +21,9 @@ class Cache(NamedTuple):
 def forward(x: np.ndarray, W: np.ndarray, b: np.ndarray | None) -> tuple[np.ndarray, Cache]:
     """y (…, out) and the cache; b may be None. Raises ValueError for a wrong shape or dtype."""
     check("linear.forward", x=(x, "… in"), W=(W, "out in"), b=(b, "out or None"))
-    y = rows(x) @ W.T if b is None else rows(x) @ W.T + b                                     # (n, out)
+    y = rows(x) @ W.T                                                                         # (n, out)
+    if b is not None:
+        y += b
     return y.reshape(*x.shape[:-1], len(W)), Cache(W)
 
 

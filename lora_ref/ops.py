@@ -161,8 +161,9 @@ def loss(logits: np.ndarray, targets: np.ndarray) -> tuple[np.generic, Loss]:
     targets = np.where(counted, targets, 0)
     # 1. s = logits − max, p = eˢ / Σ eˢ
     s = logits - np.real(logits).max(-1, keepdims=True)                                       # (…, vocabulary)
-    total = np.exp(s).sum(-1, keepdims=True)                                                  # (…, 1)
-    p = np.exp(s) / total                                                                     # (…, vocabulary)
+    e = np.exp(s)
+    total = e.sum(-1, keepdims=True)                                                          # (…, 1)
+    p = e / total                                                                             # (…, vocabulary)
     # 2. −log p[target] = log Σ eˢ − s[target]
     each = np.log(total) - np.take_along_axis(s, targets[..., None], -1)                      # (…, 1)
     # 3. the mean over the targets that count
