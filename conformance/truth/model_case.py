@@ -4,13 +4,15 @@ All is drawn from a seed: a softmax has no exact cases, so what is right is judg
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from hypothesis import strategies as st
 
 from conformance.model import ModelConfig, places
 from conformance.subject import Arrays
+from conformance.truth import cache
 from conformance.truth.case import BITS, DTYPES
 from conformance.truth.compare import reach
 from conformance.truth.strategies import among
@@ -19,6 +21,8 @@ from lora_ref.error import noise
 from lora_ref.places import Config, Methods
 
 Spread = tuple[Arrays, Arrays]  # truth, standard deviation of an honest error
+# What a spread follows from, besides the case: hashed before anybody can have changed it.
+SOURCES = cache.hashed_files([*Path(transformer.__file__).parent.rglob("*.py"), Path(__file__), Path(cache.__file__)])
 
 
 def reference(config: ModelConfig) -> tuple[Config, Methods]:
@@ -44,7 +48,6 @@ class ModelCase:
     tokens: np.ndarray
     mask: np.ndarray | None
     dlogits: np.ndarray
-    known: dict[str | tuple, Spread] = field(default_factory=dict)  # what was computed of it, which copies have in common
 
     @property
     def size(self) -> float:
@@ -54,7 +57,7 @@ class ModelCase:
     def replace(self, **changes) -> "ModelCase":
         own = {k: v for k, v in changes.items() if k in ("base", "trained", "tokens", "mask", "dlogits")}
         config = replace(self.config, **{k: v for k, v in changes.items() if k not in own})
-        return replace(self, config=config, known={}, **own)
+        return replace(self, config=config, **own)
 
     def copy(self) -> "ModelCase":
         return replace(self, tokens=self.tokens.copy(), dlogits=self.dlogits.copy())
@@ -62,24 +65,28 @@ class ModelCase:
     @property
     def spread(self) -> Spread:
         """Of the logits, and of the gradients of what trains, which are prefixed with "d "."""
-        return self._once("spread", lambda: self._spread(lambda arrays, config, methods: (arrays, methods)))
+        return self._spread("spread", lambda arrays, config, methods: (arrays, methods))
 
     @property
     def merged(self) -> Spread:
         """The same logits where LoRA was merged, or a network folded, before; and the arrays that this gives."""
-        return self._once("merged", lambda: self._spread(transformer.merge, gradients=False))
+        return self._spread("merged", transformer.merge, gradients=False)
 
     def of(self, tokens: np.ndarray, methods: Methods, arrays: Arrays) -> Spread:
-        """The logits of other tokens, under other methods; the arrays follow from the case and these."""
+        """The logits of other tokens, under other methods."""
+        config = reference(self.config)[0]
+
         def logits(given: Arrays) -> Arrays:
-            return {"logits": transformer.forward(tokens, given, reference(self.config)[0], methods)[0]}
+            return {"logits": transformer.forward(tokens, given, config, methods)[0]}
 
-        return self._once(("of", tokens.tobytes(), *methods), lambda: noise.spread(logits, arrays, self.unit))
+        return self._once(logits, arrays, "of", config, methods, tokens)
 
-    def _once(self, what: str | tuple, compute: Callable[[], Spread]) -> Spread:
-        if what not in self.known:
-            self.known[what] = compute()
-        return self.known[what]
+    def _once(self, f: noise.Program, arrays: Arrays, *follows: object) -> Spread:
+        """The spread of f, which follows from the arrays and what else is said."""
+        drawn = noise.ROUNDINGS, noise.RUNS, self.unit
+        key = cache.hashed(SOURCES, drawn, arrays, *follows)
+        truth, deviation = cache.once(key, lambda: noise.spread(f, arrays, self.unit))
+        return truth, deviation
 
     def bound(self, name: str) -> np.ndarray | None:
         """Of an answer by its name, what `within_spread` allows; None if nothing is known of it."""
@@ -91,19 +98,19 @@ class ModelCase:
     def unit(self) -> float:
         return 2.0 ** -BITS[self.config.dtype]
 
-    def _spread(self, first: Callable, gradients: bool = True) -> Spread:
+    def _spread(self, what: str, first: Callable, gradients: bool = True) -> Spread:
         config, methods = reference(self.config)
         train = list(self.base if self.config.method == "full" else self.trained)
 
         def run(given: Arrays) -> Arrays:
             arrays, left = first(given, config, methods)
-            logits, cache = transformer.forward(self.tokens, arrays, config, left, self.mask)
+            logits, kept = transformer.forward(self.tokens, arrays, config, left, self.mask)
             if not gradients:
                 return {"logits": logits} | arrays
-            found = transformer.backward(self.dlogits.astype(logits.dtype), cache, train)
+            found = transformer.backward(self.dlogits.astype(logits.dtype), kept, train)
             return {"logits": logits} | {f"d {name}": array for name, array in found.items()}
 
-        return noise.spread(run, self.base | self.trained, self.unit)
+        return self._once(run, self.base | self.trained, what, config, methods, train, self.tokens, self.mask, self.dlogits)
 
     @property
     def described(self) -> str:
@@ -185,8 +192,8 @@ def drawn(config: ModelConfig, batch: int, T: int, masked: bool) -> ModelCase:
 
 def keys_of(case: ModelCase, tokens: np.ndarray, count: int) -> Arrays:
     """What the base has for keys and values at the first `count` of the tokens (1, T): a prefix that is those tokens."""
-    _, cache = transformer.forward(tokens, case.base, reference(case.config)[0])
-    kept = [cache.kept[f"layers.{i}.attention.core"] for i in range(case.config.layers)]
+    _, run = transformer.forward(tokens, case.base, reference(case.config)[0])
+    kept = [run.kept[f"layers.{i}.attention.core"] for i in range(case.config.layers)]
     found = {}
     for name, part in ("keys", "k"), ("values", "v"):
         heads = np.stack([getattr(core, part)[0, :, :count] for core in kept])                # (layers, heads, count, s)
