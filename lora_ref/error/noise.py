@@ -43,7 +43,7 @@ def spread(
     deviation = {}
     for name, found in runs(f, arrays, unit, seed).items():
         error = (found - truth[name]).astype(float)
-        if (np.isnan(error) & ~np.isnan(truth[name].astype(float))).any():
+        if (np.isnan(error) & np.isfinite(truth[name])).any():
             raise NotImplementedError(f"noise: some run has no number for {name}; something took its array for a plain one")
         deviation[name] = np.sqrt(np.square(error).mean(0))
     return truth, deviation
@@ -66,7 +66,7 @@ class Noise:
         self.v, self.rng = ROUNDINGS * unit, np.random.default_rng(seed)
 
     def errors(self, shape: tuple[int, ...]) -> np.ndarray:
-        """v ξ. What is random may well be drawn in float32."""
+        """v ξ, in float32: 24 bits of what is random are enough."""
         return np.float32(self.v) * self.rng.standard_normal(shape, np.float32)
 
 
@@ -74,7 +74,8 @@ class Noisy(np.ndarray):
     """An array of which every operation makes a random rounding error, in all runs at once.
 
     `runs` (RUNS, …) holds the numbers. The array itself has the shape and the dtype of one run, for the program to see, and
-    NaN for every number, which cannot be written to: what reads the memory past the operations below finds no number.
+    NaN for every number (zero for a truth value), which cannot be written to: what reads the memory past the operations below
+    finds no number.
     """
 
     runs: np.ndarray
@@ -222,9 +223,13 @@ def _einsum(one: Noisy, formula: str, *operands: Any) -> Noisy:
     return one._rounded_sum(np.einsum(formula, a, b), np.einsum(formula, np.abs(a), np.abs(b)), a.shape[-1])
 
 
+def _outer(one: Noisy, a: Any, b: Any) -> Noisy:
+    return a.reshape(-1, 1) * b.reshape(-1)
+
+
 _FUNCTIONS: dict[Callable, Callable] = {
     np.concatenate: _concatenate, np.where: _where, np.broadcast_to: _broadcast_to, np.zeros_like: _zeros_like,
-    np.empty_like: _zeros_like, np.einsum: _einsum,
+    np.empty_like: _zeros_like, np.einsum: _einsum, np.outer: _outer,
 }
 # What NumPy writes in Python, with nothing but the methods and functions above.
 _BY_METHODS = {

@@ -171,6 +171,7 @@ PROGRAMS: dict[str, Callable] = {
     "plain first": lambda a, b: np.ones((2, 3)) @ a,
     "vector": lambda a, b: b @ a[0, 0],
     "vector first": lambda a, b: b[:, 0] @ b,
+    "outer": lambda a, b: np.outer(a[0, 0], b),
     "concatenate": lambda a, b: np.concatenate([a, b[None], np.ones((1, 3, 4))]),
     "stack": lambda a, b: np.stack([b, b], axis=1),
     "concatenate -1": lambda a, b: np.concatenate([a, a], axis=-1),
