@@ -65,4 +65,4 @@ def run(t: Trial, arrays: Any = None, train: Any = None) -> dict[str, np.ndarray
     logits, cache = transformer.forward(t.tokens, arrays, t.config, t.methods, t.mask)
     loss, kept = ops.loss(logits, t.targets)
     gradients = transformer.backward(ops.loss_backward(kept), cache, list(arrays) if train is None else train)
-    return {"logits": logits, "loss": np.asarray(loss)} | gradients
+    return {"logits": logits, "loss": np.asanyarray(loss)} | gradients

@@ -4,13 +4,14 @@ Each lies in a folder of its own, `$CONFORMANCE_CACHE` or `~/.cache/conformance`
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from conformance.truth import cache
 
 PACKAGE = Path(__file__).parents[1]
 # Makes this package importable in another interpreter without the packages that lie beside it, and serves a subject.
@@ -67,8 +68,7 @@ class CannotInstall(Exception):
 
 def folder(name: str) -> Path:
     """Where the environment of that name is, or would be."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "conformance"
-    return Path(os.environ.get("CONFORMANCE_CACHE") or home) / "environments" / name
+    return cache.folder() / "environments" / name
 
 
 def made(name: str) -> bool:

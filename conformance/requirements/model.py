@@ -153,7 +153,7 @@ def fused_is_separate_with_one_A(subject, case):
             rows = slice(i * d, (i + 1) * d)
             piece = array if field == "A" else array[:, rows] if field == "B" else array[rows]
             arrays[f"{place.replace('qkv', part)}.{field}"] = piece
-    other = ModelCase(separate, {}, {}, case.tokens, None, case.dlogits, case.known)
+    other = ModelCase(separate, {}, {}, case.tokens, None, case.dlogits)
     truth, deviation = other.of(case.tokens, reference(separate)[1], arrays)
     return expect_within_spread(model.forward(case.tokens), truth["logits"], deviation["logits"],
                                 "logits of LoRA on fused q, k, v")

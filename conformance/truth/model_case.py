@@ -3,15 +3,17 @@
 All is drawn from a seed: a softmax has no exact cases, so what is right is judged by the spread of honest rounding.
 """
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from hypothesis import strategies as st
 
 from conformance.model import ModelConfig, places
 from conformance.subject import Arrays
+from conformance.truth import cache
 from conformance.truth.case import BITS, DTYPES
 from conformance.truth.compare import reach
 from conformance.truth.strategies import among
@@ -20,6 +22,8 @@ from lora_ref.error import noise
 from lora_ref.places import Config, Methods
 
 Spread = tuple[Arrays, Arrays]  # truth, standard deviation of an honest error
+# What a spread follows from, besides the case: hashed before anybody can have changed it.
+SOURCES = cache.hashed_files([*Path(transformer.__file__).parent.rglob("*.py"), Path(__file__), Path(cache.__file__)])
 
 
 def reference(config: ModelConfig) -> tuple[Config, Methods]:
@@ -45,7 +49,6 @@ class ModelCase:
     tokens: np.ndarray
     mask: np.ndarray | None
     dlogits: np.ndarray
-    known: dict[str | tuple, Spread] = field(default_factory=dict)  # what was computed of it, which copies have in common
 
     @property
     def size(self) -> float:
@@ -55,7 +58,7 @@ class ModelCase:
     def replace(self, **changes) -> "ModelCase":
         own = {k: v for k, v in changes.items() if k in ("base", "trained", "tokens", "mask", "dlogits")}
         config = replace(self.config, **{k: v for k, v in changes.items() if k not in own})
-        return replace(self, config=config, known={}, **own)
+        return replace(self, config=config, **own)
 
     def copy(self) -> "ModelCase":
         return replace(self, tokens=self.tokens.copy(), dlogits=self.dlogits.copy())
@@ -63,24 +66,28 @@ class ModelCase:
     @property
     def spread(self) -> Spread:
         """Of the logits, and of the gradients of what trains, which are prefixed with "d "."""
-        return self._once("spread", lambda: self._spread(lambda arrays, config, methods: (arrays, methods)))
+        return self._spread("spread", lambda arrays, config, methods: (arrays, methods))
 
     @property
     def merged(self) -> Spread:
         """The same logits where LoRA was merged, or a network folded, before; and the arrays that this gives."""
-        return self._once("merged", lambda: self._spread(transformer.merge, gradients=False))
+        return self._spread("merged", transformer.merge, gradients=False)
 
     def of(self, tokens: np.ndarray, methods: Methods, arrays: Arrays) -> Spread:
-        """The logits of other tokens, under other methods; the arrays follow from the case and these."""
+        """The logits of other tokens, under other methods."""
+        config = reference(self.config)[0]
+
         def logits(given: Arrays) -> Arrays:
-            return {"logits": transformer.forward(tokens, given, reference(self.config)[0], methods)[0]}
+            return {"logits": transformer.forward(tokens, given, config, methods)[0]}
 
-        return self._once(("of", tokens.tobytes(), *methods), lambda: noise.spread(logits, arrays, self.unit))
+        return self._once(logits, arrays, "of", config, methods, tokens)
 
-    def _once(self, what: str | tuple, compute: Callable[[], Spread]) -> Spread:
-        if what not in self.known:
-            self.known[what] = compute()
-        return self.known[what]
+    def _once(self, f: noise.Program, arrays: Arrays, *follows: object) -> Spread:
+        """The spread of f, which follows from the arrays and what else is said."""
+        drawn = noise.ROUNDINGS, noise.RUNS, self.unit
+        key = cache.hashed(SOURCES, drawn, arrays, *follows)
+        truth, deviation = cache.once(key, lambda: noise.spread(f, arrays, self.unit))
+        return truth, deviation
 
     def bound(self, name: str) -> np.ndarray | None:
         """Of an answer by its name, what `within_spread` allows; None if nothing is known of it."""
@@ -92,19 +99,19 @@ class ModelCase:
     def unit(self) -> float:
         return 2.0 ** -BITS[self.config.dtype]
 
-    def _spread(self, first: Callable, gradients: bool = True) -> Spread:
+    def _spread(self, what: str, first: Callable, gradients: bool = True) -> Spread:
         config, methods = reference(self.config)
         train = list(self.base if self.config.method == "full" else self.trained)
 
         def run(given: Arrays) -> Arrays:
             arrays, left = first(given, config, methods)
-            logits, cache = transformer.forward(self.tokens, arrays, config, left, self.mask)
+            logits, kept = transformer.forward(self.tokens, arrays, config, left, self.mask)
             if not gradients:
                 return {"logits": logits} | arrays
-            found = transformer.backward(self.dlogits.astype(logits.dtype), cache, train)
+            found = transformer.backward(self.dlogits.astype(logits.dtype), kept, train)
             return {"logits": logits} | {f"d {name}": array for name, array in found.items()}
 
-        return noise.spread(run, self.base | self.trained, self.unit)
+        return self._once(run, self.base | self.trained, what, config, methods, train, self.tokens, self.mask, self.dlogits)
 
     @property
     def described(self) -> str:
@@ -127,7 +134,7 @@ GPT2 = st.just({"activation": "gelu", "norm": "layer", "fused": True, "tied": Tr
 GATED = st.just({"activation": "silu", "norm": "rms", "fused": False, "tied": False, "bias": False})
 
 
-@cache
+@functools.cache
 def models(method: str, *, masked: bool = False, only: tuple[str, ...] = ("float64", "float32"), base=None, **fixed):
     """Small models with the method, nothing of it at its initial value; `fixed` are fields of ModelConfig."""
     def of(dtypes: tuple[str, ...]):
@@ -154,7 +161,7 @@ def models(method: str, *, masked: bool = False, only: tuple[str, ...] = ("float
                 "adapter_scale": draw(st.sampled_from((1.0, 4.0, 0.5))), "length": length,
                 "positions": tuple(positions),
             }
-            width = heads * draw(st.integers(2, 3))
+            width = heads * draw(st.integers(2, 3) if heads > 1 else st.integers(4, 5))  # of 2, a norm leaves only ±1
             config = ModelConfig(
                 vocabulary=draw(st.integers(5, 9)), width=width, layers=draw(st.integers(2, 3)), heads=heads,
                 mlp_width=draw(st.integers(3, 6)), context=12, kv_heads=groups, method=method, dtype=dtype,
@@ -187,8 +194,8 @@ def drawn(config: ModelConfig, batch: int, T: int, masked: bool) -> ModelCase:
 
 def keys_of(case: ModelCase, tokens: np.ndarray, count: int) -> Arrays:
     """What the base has for keys and values at the first `count` of the tokens (1, T): a prefix that is those tokens."""
-    _, cache = transformer.forward(tokens, case.base, reference(case.config)[0])
-    kept = [cache.caches[f"layers.{i}.attention.core"] for i in range(case.config.layers)]
+    _, run = transformer.forward(tokens, case.base, reference(case.config)[0])
+    kept = [run.caches[f"layers.{i}.attention.core"] for i in range(case.config.layers)]
     found = {}
     for name, part in ("keys", "k"), ("values", "v"):
         heads = np.stack([getattr(core, part)[0, :, :count] for core in kept])                # (layers, heads, count, s)
