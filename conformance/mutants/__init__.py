@@ -82,21 +82,28 @@ def mutant(reports: str = "", *, kills: str) -> Callable[[type], Mutant]:
     return lambda layer: Mutant(layer, numbers, tuple(kills.split()))
 
 
+def _values() -> list[object]:
+    """What the files of this folder define, file by file."""
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    return [value for module in modules for value in vars(module).values()]
+
+
 @cache
 def all_mutants() -> tuple[Mutant, ...]:
     """Every mutant, module by module, in the order in which they are written."""
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    return tuple(value for module in modules for value in vars(module).values() if isinstance(value, Mutant))
+    return tuple(value for value in _values() if isinstance(value, Mutant))
 
 
 @cache
 def honest_subjects() -> tuple[LayerSubject, ...]:
-    """The honest layer and the honest model, each with its variations."""
+    """The honest layer and the honest model, each with its variations, and every LayerSubject of another file that is no
+    Mutant."""
     names = ("honest", "variations", "several", "honest_model", "model_variations")
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
     honest = modules[0].Honest, modules[3].HonestModel
     layers = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
-    return tuple(LayerSubject(layer) for layer in dict.fromkeys(layers) if issubclass(layer, honest))
+    found = [LayerSubject(layer) for layer in dict.fromkeys(layers) if issubclass(layer, honest)]
+    return (*found, *(value for value in _values() if type(value) is LayerSubject))
 
 
 def __getattr__(name: str) -> LayerSubject:

@@ -21,7 +21,8 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 class Honest(Layer):
     """Rounds once at the end, scales the product, merges into a copy and keeps W."""
 
-    dtypes = ("float32", "float64", "float16", "bfloat16")
+    dtypes: tuple[str, ...] = ("float32", "float64", "float16", "bfloat16")
+    methods: tuple[str, ...] = ("lora",)
 
     def __init__(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None):
         self.offer(config)
@@ -41,7 +42,7 @@ class Honest(Layer):
 
     def offer(self, config: LayerConfig) -> None:
         """Raises Unsupported for what the class does not offer."""
-        if config.method != "lora" or config.device != "cpu" or config.dtype not in self.dtypes:
+        if config.method not in self.methods or config.device != "cpu" or config.dtype not in self.dtypes:
             raise Unsupported(f"{config.method} in {config.dtype} on {config.device}")
         if config.scaling not in ("standard", "rslora"):
             raise Unsupported(f"scaling {config.scaling}")
