@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
-ENTRIES = 256  # in memory
+ENTRIES = 1024  # in memory, of some 10 kB each
 DAYS, BYTES = 30, 256 * 2**20  # of the files: what was last used before, and the oldest beyond this size, is removed
 
 _known: OrderedDict[str, tuple[Arrays, ...]] = OrderedDict()
