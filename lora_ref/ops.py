@@ -131,8 +131,7 @@ def embedding(tokens: np.ndarray, E: np.ndarray) -> np.ndarray:
 def embedding_backward(dy: np.ndarray, tokens: np.ndarray, vocabulary: int) -> np.ndarray:
     """dE (vocabulary, width): the row of a token is the sum of dy (…, width) wherever the token stands."""
     dE = np.zeros_like(dy, shape=(vocabulary, dy.shape[-1]))
-    for token, row in zip(tokens.ravel(), rows(dy), strict=True):
-        dE[token] += row
+    np.add.at(dE, tokens.ravel(), rows(dy))
     return dE
 
 

@@ -18,6 +18,7 @@ from json import dumps, loads  # before a subject can have changed them
 from conformance.drivers.process import ONE_THREAD, USERS_PATH, ended
 from conformance.run.examine import Outcome, command
 
+OUR_OWN = ("lora_ref", "lora_torch", "article")  # subjects of which no code comes from others
 OURS, INTERRUPTED = "the subject's process", "the run was interrupted"
 START_SECONDS = 120.0  # at least, for importing what a subject needs
 
@@ -163,13 +164,16 @@ def serve(spec: str, options: dict) -> None:
     from conformance.run.conventions import conventions
     from conformance.run.examine import CannotBuild, examine, offered_dtypes
     from conformance.run.loading import LoadError, load
+    from conformance.truth import cache
 
+    cache.write_files(False)
     try:
         subject = load(spec, min(LIMIT, options["timeout"] / 3), options["memory"])
         dtypes = offered_dtypes(subject, tuple(options["dtypes"]), options["device"])
     except (LoadError, CannotBuild) as error:
         say({"unloadable": str(error)})
         return
+    cache.write_files(spec in OUR_OWN or isinstance(subject, ProcessSubject))
     name, version = str(getattr(subject, "name", "") or spec), str(getattr(subject, "version", "") or "")
     say({"ready": {"name": name, "version": version, "dtypes": dtypes}})
     requirements = {r.id: r for r in (*all_requirements(), *canaries.ALL)}

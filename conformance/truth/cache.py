@@ -22,6 +22,7 @@ Arrays = dict[str, np.ndarray]
 ENTRIES = 1024  # in memory, of some 10 kB each
 DAYS, BYTES = 30, 256 * 2**20  # of the files: what was last used before, and the oldest beyond this size, is removed
 
+_writes = True
 _known: OrderedDict[str, tuple[Arrays, ...]] = OrderedDict()
 _tidied: set[Path] = set()
 
@@ -32,6 +33,13 @@ def folder() -> Path:
     return Path(os.environ.get("CONFORMANCE_CACHE") or home)
 
 
+def write_files(allowed: bool) -> None:
+    """Whether this process may leave files. One with code of others in it may not: some libraries change NumPy for everybody,
+    and a wrong number would outlast the run."""
+    global _writes
+    _writes = allowed
+
+
 def once(key: str, compute: Callable[[], tuple[Arrays, ...]]) -> tuple[Arrays, ...]:
     """What `compute` gives, which must follow from the key: see `hashed`."""
     if key not in _known:
@@ -39,7 +47,8 @@ def once(key: str, compute: Callable[[], tuple[Arrays, ...]]) -> tuple[Arrays, .
         found = _read(path)
         if found is None:
             found = compute()
-            _write(path, found)
+            if _writes:
+                _write(path, found)
         for array in (array for arrays in found for array in arrays.values()):
             array.flags.writeable = False  # the next who asks gets the same
         _known[key] = found

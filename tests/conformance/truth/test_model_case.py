@@ -142,3 +142,14 @@ def test_the_folder_is_the_one_that_was_asked_for(monkeypatch, tmp_path):
     monkeypatch.delenv("CONFORMANCE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache.folder() == tmp_path / "conformance"
+
+
+def test_a_process_with_code_of_others_in_it_leaves_no_files(computed, monkeypatch, tmp_path):
+    monkeypatch.setattr(cache, "_writes", True)
+    cache.write_files(False)
+    first = case().spread
+    assert not list(tmp_path.rglob("*")) and len(computed) == 1
+    cache.write_files(True)
+    forget(monkeypatch)
+    assert alike(case().spread, first) and len(computed) == 2
+    assert len(list((tmp_path / "spreads").iterdir())) == 1
