@@ -1,11 +1,15 @@
-"""Before anything imports Triton, or torch what imports it: without a GPU its kernels run in its interpreter. And the tests of
-every folder may import small_models and pages, under every one of pytest's import modes."""
+"""What must be so before torch and Triton are imported: one thread for each process, since arrays are small and as many
+processes as cores run at a time; and Triton's interpreter where there is no GPU. The tests of every folder may import
+small_models and pages, under every one of pytest's import modes."""
 
 import os
 import sys
 from pathlib import Path
 
-import torch
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
+import torch  # noqa: E402 reads them when it is imported
 
 sys.path.append(str(Path(__file__).parent))
 
