@@ -1,1 +1,1 @@
-"""What a case did to a subject: every call as a trace, and the trace as a script of a few lines."""
+"""Records every call of a case to a subject, and writes the calls as a script of a few lines."""

@@ -1,5 +1,5 @@
-"""A failure as a script of a few lines: which calls it needs, and how they are said through this package. A subject of PyTorch
-layers has words of its own, those of torch_script.py."""
+"""Writes a failure as a script of a few lines: selects the calls that it needs, and writes them with this package. For PyTorch
+layers, torch_script.py writes a script that does not need this package."""
 
 import ast
 import textwrap
@@ -9,10 +9,10 @@ import numpy as np
 
 from conformance.subject import Call, LayerConfig
 
-READINGS = ("adapter", "trainable", "weight", "bias")  # change nothing
+READINGS = ("adapter", "trainable", "weight", "bias")  # methods that change nothing
 CHANGES = (
     "set_adapter", "step", "load", "merge", "unmerge", "train", "add_adapter", "remove_adapter", "activate", "combine",
-)  # after which a reading may well be another
+)  # methods after which a reading may give another answer
 WIDTH = 100  # of a line
 
 
@@ -21,9 +21,9 @@ class Name(str):
 
 
 def told(calls: list[Call]) -> list[Call]:
-    """The calls without the readings that a script does not need, and `shown` where it must print the answer: an output
-    from which no gradient is taken, the last gradients, and a reading at the end, or one that the next contradicts though
-    nothing was to change it. Directories get names."""
+    """The calls without the readings that a script does not need. `shown` is set where the script must print the answer: for an
+    output from which no gradient is taken, for the last gradients, for a reading at the end, and for a reading that differs
+    from the next one although no call between them should change it. Directories get names."""
     found, directories = [], {}
     for i, call in enumerate(calls):
         later = calls[i + 1 :]
@@ -51,7 +51,7 @@ def told(calls: list[Call]) -> list[Call]:
 
 
 def through_this_package(calls: list[Call], spec: str) -> str:
-    """A script that needs this package, and can be written for every subject."""
+    """A script that uses this package. It can be written for every subject."""
     dtype = next(call.args[0].dtype for call in calls if call.method == "build")
     lines, config, changed = [], None, []
     for i, call in enumerate(calls):
@@ -84,12 +84,12 @@ def temporary(calls: list[Call]) -> list[str]:
 
 
 def caught(text: str) -> list[str]:
-    """An error on the way is caught and shown; at the end it is left to speak for itself."""
+    """The lines that catch and print an error. An error of the last call is not caught."""
     return ["try:", *textwrap.indent(text, "    ").splitlines(), "except Exception as error:", "    print(error)"]
 
 
 def wrapped(script: str) -> str:
-    """Long lines broken, where that does not change the meaning."""
+    """The script with long lines broken, where that does not change the meaning."""
     options = {"width": WIDTH, "break_long_words": False, "break_on_hyphens": False}
     lines = [textwrap.fill(line, subsequent_indent=" " * 8, **options) for line in script.splitlines()]
     broken = "\n".join(lines)
@@ -99,7 +99,7 @@ def wrapped(script: str) -> str:
 
 
 def number(value, whole: str = "") -> str:
-    """Python source of a number, as short as its dtype allows; `whole` stands behind one without a fraction."""
+    """Python source of a number, as short as its dtype allows. `whole` is appended to a number without a fraction."""
     value = value if value.dtype == np.float64 else np.float32(value)
     if not np.isfinite(value):
         return f"float('{float(value)}')"
@@ -114,7 +114,7 @@ def nested(array: np.ndarray, whole: str = "") -> str:
 
 
 def memory(array: np.ndarray) -> tuple[np.ndarray, int, tuple[int, ...]]:
-    """A copy of the stretch of memory that a view looks at, and of its places: the first one, and the strides. In items."""
+    """A copy of the stretch of memory that a view spans, the position of its first item, and its strides, counted in items."""
     strides = tuple(stride // array.itemsize for stride in array.strides)
     first = -sum(min(0, (n - 1) * stride) for n, stride in zip(array.shape, strides, strict=True))
     last = first + sum(max(0, (n - 1) * stride) for n, stride in zip(array.shape, strides, strict=True))
@@ -132,7 +132,7 @@ def arrays(value):
 
 
 def bits(value):
-    """What two values are compared by."""
+    """A form of the value in which two values are equal if their bits are."""
     if isinstance(value, np.ndarray):
         return value.shape, value.tobytes()
     if isinstance(value, dict):
@@ -141,7 +141,7 @@ def bits(value):
 
 
 def _printed(text: str, answer, dtype: str) -> str:
-    """The statement that prints an answer: the exact numbers, or what is wrong with it as an array."""
+    """The statement that prints an answer: its numbers, or its repr if it is no array of the right dtype."""
     found = list(arrays(answer))
     whole = len(found) == (len(answer) if isinstance(answer, dict) else 1)
     if not whole or any(array.dtype.name != dtype or not array.size for array in found):
@@ -172,7 +172,7 @@ def _source(value, dtype: str) -> str:
 
 
 def _plain(value) -> str:
-    """A number that is not finite has no literal."""
+    """Python source of a plain value. A number that is not finite has no literal, so it is written as float('…')."""
     if isinstance(value, Name):
         return value
     return f"float('{value}')" if isinstance(value, float) and not np.isfinite(value) else repr(value)

@@ -1,8 +1,8 @@
-"""A failure of a PyTorch subject as a script of its own: PyTorch, the subject's library, and nothing of this project.
+"""Writes a failure of a PyTorch subject as a script that uses only PyTorch and the subject's library, not this project.
 
-What a TorchLayer does for `build`, `set_adapter`, `forward`, `backward` and the readings is put into words here. For the rest
-(train, merge, step, save, …) the script has the statements of the layer's own method, with the module for `self.module`, or
-what its method `merge_source`, … says.
+The statements for `build`, `set_adapter`, `forward`, `backward` and the readings are written here. They do what a TorchLayer
+does. For the other methods (train, merge, step, save, …) the script has the statements of the layer's own method, with the module
+in place of `self.module`, or the statements that its method `merge_source`, … returns.
 """
 
 import ast
@@ -18,16 +18,16 @@ import torch
 from conformance.record.script import READINGS, Name, caught, memory, nested, temporary
 from conformance.subject import Call, LayerConfig
 
-USUAL = {"bias": True, "dtype": torch.float32, "device": "cpu"}  # where a signature says nothing, or None
+USUAL = {"bias": True, "dtype": torch.float32, "device": "cpu"}  # defaults, where a signature has none or None
 NO_GRAD = "with torch.no_grad():"
 
 
 class Unsayable(Exception):
-    """A method has no words outside of this project."""
+    """A call cannot be written without this project."""
 
 
 def script(calls: list[Call], imports: Iterable[str], construction: Callable[[LayerConfig, str], list[str]]) -> str | None:
-    """The calls in the words of PyTorch. `construction(config, name)` are the lines that build the module, as `name`."""
+    """The calls as a PyTorch script. `construction(config, name)` gives the lines that build the module and call it `name`."""
     writer, body = _Writer(calls, construction), []
     try:
         for i, call in enumerate(calls):
@@ -40,7 +40,7 @@ def script(calls: list[Call], imports: Iterable[str], construction: Callable[[La
 
 
 def written(name: str, function: Callable, *args, **options) -> str:
-    """A call of the function as source, without the options that have their default."""
+    """Source of a call of the function. Options that have their default are left out."""
     parameters = inspect.signature(function).parameters
     shown = [source(value) for value in args]
     for key, value in options.items():
@@ -63,7 +63,7 @@ def source(value) -> str:
 
 
 def tensor(array: np.ndarray, *options: str, whole: str = ".") -> str:
-    """Source of a tensor with the numbers of an array, strides included; whole numbers end in a point."""
+    """Source of a tensor with the numbers and the strides of an array. Whole numbers end in a point."""
     if any(stride < 0 for stride in array.strides):
         array = array.copy()  # as TorchLayer does
     if not array.flags.c_contiguous:
@@ -95,7 +95,7 @@ def assigned(place: str, array: np.ndarray) -> str:
 
 
 class _Writer:
-    """Knows what the variables of the script stand for."""
+    """Writes the lines for each call, and keeps track of what the variables of the script hold."""
 
     def __init__(self, calls: list[Call], construction: Callable[[LayerConfig, str], list[str]]):
         self.calls, self.construction = calls, construction
@@ -118,14 +118,14 @@ class _Writer:
         return lines or own.get(call.method, self.statements)(call)
 
     def place(self, call: Call, name: str, suffix: str = "") -> str:
-        """Source of W, b, A or B of the layer in the layout of the contract, so that indices are those of the report."""
+        """Source of W, b, A or B of the layer in the layout of SPEC.md, so that indices are those of the report."""
         path = call.target.paths[name].removeprefix(".".join([*self.inner(call), ""]))
         turned = ".t()" if name in call.target.transposed else ""
         root = call.layer.replace("layer", "inner") if self.inner(call) else call.layer
         return _attributes(root, path) + suffix + turned
 
     def inner(self, call: Call) -> list[str]:
-        """The module that holds all the arrays, if it is far inside: it gets a variable."""
+        """Path of the module that holds all the arrays, if it is deep inside the layer: it gets a variable of its own."""
         folders = [path.split(".")[:-1] for path in call.target.paths.values()]
         common = os.path.commonprefix(folders)
         return list(common) if len(common) > 1 else []
@@ -134,7 +134,7 @@ class _Writer:
         config, weight, bias = call.args
         self.configs[call.layer], self.wanted[call.layer] = config, True
         used = [c.method for c in self.calls if c.layer == call.layer and c.method not in ("build", "train", *READINGS)]
-        is_set = used[:1] == ["set_adapter"]  # before its random numbers matter
+        is_set = used[:1] == ["set_adapter"]  # so its random numbers do not matter
         lines = [f"torch.manual_seed({config.seed})"] if config.dropout or not is_set else []
         lines += self.construction(config, call.layer)
         if call.target is None:
@@ -210,7 +210,7 @@ class _Writer:
         return []
 
     def printed(self, call: Call, expression: str, answer, shape: tuple[int, ...]) -> list[str]:
-        """Prints numbers; and dtype and shape, if those are not as they should be or if there are no numbers."""
+        """The lines that print the numbers of an answer. They print dtype and shape if these are wrong, or if it is empty."""
         if not isinstance(answer, np.ndarray):
             return [expression if call.raised else f"print({expression})"]
         usual = answer.dtype.name == self.configs[call.layer].dtype and answer.shape == shape and answer.size
@@ -219,7 +219,7 @@ class _Writer:
         return [f"result = {expression}", "print(result.dtype, tuple(result.shape), result.tolist())"]
 
     def statements(self, call: Call) -> list[str]:
-        """The body of the layer's own method, with the layer for `self.module`, and the arguments in their places."""
+        """The body of the layer's own method, with the layer in place of `self.module` and the arguments put in."""
         method = getattr(type(call.target), call.method)
         bound = inspect.signature(method).bind(call.target, *call.args)
         bound.apply_defaults()
@@ -242,7 +242,7 @@ class _Writer:
 
 
 class _InPlace(ast.NodeTransformer):
-    """Puts the name of the module in the place of `self.module`, and source in the place of names."""
+    """Replaces `self.module` by the name of the module, and names by source."""
 
     def __init__(self, module: str, words: dict[str, str]):
         self.module, self.words = module, words
@@ -254,19 +254,19 @@ class _InPlace(ast.NodeTransformer):
         return ast.Name(self.module) if ast.unparse(node) == "self.module" else self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        if ast.unparse(node.func) == "self._call":  # of a method of the module that may not be there
+        if ast.unparse(node.func) == "self._call":  # calls a method that the module may not have
             assert isinstance(node.args[0], ast.Constant)
             return ast.parse(f"{self.module}.{node.args[0].value}()", mode="eval").body
         return self.generic_visit(node)
 
 
 def _attributes(root: str, path: str) -> str:
-    """Source of a dotted path, where a number is an index."""
+    """Source of a dotted path. A number in it is written as an index."""
     return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", f"{root}.{path}")
 
 
 def _joined(lines: list[str]) -> list[str]:
-    """One `with torch.no_grad():` for those that follow each other."""
+    """The lines with one `with torch.no_grad():` for all such blocks that follow each other."""
     found, inside = [], False
     for line in lines:
         if line != NO_GRAD or not inside:

@@ -1,5 +1,5 @@
-"""Between a requirement and a subject: remembers every call, so that a failure can be shown as a script of a few
-lines, checks the type of every answer, and tells an exception of the subject from a fault of the harness."""
+"""Wraps a subject for a requirement. It records every call, so that a failure can be shown as a script of a few lines. It
+checks the type of every answer, and tells an exception of the subject from a fault of the harness."""
 
 from contextlib import suppress
 from typing import Any
@@ -17,11 +17,11 @@ _ANSWERS = {
     "forward": np.ndarray, "forward_mixed": np.ndarray, "weight": np.ndarray, "bias": (np.ndarray, type(None)),
 }
 MAX_SCRIPT_ELEMENTS = 400
-BASES = ("none", "full")  # what a model may be asked for without a method
+BASES = ("none", "full")  # models that are built without a method to test
 
 
 class SubjectError(Exception):
-    """The subject raised. `error` is what it raised, `call` what it was asked."""
+    """The subject raised an exception: `error`, in the call `call`."""
 
     def __init__(self, call: str, error: BaseException):
         self.call, self.error = call, error
@@ -40,22 +40,22 @@ def refuses(action, *args) -> bool:
 
 
 class Traced(Subject):
-    """A subject whose layers remember what was asked of them, in one list for the whole case."""
+    """A subject that records the calls to all its layers, in one list for the whole case."""
 
     def __init__(self, subject: Subject, record: bool = True):
-        """Without `record` no script can be made: nothing is copied for one."""
+        """Without `record` the arguments are not copied, and no script can be made."""
         self._subject, self._record = subject, record
         self.name, self.scale = getattr(subject, "name", ""), getattr(subject, "scale", None)
         self.freezes, self.methods = getattr(subject, "freezes", ""), tuple(getattr(subject, "methods", Subject.methods))
         self._layers: dict[str, Layer | None] = {}
-        self.calls: list[tuple[Call, tuple]] = []  # and the arguments themselves, to see whether they change
-        self.elements = 0  # of all arrays handed over, to know whether a script stays readable
+        self.calls: list[tuple[Call, tuple]] = []  # with the arguments themselves, to see whether they change
+        self.elements = 0  # numbers in all arrays handed over; a script with too many is unreadable
 
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> "TracedLayer":
         self._offered(config.method)
         fixed = self.scale
         other = fixed is not None and (config.scaling, config.alpha) != ("standard", fixed * config.rank)
-        if other and isinstance(config.rank, int) and config.rank > 0:  # a bad rank is for the implementation to refuse
+        if other and isinstance(config.rank, int) and config.rank > 0:  # the implementation must refuse a bad rank itself
             raise Unsupported(f"alpha {config.alpha:g} with {config.scaling} scaling: the scale is always {fixed:g}")
         name = f"layer{len(self._layers) + 1 if self._layers else ''}"
         self._layers[name] = None
@@ -65,7 +65,7 @@ class Traced(Subject):
         return layer
 
     def build_model(self, config: ModelConfig, arrays: dict[str, np.ndarray]) -> "TracedModel":
-        """A model has more numbers than a script can show: no script is made of its calls."""
+        """Builds a model. No script is made of its calls: it has more numbers than a script can show."""
         if config.method not in BASES:
             self._offered(config.method)
         self.elements = MAX_SCRIPT_ELEMENTS + 1
@@ -82,7 +82,7 @@ class Traced(Subject):
             raise reason
 
     def _ask(self, label: str, action, args: tuple, answer=None) -> Any:
-        """`label` is the layer's name and the method's."""
+        """Makes the call and records it. `label` is the layer's name, a point and the method's name."""
         name, method = label.split(".")
         readable = self._record
         if readable:
@@ -94,13 +94,13 @@ class Traced(Subject):
             result = action(*args)
             raised = False
         except Unsupported as reason:
-            call = None  # as if it had not been asked
+            call = None  # the call is not recorded
             reason.method = method
             raise
         except (Exception, SystemExit) as error:
             raise SubjectError(f"{method}()", error) from error
         finally:
-            np.seterr(all="ignore")  # the subject may have set it otherwise
+            np.seterr(all="ignore")  # the subject may have changed it
             if call is not None:
                 self.calls.append((call._replace(answer=_copied(result), raised=raised), args))
         if answer is not None and not isinstance(result, answer):
@@ -110,13 +110,13 @@ class Traced(Subject):
         return _kept(method, result)
 
     def script(self, spec: str) -> str | None:  # type: ignore[override] the calls are its own
-        """The calls as a Python script, in the subject's own words if it has any, and else through this package; None if
+        """The calls as a Python script: the subject's own if it writes one, and otherwise one that uses this package. None if
         it would be too long."""
         if self.elements > MAX_SCRIPT_ELEMENTS or not self.calls:
             return None
         calls = told([call._replace(changed=bits(call.args) != bits(args)) for call, args in self.calls])
         own = None
-        with suppress(Exception):  # a report comes first; and whatever has a `build` is a subject, with or without `script`
+        with suppress(Exception):  # a report must not fail here; and a subject need not have `script`
             own = self._subject.script(calls, spec)
         return wrapped(own or through_this_package(calls, spec))
 
@@ -140,7 +140,7 @@ class TracedLayer(Layer):
 
 
 def _kept(method: str, result):
-    """A copy of an answer, since a layer may use its buffers again; real floating-point numbers, or a Mismatch."""
+    """A copy of an answer, since a layer may use its buffers again. Raises a Mismatch unless its numbers are real floats."""
     if isinstance(result, np.ndarray):
         return _numbers(f"what {method}() returns", result)
     if not isinstance(result, dict):
@@ -179,7 +179,7 @@ for _kind, _traced in (Layer, TracedLayer), (Model, TracedModel):
 
 
 def _copied(value) -> Any:
-    """With the strides that it has."""
+    """A copy of a value. Arrays keep their strides."""
     if isinstance(value, np.ndarray):
         copy = value.copy()
         if not value.flags.c_contiguous and not any(stride % value.itemsize for stride in value.strides):

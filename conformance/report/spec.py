@@ -13,48 +13,53 @@ HEAD = """\
 # What a LoRA layer must do
 
 Version {version}. Generated from `conformance/requirements/` by `python -m conformance.report.generated`; do not edit.
-{count} requirements: {must} MUST, {should} SHOULD. An id is never used again for something else.
+{count} requirements: {must} MUST, {should} SHOULD. The id of a requirement is never given to another one.
 
 The words MUST, MUST NOT, SHOULD, SHOULD NOT and MAY are to be read as in RFC 2119. A requirement that is marked
 *where offered* binds only implementations that offer the feature.
 
 ## Notation
 
-Rows are samples. Arrays of n samples are written with their last two dimensions; any leading dimensions are rows.
+Each row is a sample. In a shape, `…` stands for any number of leading dimensions; all of them are counted as rows.
 
 | symbol | shape | meaning |
 |---|---|---|
 | x | (…, in) | input |
 | W, b | (out, in), (out) | the frozen weight and bias of the base layer |
-| A, B | (in, rank), (rank, out) | the trainable factors; A is the one that x meets first |
+| A, B | (in, rank), (rank, out) | the trainable factors; x is multiplied by A first |
 | scale | number | alpha / rank, or alpha / √rank with rank-stabilised scaling |
 | y | (…, out) | output: `y = x Wᵀ + b + scale · (x A) B` |
-| dT | as T | gradient of the loss with respect to T; dy (…, out) is given |
+| dT | that of T | gradient of the loss with respect to T; dy (…, out) is an input of the backward pass |
 | W' | (out, in) | the merged weight: `W' = W + scale · (A B)ᵀ` |
 | p, m | rate, mask | dropout: `x̃ = x · m / (1 − p)`, m ~ Bernoulli(1 − p) |
 | u, v, γₖ | numbers | unit roundoff of the stored format, and of the accumulator; γₖ = k v / (1 − k v) |
 
-The *base layer* is `x Wᵀ + b`. A layer is *fresh* before any step or load, *merged* between merge and unmerge, in
-*training* or in *inference mode*.
+The *base layer* is `x Wᵀ + b`. A layer is *fresh* before any step or load. It is *merged* between merge and unmerge. It is
+either in *training mode* or in *inference mode*. An *honest* layer is one that computes the formula, with its sums in any
+order and with rounding as the bound below allows it. The *subject* is the implementation that is tested.
 
 ## How a requirement is decided
 
-* **Exact cases.** Small integers, and scales with few bits. Every product and sum is exact in the dtype at hand, in
-  every order, so an honest layer agrees bit for bit and nothing else does. Meaning is decided here: a sentence that says
-  that something *equals* another, or *is* it, is meant where every sum is exact. What rounding may add elsewhere is said by
-  the sentences that begin with "on real numbers".
-* **Rounding cases.** Normal draws. The answer must be within a componentwise bound: the formula on absolute values,
-  each term times (1 + γₖ)(1 + u)ᵐ − 1, k and m counted for the worst honest order of computing (`lora_ref/error/bounds.py`).
-  The bound allows float32 sums and one rounding to the layer's dtype after every product, scaling and addition.
-* **Statistics.** Where numbers are drawn by the layer, the false-alarm probability of a check is at most 10⁻¹¹.
+* **Exact cases.** The arrays hold small integers, and the scale has few bits. Every product and sum is exact in the dtype
+  of the layer, in every order. So an honest layer agrees with the formula bit for bit, and a wrong layer does not. These
+  cases decide what a layer must compute: a requirement that says that something *equals* something else, or *is* it,
+  speaks of cases in which every sum is exact. The requirements that begin with "On real numbers" say how much rounding may
+  add in all other cases.
+* **Rounding cases.** The arrays are drawn from normal distributions. The answer must be within a componentwise bound: the
+  formula on absolute values, each term times (1 + γₖ)(1 + u)ᵐ − 1. The numbers k and m are counted for the worst honest
+  order of computing (`lora_ref/error/bounds.py`). The bound allows float32 sums and one rounding to the layer's dtype after
+  every product, scaling and addition.
+* **Statistics.** Some checks look at random numbers that the layer draws. Each of them rejects an honest layer with a
+  probability of at most 10⁻¹¹.
 
-The truth is computed by `lora_ref` in float64, or in long double for float64 layers; its own rounding is part of the
-bound. The verdict on a subject is *conformant* if no MUST failed and {core} was decided. Faults are named by their ids in
-`conformance/known_faults.json`, which says where each was reported; so does `conformance explain`.
+`lora_ref` computes the right answer in float64, or in long double for float64 layers. Its own rounding is part of the
+bound. The verdict on a subject is *conformant* if no MUST failed and {core} was decided, that is, not skipped as
+unsupported. Known faults have ids (BUG-…). `conformance/known_faults.json` and `conformance explain` say where each was
+reported.
 
 ## Layouts in use
 
-A and B in other projects, each brought to the layout above by its subject:
+How other projects store A and B. The tests convert each of them to the layout above (`conformance/subjects/`):
 
 | implementation | A | B | scale |
 |---|---|---|---|
@@ -75,27 +80,28 @@ A and B in other projects, each brought to the layout above by its subject:
 | question | sources | here |
 |---|---|---|
 | distribution of A | paper: Gaussian, no standard deviation; loralib, PEFT, torchtune: U(±1/√in); PEFT "gaussian": N(0, 1/rank²) | any with mean 0 and full rank (INIT-04, INIT-05); the spread SHOULD NOT depend on the rank (INIT-07) |
-| fan-in of A | torch takes size(1): `in` of (rank, in), but `rank` of (in, rank) | `in`, written out, whatever the layout |
+| fan-in of A | torch takes size(1): that is `in` for A (rank, in), but `rank` for A (in, rank) | always `in`, whatever the layout |
 | which factor is zero | B in linear layers; A in the embeddings of loralib and PEFT | exactly one of them (INIT-03) |
-| scale | paper eq. 3: none; its v2: α / r; rsLoRA: α / √r; mlx-lm: a number of its own | alpha / rank; alpha / √rank where offered (SCALE-01, SCALE-03) |
-| site of dropout | before A (all); after A as well (2021 code); after A only (kohya) | anywhere on the LoRA path (DROP-02 to DROP-04) |
+| scale | paper eq. 3: none; its v2: α / r; rsLoRA: α / √r; mlx-lm: a number that is given directly | alpha / rank; alpha / √rank where offered (SCALE-01, SCALE-03) |
+| place of dropout | before A (all); after A as well (2021 code); after A only (kohya) | anywhere on the LoRA path (DROP-02 to DROP-04) |
 | rows or columns | paper: B A x with column vectors; this page: x A B with rows | W' = W + scale · (A B)ᵀ for W (out, in) (MERGE-01) |
-| merging at eval() | loralib merges and unmerges with the mode; PEFT never does | both (GRAD-12); files must not notice (STATE-05) |
+| merging at eval() | loralib merges and unmerges with the mode; PEFT never does | both (GRAD-12); saved files do not depend on it (STATE-05) |
 | unmerge | by subtraction, or from a kept copy | within rounding (MERGE-07), SHOULD be bit-exact (MERGE-08) |
 | merging in half precision | rounding after each step, or once | both within the bound (DTYPE-06), SHOULD round once (DTYPE-07) |
 | adapters over a half-precision base | of the base's dtype, or float32 | both; the output has the base's dtype (DTYPE-01) |
 | rank 0 | an error (PEFT), or LoRA turned off (loralib) | both (INPUT-03) |
 | rank > min(in, out) | computed, or refused | both (FWD-07) |
 | alpha = 0 | the base layer, or an error | both (SCALE-06) |
-| while merged | setting, loading, saving and going to training mode are done, or refused | both; nothing is corrupted (MERGE-11, MERGE-17, STATE-06) |
-| gradients in inference mode | given, withheld (`torch.inference_mode`), or an error | all; what is given is right (GRAD-12) |
-| combining adapters | ranks side by side; roots of the weights in both factors (PEFT, one adapter) | both within rounding (MULTI-13); sums of factors are not |
+| while merged | setting, loading, saving and going to training mode are carried out, or refused | both; nothing is corrupted (MERGE-11, MERGE-17, STATE-06) |
+| gradients in inference mode | given, withheld (`torch.inference_mode`), or an error | all three; a gradient that is given is right (GRAD-12) |
+| combining adapters | ranks side by side; roots of the weights in both factors (PEFT, one adapter) | both are right within rounding (MULTI-13); adding up the factors is wrong |
 | parameter count | paper: 2 · d · r, for square matrices | rank · (in + out), which is the same there (PARAM-01) |
 
 ## Profiles
 
-An inference engine has no gradients and a training library may not merge, so the verdict is also given by profile:
-`conformant`, `partial` (nothing failed, something it needs is not offered), `nonconformant`, or `not offered`.
+An inference engine has no gradients, and a training library may not be able to merge. So each profile has a verdict of its
+own: `conformant`, `partial` (nothing failed, but something that the profile needs is not offered), `nonconformant`, or
+`not offered`.
 
 | profile | MUST requirements |
 |---|---|

@@ -1,7 +1,7 @@
-"""The requirements: one file per group, and a requirement is a sentence, its sources and a property of a subject.
+"""The requirements, in one file per group. A requirement is a sentence, its sources, and a property that is checked.
 
-A property is a function of (subject, case) that raises Mismatch, or returns the largest error / bound that it saw. Its
-docstring says why the requirement is there. Every module of this folder is read; there is no list to edit.
+A property is a function of (subject, case). It raises Mismatch, or returns the largest error / bound that it saw. Its
+docstring says why the requirement is there. Every module of this folder is loaded; there is no list to edit.
 """
 
 import importlib
@@ -16,18 +16,18 @@ from hypothesis.strategies import SearchStrategy
 
 from conformance.subject import Subject
 
-Check = Callable[[Subject, Any], float | None]  # the case is of the kind that `cases` draws
+Check = Callable[[Subject, Any], float | None]  # of the subject and a case that `cases` drew
 LEVELS = ("MUST", "SHOULD", "MAY")
 
 
 class Group(NamedTuple):
     """A group of requirements. The file of the group says GROUP = Group(…)."""
 
-    id: str  # of its requirements: ID-01, ID-02, …
+    id: str  # its requirements are ID-01, ID-02, …
     title: str
-    order: int  # among the groups
+    order: int  # its place among the groups
     profile: str  # which verdict it counts towards, unless a requirement names another one
-    asks: str  # a method of Layer or Subject: a subject without it does not offer the profile
+    asks: str  # method of Layer or Subject that a subject must have to offer the profile
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,14 +35,14 @@ class Requirement:
     id: str
     sentence: str  # holds MUST, SHOULD or MAY, which is its level (RFC 2119)
     check: Check
-    cases: Callable[[tuple[str, ...]], SearchStrategy]  # dtypes in play → cases
+    cases: Callable[[tuple[str, ...]], SearchStrategy]  # takes the dtypes in play, returns a strategy for cases
     needs: tuple[str, ...]  # methods of Layer, beyond build
     formula: str
     sources: tuple[str, ...]
     faults: tuple[str, ...]  # rows of known_faults.json that it catches
-    own_profile: str  # "": that of its group
-    optional: bool  # a profile does not wait for it: binding only on those that offer the feature
-    examples: float  # of the number of cases that a run is asked for
+    own_profile: str  # "" means the profile of its group
+    optional: bool  # binds only subjects that offer the feature; a profile does not need it
+    examples: float  # share of the number of cases that a run is asked for
 
     @property
     def level(self) -> str:
@@ -69,7 +69,7 @@ def requirement(
     id: str, sentence: str, *, cases, needs: str, formula: str = "", sources: tuple[str, ...] = (),
     faults: str = "", profile: str = "", optional: bool = False, examples: float = 1.0,
 ) -> Callable[[Check], Requirement]:
-    """Makes a Requirement of a property. `needs` are method names, `faults` row numbers, divided by spaces."""
+    """Makes a Requirement from a property. `needs` are method names and `faults` BUG numbers, separated by spaces."""
     reports = tuple(f"BUG-{number}" for number in faults.split())
     return lambda check: Requirement(
         id, sentence, check, cases, tuple(needs.split()), formula, sources, reports, profile, optional, examples
@@ -78,7 +78,7 @@ def requirement(
 
 @cache
 def _modules() -> tuple[ModuleType, ...]:
-    """The file of each group, in the order of the groups."""
+    """The module of each group, in the order of the groups."""
     names = [info.name for info in pkgutil.iter_modules(__path__) if not info.ispkg]
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
     return tuple(sorted(modules, key=lambda module: (module.GROUP.order, module.GROUP.id)))
@@ -86,13 +86,13 @@ def _modules() -> tuple[ModuleType, ...]:
 
 @cache
 def groups() -> dict[str, Group]:
-    """Id → group, in their order."""
+    """The groups by id, in their order."""
     return {module.GROUP.id: module.GROUP for module in _modules()}
 
 
 @cache
 def profiles() -> dict[str, str]:
-    """Profile → the method that a subject must have to offer it, in the order of the groups."""
+    """For each profile, in the order of the groups, the method that a subject must have to offer it."""
     return {group.profile: group.asks for group in groups().values()}
 
 

@@ -31,7 +31,7 @@ HE = "He et al., Towards a Unified View of Parameter-Efficient Transfer Learning
 PFEIFFER = "Pfeiffer et al., AdapterFusion, 2021"
 SOURCES = (HOULSBY, PFEIFFER, HE)
 ADAPTERS = models("adapter")
-TWO_SIGMA = 0.02  # of the paper's 0.01, at which its draws are truncated
+TWO_SIGMA = 0.02  # two of the paper's deviations of 0.01; its draws are truncated there
 
 
 @requirement(
@@ -40,19 +40,20 @@ TWO_SIGMA = 0.02  # of the paper's 0.01, at which its draws are truncated
     cases=models("adapter", start="zero"), examples=SHARE,
 )
 def fresh_adapter_changes_nothing(subject, case):
-    """With the skip around it, a zero makes it the identity, whatever stands before the zero."""
+    """The adapter has a skip around it. So with U and u zero it is the identity, whatever f, D and d are."""
     want = plain(subject, case).forward(case.tokens)
     return expect_equal(fresh(subject, case).forward(case.tokens), want, "logits with a fresh adapter")
 
 
 @requirement(
-    "ADAPT-02", "An adapter MUST be where its form says, with its skip, its activation and its scale.",
+    "ADAPT-02", "An adapter MUST be at the place that its form says, with its skip, its activation and its scale.",
     formula="Ad(z) = scale · (f(z D + d) U + u)", sources=SOURCES, needs=NEEDS, faults="147", cases=ADAPTERS,
 )
 def adapter_in_its_place(subject, case):
-    """Behind the residual sum or before it, a sub-layer's input or its output: at the start all of them are the same. Where
-    norms come first, a parallel adapter sees here what its sub-layer sees, the normed input; He et al.'s own code for such a
-    model (mBART), and AdapterHub's for GPT-2, give it the input from before the norm."""
+    """An adapter may be placed before or behind the residual sum, and may read a sub-layer's input or its output. A fresh adapter
+    does not show the difference. In models with the norm first, a parallel adapter gets the normed input here, as its
+    sub-layer does. He et al.'s own code for such a model (mBART), and AdapterHub's for GPT-2, give it the input from before
+    the norm."""
     return right_logits(prepared(subject, case), case)
 
 
@@ -62,7 +63,7 @@ def adapter_in_its_place(subject, case):
     cases=ADAPTERS,
 )
 def adapter_gradients(subject, case):
-    """Those of the lower adapters come through the upper ones and their skips."""
+    """The gradients of the lower adapters come through the upper adapters and their skips."""
     return right_gradients(prepared(subject, case), case)
 
 
@@ -71,38 +72,38 @@ def adapter_gradients(subject, case):
     formula="2 d m + m + d", sources=(HOULSBY,), needs="build_model trainable", cases=ADAPTERS, examples=SHARE,
 )
 def adapter_parameters(subject, case):
-    """Norms that train besides are another method; they are counted apart."""
+    """Some methods train the norms as well. That is another method, with another count."""
     d, m = case.config.width, case.config.bottleneck
     only_these_train(subject, case, len(places(case.config)) * (2 * d * m + m + d))
 
 
 @requirement(
-    "ADAPT-05", "A step MUST move the adapters against their gradients, and leave the base bit for bit.",
+    "ADAPT-05", "A step MUST move the adapters against their gradients, and leave the base as it was, bit for bit.",
     formula="p ← p − lr · dp", sources=SOURCES, needs=f"{NEEDS} backward zero_grad step arrays base", cases=ADAPTERS,
     examples=SHARE,
 )
 def base_stays_frozen_under_adapters(subject, case):
-    """The norms beside an adapter are the base's own, and not copies of them."""
+    """The norms beside an adapter belong to the base: they are not copies that may train."""
     return frozen_and_moved(subject, case)
 
 
 @requirement(
-    "ADAPT-06", "With its adapters switched off the model MUST be the base, bit for bit, and with them on again what it was.",
+    "ADAPT-06", "With its adapters off the model MUST be the base, bit for bit; with them on again, what it was.",
     formula="y = f(x)", sources=SOURCES, needs=f"{NEEDS} switch", faults="147", cases=ADAPTERS, examples=SHARE,
     optional=True,
 )
 def adapters_switched_off(subject, case):
-    """A model that was made ready for adapters is still the model."""
+    """Making a model ready for adapters must not change the model itself."""
     return switched_off(subject, case)
 
 
 @requirement(
-    "ADAPT-07", "Making the adapters MUST NOT touch the base: its arrays are those that were given, bit for bit.",
+    "ADAPT-07", "Making the adapters MUST NOT change the base: its arrays are those that were given, bit for bit.",
     formula="W, b, norms as given", sources=(*SOURCES, "adapter-hub/adapters #745"), needs="build_model base", faults="148",
     cases=models("adapter", start="zero"), examples=SHARE,
 )
 def initialisation_spares_the_base(subject, case):
-    """An initialiser that takes the first module for the down projection can hit a norm."""
+    """An initialiser that assumes that the first module is the down projection can overwrite a norm."""
     found = fresh(subject, case).base()
     names_are(found, case.base, "names of the base")
     for name in sorted(found):
@@ -115,7 +116,7 @@ def initialisation_spares_the_base(subject, case):
     cases=models("adapter", start="near"), examples=SHARE,
 )
 def near_identity(subject, case):
-    """The paper found training to suffer above 0.01. Other deviations are in use: 0.001 in the authors' code, 0.02."""
+    """The paper found that training suffers above 0.01. Other deviations are in use: 0.001 in the authors' code, and 0.02."""
     for name, array in fresh(subject, case).arrays().items():
         largest = float(np.abs(array.astype(float)).max())
         bound = 0.0 if name.endswith("_bias") else TWO_SIGMA

@@ -20,8 +20,8 @@ SOURCES = (
     f"{LORALIB}, Linear.forward",
 )
 NEEDS = "set_adapter forward train"
-PASSES = 512  # each of which gives one row of a mask that its rows share
-K = 32  # in the cases that read the mask off the output, in = out = rank = K
+PASSES = 512  # passes to read where all rows share a mask: each gives one row
+K = 32  # in = out = rank = K in the cases that read the mask off the output
 
 
 def readable(rate: float):
@@ -29,7 +29,7 @@ def readable(rate: float):
 
 
 def forms(dtypes: tuple[str, ...]):
-    """Readable cases of every dtype, scaling and number of leading dimensions; 16 has a root."""
+    """Cases that show the mask, in every dtype, scaling and number of leading dimensions. √16, of the rank, is exact."""
     leading = st.sampled_from([(), (1,), (1, 1), (3,), (2, 3)])
 
     def of(form) -> st.SearchStrategy[Case]:
@@ -44,7 +44,7 @@ def forms(dtypes: tuple[str, ...]):
 
 def showing(subject, case: Case, rows: int = 0) -> tuple[Layer, Callable[[], np.ndarray]]:
     """A training-mode layer with W = 0, b = 0 and A = B = I, so that the output is scale · mask · x / (1 − rate), and a
-    function that reads the mask, as multiples of x, off a new forward pass; of x (4, rows, in) if rows are given."""
+    function that makes a forward pass and returns its mask as multiples of x. If `rows` is given, x is (4, rows, in)."""
     eye = np.eye(case.config.in_features, dtype=case.dtype)
     x = np.ones((4, rows, len(eye)), case.dtype) if rows else case.x
     case = case.replace(W=0 * case.W, b=None if case.b is None else 0 * case.b, A=eye, B=eye, x=x)
@@ -54,7 +54,7 @@ def showing(subject, case: Case, rows: int = 0) -> tuple[Layer, Callable[[], np.
 
 
 def drawn(subject, case: Case) -> np.ndarray:
-    """The mask of one pass, without the samples and rows that repeat the first; if few are left, the first rows of many."""
+    """The mask of one pass, without samples or rows that repeat the first. If too few are left, the first rows of many passes."""
     _, read = showing(subject, case, rows=1024)
     found = read()
     for axis in (0, 1):
@@ -67,7 +67,7 @@ def drawn(subject, case: Case) -> np.ndarray:
 
 
 def drops(read: Callable[[], np.ndarray], when: str) -> None:
-    """At a rate of ½; of n entries none is dropped with a probability of 2⁻ⁿ, and n is at least 128 here."""
+    """Demands a dropped entry, at a rate of ½. None of n entries is dropped with probability 2⁻ⁿ; n is at least 128 here."""
     found = read()
     expect((found == 0).any(), f"dropped entries {when}", 0, f"about {found.size // 2}")
 
@@ -79,7 +79,7 @@ def drops(read: Callable[[], np.ndarray], when: str) -> None:
     cases=exact(dropout=0.5), examples=0.5,
 )
 def none_in_inference(subject, case):
-    """Inverted dropout needs no correction at inference; a second factor of 1 − p there weakens the adapter."""
+    """Inverted dropout needs no correction at inference. A factor of 1 − p there weakens the adapter."""
     layer = prepared(subject, case, training=True)
     layer.train(False)
     return expect_equal(layer.forward(case.x), case.truth.y, "y in inference mode")
@@ -87,12 +87,12 @@ def none_in_inference(subject, case):
 
 @requirement(
     "DROP-02",
-    "Dropout MUST act on the LoRA path only: the base product sees x whole.",
+    "Dropout MUST act on the LoRA path only: the base product gets x without dropout.",
     formula="B = 0 ⇒ y = x Wᵀ + b in training mode", sources=SOURCES, needs=NEEDS, faults="43 60", optional=True,
     cases=exact(dropout=0.5), examples=0.5,
 )
 def base_path_is_not_dropped(subject, case):
-    """The frozen model was not trained to do without a part of its input."""
+    """The frozen model was not trained with a part of its input missing."""
     case = case.replace(B=0 * case.B)
     return expect_equal(prepared(subject, case, training=True).forward(case.x), case.truth.base,
                         "y in training mode with B = 0")
@@ -105,9 +105,9 @@ def base_path_is_not_dropped(subject, case):
     optional=True, cases=readable(0.75), examples=0.05,
 )
 def inverted_scaling(subject, case):
-    """With A = B = I the mask can be read off the output. A rate that was never wired in, or p taken for 1 − p, shows; so
-    does one that is off by 0.02, since 131,072 entries are read, at rates that are usual and at one that is not. Where rows
-    share a mask, which DROP-07 is about, fewer draws are read, each of them once."""
+    """With A = B = I the mask can be read off the output. This shows a rate that is never used, and p used in place of 1 − p.
+    It also shows a rate that is off by 0.02, since 131,072 entries are read at each rate. Two of the rates are usual, one is
+    not. If all rows share a mask (which DROP-07 forbids), fewer draws are read, each of them once."""
     ratios = []
     for rate in (0.75, 0.125, 0.05):
         found = drawn(subject, case.replace(dropout=rate))
@@ -129,8 +129,8 @@ def inverted_scaling(subject, case):
     cases=exact(dropout=0.5, only=("float32", "float64"), leading=st.tuples(st.integers(2, 6))),
 )
 def one_mask_for_both_passes(subject, case):
-    """Whatever mask was drawn, and wherever it was applied. A mask that is drawn anew in the backward pass, or left
-    out of one gradient, breaks the identity at once; with fixed masks no comparison of outputs would see it."""
+    """The identity holds whatever mask was drawn and wherever it was applied. A mask that is drawn again in the backward pass,
+    or left out of one gradient, breaks it. A comparison of outputs cannot show this fault."""
     case = case.replace(W=0 * case.W, b=None if case.b is None else 0 * case.b)
     layer = prepared(subject, case, training=True)
     layer.train(True)
@@ -152,7 +152,7 @@ def one_mask_for_both_passes(subject, case):
     cases=readable(0.5), examples=0.1,
 )
 def comes_back_after_inference(subject, case):
-    """After the first evaluation the rest of a training run went on without dropout, and no loss curve showed it."""
+    """With this fault a training run goes on without dropout after its first evaluation, and no loss curve shows it."""
     layer, read = showing(subject, case, rows=16)
     layer.train(False)
     whole = read()
@@ -168,19 +168,19 @@ def comes_back_after_inference(subject, case):
     examples=0.5,
 )
 def rate_zero(subject, case):
-    """No dropout is the value 0 of the option, and not a path of its own."""
+    """p = 0 means no dropout. It must not lead to code that computes something else."""
     return expect_equal(prepared(subject, case, training=True).forward(case.x), case.truth.y, "y in training mode with p = 0")
 
 
 @requirement(
     "DROP-07",
-    "Every forward pass in training mode MUST draw a mask of its own, and in it every entry of every row by itself.",
+    "Every forward pass in training mode MUST draw a new mask, and MUST draw every entry of every row independently.",
     formula="m₁ ≠ m₂; mᵢⱼ independent", sources=SOURCES, needs=NEEDS, faults="69 70", optional=True,
     cases=readable(0.5), examples=0.1,
 )
 def masks_differ(subject, case):
-    """A mask that was drawn once is a smaller layer, not regularisation. Two masks of 2048 entries are equal by chance
-    with probability 2⁻²⁰⁴⁸; what is asked of the rows and entries of one mask fails by chance with less than 2⁻¹⁰⁰."""
+    """A mask that is drawn only once makes the layer smaller and does not regularise. Two masks of 2048 entries are equal by
+    chance with probability 2⁻²⁰⁴⁸. The checks on the rows and entries of one mask fail by chance with less than 2⁻¹⁰⁰."""
     _, read = showing(subject, case, rows=16)
     first, second = read(), read()
     expect(not np.array_equal(first, second), "the masks of two forward passes", "equal", "different")
@@ -203,18 +203,18 @@ def masks_differ(subject, case):
     cases=exact(dropout=0.5, degenerate=True), examples=0.5,
 )
 def fresh_with_dropout(subject, case):
-    """Whatever the mask, it multiplies zero."""
+    """The mask multiplies zero, so it has no effect."""
     return expect_equal(fresh(subject, case).forward(case.x), case.truth.base, "y of a fresh layer in training mode")
 
 
 @requirement(
     "DROP-09",
-    "In training mode the gradient of x MUST hold the base path whole.",
+    "In training mode the gradient of x MUST hold the whole gradient of the base path, without dropout.",
     formula="B = 0 ⇒ dx = dy W in training mode", sources=SOURCES, needs=f"{NEEDS} backward", faults="43", optional=True,
     cases=exact(dropout=0.5), examples=0.5,
 )
 def base_gradient_is_not_dropped(subject, case):
-    """The counterpart of DROP-02: a mask that is applied to the sum of both paths."""
+    """The counterpart of DROP-02. It shows a mask that is applied to the gradient of both paths."""
     case = case.replace(B=0 * case.B)
     found = gradients(prepared(subject, case, training=True), case.x, case.dy)
     return expect_equal(found.get("x", np.zeros(0)), case.truth.dx, "dx in training mode with B = 0")
@@ -227,7 +227,7 @@ def base_gradient_is_not_dropped(subject, case):
     cases=exact(dropout=0.5), examples=0.5,
 )
 def merged_does_not_drop(subject, case):
-    """The input of the base product is never dropped, merged or not."""
+    """The input of the base product is never dropped, whether the layer is merged or not."""
     layer = prepared(subject, case, training=True)
     layer.merge()
     return expect_equal(layer.forward(case.x), case.truth.y, "y merged, in training mode")
@@ -239,8 +239,8 @@ def merged_does_not_drop(subject, case):
     formula="x̃ = x · m / (1 − p)", sources=SOURCES, needs=NEEDS, faults="69 72", optional=True, cases=forms,
 )
 def any_form_of_x(subject, case):
-    """A single row, a vector, half precision: where a path of its own forgets the mask, or the factor. 128 entries are read;
-    all are dropped, or none, with a probability of 2⁻¹²⁷."""
+    """A single row, a vector or half precision may have code of its own, which may forget the mask or the factor. 128 entries
+    are read. All of them, or none, are dropped with a probability of 2⁻¹²⁷."""
     _, read = showing(subject, case)
     found = np.concatenate([read().ravel() for _ in range(-(-128 // case.x.size))])
     kept = found != 0
@@ -256,7 +256,7 @@ def any_form_of_x(subject, case):
     optional=True, cases=readable(0.5), examples=0.1,
 )
 def comes_back_after_unmerge(subject, case):
-    """A merge for an evaluation in between must not end the regularisation."""
+    """A merge for an evaluation during training must not end the dropout."""
     layer, read = showing(subject, case, rows=16)
     layer.merge()
     layer.unmerge()
@@ -265,13 +265,13 @@ def comes_back_after_unmerge(subject, case):
 
 @requirement(
     "DROP-13",
-    "Two layers MUST NOT share their dropout: neither the rate, nor the mask.",
+    "Two layers MUST NOT share their dropout: neither the rate nor the mask.",
     formula="m₁ ≠ m₂, p₁ whatever p₂", sources=SOURCES, needs=f"{NEEDS} backward", faults="17 70", optional=True,
     cases=readable(0.5), examples=0.1,
 )
 def layers_share_no_dropout(subject, case):
-    """Layers that are seeded alike drop the same entries all through a model; a mask that is kept by the class is that of
-    the layer that ran last."""
+    """Layers with the same seed drop the same entries in the whole model. A mask that is stored in the class is the mask of the
+    layer that ran last."""
     case = case.replace(x=np.ones((4, K), case.dtype), dy=np.ones((4, K), case.dtype))
     (first, read), (second, read_second) = (showing(subject, case.replace(seed=case.config.seed + i)) for i in (0, 1))
     mask, other = read(), read_second()
@@ -290,7 +290,7 @@ def layers_share_no_dropout(subject, case):
     optional=True, cases=readable(0.5), examples=0.1,
 )
 def comes_back_after_load(subject, case):
-    """Going on from a checkpoint is training like any other."""
+    """Training that goes on from a checkpoint needs dropout like any other training."""
     layer, read = showing(subject, case, rows=16)
     with scratch() as directory:
         layer.save(Path(directory))

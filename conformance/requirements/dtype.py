@@ -1,4 +1,4 @@
-"""DTYPE: number formats, and what rounding may cost in each."""
+"""DTYPE: number formats, and how much error rounding may cause in each."""
 
 from contextlib import suppress
 
@@ -24,8 +24,9 @@ HALVES = ("float16", "bfloat16")
     needs=NEEDS, faults="126 127 129", cases=exact(degenerate=True),
 )
 def output_dtype(subject, case):
-    """Adapters in float32 over a half-precision base are legitimate; an output in float32 turns all that follows into
-    float32 as well, and costs twice the memory. A bias of the right dtype hides that the rest has another."""
+    """Adapters in float32 over a half-precision base are legitimate. But an output in float32 makes everything after it
+    float32 as well, and takes twice the memory. The layer is also built without a bias, since adding a bias can hide the
+    fault."""
     y = prepared(subject, case).forward(case.x)
     expect(y.dtype == case.dtype, f"dtype of y of a {case.dtype} layer", y.dtype, case.dtype)
     with suppress(Unsupported):
@@ -40,7 +41,7 @@ def output_dtype(subject, case):
     needs=f"{NEEDS} backward", faults="126 127", cases=exact(), examples=0.5,
 )
 def gradient_dtype(subject, case):
-    """The layer below is of the same dtype, and expects it."""
+    """The layer below has the same dtype as x, and expects a gradient of it."""
     layer = prepared(subject, case, training=True)
     found = gradients(layer, case.x, case.dy)
     if "x" in found:
@@ -76,7 +77,7 @@ def bfloat16_output(subject, case):
     faults="128 129", optional=True, cases=rounding(only=HALVES),
 )
 def low_precision_gradients(subject, case):
-    """The closed form of the gradients makes this a check without finite differences, which half precision rules out."""
+    """The gradients are known in closed form. Finite differences would be useless in half precision."""
     layer = prepared(subject, case, training=True)
     return judged(gradients(layer, case.x, case.dy), case, within_bound)
 
@@ -101,7 +102,7 @@ def low_precision_merge(subject, case):
     profile="merge", needs="set_adapter merge weight", faults="96 97 98", optional=True, cases=rounding(only=HALVES),
 )
 def low_precision_merge_rounds_once(subject, case):
-    """The merged weight is what is shipped. A delta that is rounded before it is added loses up to as much again."""
+    """The merged weight is what users get. Rounding the delta before it is added can double the error."""
     layer = prepared(subject, case, training=True)
     layer.merge()
     return expect_within(layer.weight(), case.truth.merged, case.bound.merged_once, "W after merge")
@@ -114,7 +115,7 @@ def low_precision_merge_rounds_once(subject, case):
     optional=True, cases=exact(only=HALVES),
 )
 def low_precision_is_exact_on_integers(subject, case):
-    """Meaning is decided here: no fault of structure can hide in the wide bounds of low precision."""
+    """The bounds of low precision are wide, and a wrong term could hide in them. Exact cases leave it no room."""
     layer = prepared(subject, case, training=True)
     expect_equal(layer.forward(case.x), case.truth.y, "y")
     found = gradients(layer, case.x, case.dy)
@@ -131,7 +132,7 @@ def low_precision_is_exact_on_integers(subject, case):
     cases=rounding(only=HALVES, sizes=st.just(512), rank=st.integers(2, 4), positive=True), examples=0.2,
 )
 def low_precision_sums(subject, case):
-    """Of terms of one sign, a sum in bfloat16 stands still at 256 times a term. Sums of mixed signs do not show it."""
+    """When terms of one sign are added up in bfloat16, the sum stops growing at 256 terms. Mixed signs do not show it."""
     layer = prepared(subject, case, training=True)
     ratio = expect_within(layer.forward(case.x), case.truth.y, case.bound.y, "y")
     return max(ratio, judged(gradients(layer, case.x, case.dy), case, within_bound))
@@ -144,7 +145,7 @@ def low_precision_sums(subject, case):
     faults="126 129", optional=True, cases=exact(only=("bfloat16",)), examples=0.5,
 )
 def whole_range(subject, case):
-    """It is that of float32. A detour through float16 loses what is above 65504 and below 6e-8."""
+    """bfloat16 has the range of float32. A conversion to float16 on the way loses numbers above 65504 and below 6e-8."""
     case = case.replace(b=None if case.b is None else 0 * case.b)
     for k in (40, -40):
         layer = prepared(subject, case, training=True)

@@ -26,8 +26,8 @@ SOURCES = (f"{PAPER}, §4.1 eq. 3", f"{PEFT}, Linear.forward", f"{LORALIB}, Line
     formula=FORMULA, sources=SOURCES, needs="set_adapter forward", faults="01 02 03 43 52 78", cases=exact(), examples=2,
 )
 def formula(subject, case):
-    """This is the definition of the layer. On small integers every honest way of computing it is exact, so the
-    answer must be equal bit for bit, and no tolerance can hide a wrong term, factor, sign or orientation."""
+    """This is the definition of the layer. On small integers every honest way of computing it is exact, so the answer must be
+    equal bit for bit. There is no tolerance in which a wrong term, factor, sign or orientation could hide."""
     return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y")
 
 
@@ -38,8 +38,8 @@ def formula(subject, case):
     needs="set_adapter forward", faults="53 126", cases=rounding(), examples=2,
 )
 def formula_within_rounding(subject, case):
-    """Exact cases hold small numbers only. Here a lower precision on the way, a flushed or clipped value, or an
-    approximation shows. The bound is derived in lora_ref/error/bounds.py and covers every order of summation."""
+    """Exact cases hold small numbers only. Real numbers show a lower precision on the way, a flushed or clipped value, or an
+    approximation. The bound is derived in lora_ref/error/bounds.py and covers every order of summation."""
     return expect_within(prepared(subject, case).forward(case.x), case.truth.y, case.bound.y, "y")
 
 
@@ -50,7 +50,7 @@ def formula_within_rounding(subject, case):
     cases=exact(leading=st.just(())), examples=0.5,
 )
 def no_leading_dimension(subject, case):
-    """A leading dimension is a convention of batches, not part of the formula."""
+    """The formula holds for a single vector. Leading dimensions are only a convention for batches."""
     return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y")
 
 
@@ -61,13 +61,13 @@ def no_leading_dimension(subject, case):
     cases=exact(leading=st.sampled_from([(0,), (0, 3), (3, 0), (2, 0, 3)]), degenerate=True), examples=0.5,
 )
 def empty_batch(subject, case):
-    """Filtering and sharding make empty batches; a layer must not be the place where they break."""
+    """Filtering and sharding make empty batches. A layer must not fail on them."""
     return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y")
 
 
 @requirement(
     "FWD-05",
-    "Three and four leading dimensions MUST give what the flattened rows give, in their places.",
+    "With three or four leading dimensions the output MUST be that of the flattened rows, in the same places.",
     formula="y[i, j, k] = f(x[i, j, k])", sources=SOURCES, needs="set_adapter forward", faults="44",
     cases=exact(leading=st.lists(st.integers(1, 3), min_size=3, max_size=4).map(tuple)), examples=0.5,
 )
@@ -83,7 +83,7 @@ def many_leading_dimensions(subject, case):
     examples=0.5,
 )
 def rank_one(subject, case):
-    """A factor with a dimension of 1 invites broadcasting where a product was meant."""
+    """With a dimension of 1, code that broadcasts where it should multiply matrices does not fail with an error."""
     return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y")
 
 
@@ -96,7 +96,7 @@ def rank_one(subject, case):
     examples=0.5,
 )
 def rank_above_both_sizes(subject, case):
-    """Useless for training, but well defined; a clipped rank is a silent change of the configuration."""
+    """Such a rank is useless for training, but well defined. Clipping it is a silent change of the configuration."""
     if refuses(fresh, subject, case):
         return 0.0
     layer = prepared(subject, case, training=True)
@@ -120,12 +120,12 @@ def no_bias(subject, case):
 
 @requirement(
     "FWD-09",
-    "Each row of a batch of 1, 65, 257 or 1030 MUST give what it gives alone.",
+    "In a batch of 1, 65, 257 or 1030 rows, each row MUST give what it gives alone.",
     formula="f(x)[i] = f(x[i])", sources=SOURCES, needs="set_adapter forward", faults="53",
     cases=exact(leading=st.sampled_from([(257,), (65,), (1030,), (1,)]), only=("float32", "float64")), examples=0.25,
 )
 def rows_are_independent(subject, case):
-    """Kernels work in tiles, and the last tile, which is not full, is where they go wrong."""
+    """Kernels work in tiles. They often go wrong in the last tile, which is not full."""
     layer = prepared(subject, case)
     y = layer.forward(case.x)
     rows = sorted({0, len(case.x) // 2, len(case.x) - 1})
@@ -142,7 +142,7 @@ def rows_are_independent(subject, case):
     cases=exact(leading=st.lists(st.integers(2, 3), min_size=1, max_size=2).map(tuple)), examples=0.5,
 )
 def any_memory_layout(subject, case):
-    """A view is a value; where its numbers lie in memory is not part of the formula."""
+    """Only the numbers of x count, not where they lie in memory. Code that reads the buffer in order gets the wrong numbers."""
     layer = prepared(subject, case)
     for name, view in layouts(case.x).items():
         expect_equal(layer.forward(view), layer.forward(view.copy()), f"y of a {name} x, against its copy")
@@ -154,7 +154,7 @@ def any_memory_layout(subject, case):
     formula="x after = x before", sources=SOURCES, needs="set_adapter forward", faults="66 122", cases=exact(), examples=0.5,
 )
 def input_is_not_changed(subject, case):
-    """The caller goes on using x: in a transformer it is shared by the query, key and value projections."""
+    """The caller still needs x. In a transformer the query, key and value projections share it."""
     for training in (False, True):
         x = case.x.copy()
         prepared(subject, case, training).forward(x)
@@ -167,7 +167,7 @@ def input_is_not_changed(subject, case):
     formula="f(x) = f(x)", sources=SOURCES, needs="set_adapter forward", cases=exact(), examples=0.5,
 )
 def deterministic_in_inference(subject, case):
-    """A forward pass has no state that it could change, and remembers nothing by the address of x."""
+    """A forward pass must not change a state that the next one uses, and must not cache results by the address of x."""
     layer = prepared(subject, case)
     first = layer.forward(case.x).copy()
     layer.forward(case.x[:1])
@@ -186,8 +186,8 @@ def deterministic_in_inference(subject, case):
     cases=exact(leading=st.tuples(st.integers(2, 3))), examples=0.5,
 )
 def not_finite_propagates(subject, case):
-    """A layer that hides an overflow hides the fault that caused it."""
-    W = np.where(case.W == 0, np.ones_like(case.W), case.W)  # infinity times zero is another matter
+    """If a layer hides an overflow, nobody finds the fault that caused it."""
+    W = np.where(case.W == 0, np.ones_like(case.W), case.W)  # no zeros, since infinity times zero is NaN
     case = case.replace(W=W)
     layer = prepared(subject, case)
     clean = layer.forward(case.x).copy()
@@ -215,7 +215,7 @@ def not_finite_propagates(subject, case):
     cases=exact(), examples=0.5,
 )
 def gauge_invariance(subject, case):
-    """Only the product of the factors is a fact about the model. Whatever looks at one of them alone breaks this law."""
+    """The output depends on the product A B only. Code that treats one factor in a special way breaks this law."""
     changed, _ = regauged(case)
     return expect_equal(prepared(subject, changed).forward(case.x), prepared(subject, case).forward(case.x), "y of A M, M⁻¹ B")
 
@@ -228,7 +228,7 @@ def gauge_invariance(subject, case):
     cases=exact(in_features=st.integers(4, 8), out_features=st.integers(4, 8), rank=st.sampled_from((1, 2))),
 )
 def concatenated_ranks_add(subject, case):
-    """The exact way to combine two adapters into one; factors that are summed one by one have cross terms."""
+    """This is the exact way to combine two adapters into one. Adding up the As and the Bs instead gives cross terms."""
     other = case.with_other_factors
     both = case.replace(
         rank=2 * case.config.rank, alpha=2 * case.config.alpha,
@@ -247,7 +247,7 @@ def concatenated_ranks_add(subject, case):
     cases=exact(rank=st.sampled_from((2, 4))), examples=0.5,
 )
 def order_of_ranks(subject, case):
-    """A rank that is cut off, masked or padded is one of them, and not all."""
+    """Code that cuts off, masks or pads one rank treats it differently from the others, so the order shows it."""
     reversed_ranks = case.replace(A=case.A[:, ::-1].copy(), B=case.B[::-1].copy())
     y = prepared(subject, reversed_ranks).forward(case.x)
     return expect_equal(y, prepared(subject, case).forward(case.x), "y with the ranks in reverse order")
@@ -255,13 +255,14 @@ def order_of_ranks(subject, case):
 
 @requirement(
     "FWD-17",
-    "Moving a power of two from B to A MUST NOT change a bit of the output that the same call again does not.",
+    "Moving a power of two from B to A MUST NOT change a bit of the output, unless repeating the same call changes bits, too.",
     formula="f(2ᵏ A, 2⁻ᵏ B) = f(A, B)", sources=(HIGHAM, "scaling by a power of two is exact"), needs="set_adapter forward",
     cases=rounding(), examples=0.5,
 )
 def powers_of_two_move(subject, case):
-    """Every rounding commutes with it. A factor that is kept on a fixed grid, or in a format of less range, shows. Where
-    sums are added up in another order with every call, as by atomic operations, the bound takes the place of the bits."""
+    """Multiplying by a power of two changes no rounding. So this shows a factor that is kept on a fixed grid, or in a format of
+    less range. Some layers add up in another order with every call, such as with atomic operations. For them the bound is
+    used in place of equal bits."""
     layer = prepared(subject, case)
     y = layer.forward(case.x).copy()
     allowed = 2 * case.bound.y * (not np.array_equal(layer.forward(case.x), y))
@@ -272,20 +273,20 @@ def powers_of_two_move(subject, case):
 
 @requirement(
     "FWD-18",
-    "A square layer whose rank is its size too MUST be computed like any other.",
+    "A layer with in = out = rank MUST be computed like any other.",
     formula=FORMULA, sources=SOURCES, needs="set_adapter forward", faults="77 79 103",
     cases=exact(in_features=SQUARE, out_features=SQUARE, rank=SQUARE, square=True), examples=0.5,
 )
 def all_sizes_equal(subject, case):
-    """Where no shape can tell a matrix from its transpose, code that decides by shapes decides wrong."""
+    """Here a matrix and its transpose have the same shape. Code that transposes depending on the shape goes wrong."""
     return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y")
 
 
 @requirement(
     "FWD-19",
-    "Sizes and ranks beyond those of a tile MUST be computed like small ones.",
+    "Sizes and ranks larger than a tile MUST be computed like small ones.",
     formula=FORMULA, sources=SOURCES, needs="set_adapter forward", faults="53", cases=LARGE, examples=0.15,
 )
 def large_sizes(subject, case):
-    """in and out from 257 to 322, ranks of 128 and 256: kernels work in tiles of the features as well, and of the rank."""
+    """Kernels divide the features and the rank into tiles as well. in and out are from 257 to 322, the ranks 128 and 256."""
     return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y")

@@ -1,4 +1,4 @@
-"""GRAD: what flows back."""
+"""GRAD: the gradients of the backward pass."""
 
 import numpy as np
 from hypothesis import assume
@@ -24,7 +24,7 @@ NEEDS = "set_adapter forward backward"
     formula="dx = dy W + scale · (dy Bᵀ) Aᵀ", sources=SOURCES, needs=NEEDS, faults="55 58", cases=exact(),
 )
 def gradient_of_x(subject, case):
-    """Whatever lies below the layer learns from this alone."""
+    """Everything below the layer learns from this gradient alone."""
     layer = prepared(subject, case, training=True)
     return expect_equal(gradient(layer, case, "x"), case.truth.dx, "dx")
 
@@ -58,7 +58,7 @@ def gradient_of_B(subject, case):
     examples=2,
 )
 def gradients_within_rounding(subject, case):
-    """Gradients kept, or computed, in a lower precision than the layer's show here."""
+    """This shows gradients that are stored or computed in a lower precision than that of the layer."""
     layer = prepared(subject, case, training=True)
     found = gradients(layer, case.x, case.dy)
     return judged(found, case, within_bound)
@@ -71,7 +71,7 @@ def gradients_within_rounding(subject, case):
     examples=0.5,
 )
 def both_paths_reach_x(subject, case):
-    """A path that is cut leaves a plausible gradient, and a model that trains, worse."""
+    """If one path is cut, the gradient still looks plausible and the model still trains, but worse."""
     for changed in (case.replace(B=0 * case.B), case.replace(W=0 * case.W)):
         expect_equal(gradient(prepared(subject, changed, training=True), changed, "x"), changed.truth.dx, "dx")
 
@@ -82,7 +82,7 @@ def both_paths_reach_x(subject, case):
     formula="B = 0 ⇒ dA = 0, dB = scale · (x A)ᵀ dy", sources=SOURCES, needs=NEEDS, cases=exact(), examples=0.5,
 )
 def gradients_at_the_start(subject, case):
-    """dA = 0 at the first step is right, and often reported as a fault. B must get its gradient all the same."""
+    """dA = 0 at the first step is right, though it is often reported as a fault. B must still get its gradient."""
     case = case.replace(B=0 * case.B)
     found = gradients(prepared(subject, case, training=True), case.x, case.dy)
     expect_equal(found["A"], 0 * case.A, "dA while B is zero")
@@ -96,7 +96,7 @@ def gradients_at_the_start(subject, case):
     needs=f"{NEEDS} zero_grad", cases=exact(), examples=0.5,
 )
 def gradients_accumulate(subject, case):
-    """Large batches are made of small ones in this way. Sums of two are exact wherever the doubled gradient is."""
+    """Large batches are split into small ones in this way. The sum of two equal gradients is exact if its double is."""
     layer = prepared(subject, case, training=True)
     gradients(layer, case.x, case.dy)
     twice = gradients(layer, case.x, case.dy)
@@ -117,8 +117,8 @@ def gradients_accumulate(subject, case):
     cases=exact(leading=st.sampled_from([(3,), (2,), (4,), (65,), (257,), (1030,)]), only=("float32", "float64")), examples=0.5,
 )
 def batch_is_the_sum_of_rows(subject, case):
-    """A mean in the place of the sum, or a row that is counted twice or left out at the end of a tile, depends on the
-    batch size and on nothing else."""
+    """This shows a mean in place of the sum, and a row that is counted twice or left out at the end of a tile. Such faults
+    depend on the batch size only."""
     layer = prepared(subject, case, training=True)
     batch = gradients(layer, case.x, case.dy)
     layer.zero_grad()
@@ -136,7 +136,7 @@ def batch_is_the_sum_of_rows(subject, case):
     cases=exact(leading=st.lists(st.integers(2, 3), min_size=1, max_size=2).map(tuple)), examples=0.5,
 )
 def any_strides_of_dy(subject, case):
-    """Autograd hands over expanded gradients (of a sum) and transposed ones; hand-written backward passes assume."""
+    """Autograd passes expanded gradients (of a sum) and transposed ones. Hand-written backward passes may assume contiguous ones."""
     layer = prepared(subject, case, training=True)
     for name, dy in layouts(case.dy).items():
         layer.zero_grad()
@@ -155,7 +155,7 @@ def any_strides_of_dy(subject, case):
     faults="31 64", cases=exact(), examples=0.5,
 )
 def frozen_parameters_get_none(subject, case):
-    """A frozen weight that gets a gradient costs its memory, and moves with the first optimiser that is given it."""
+    """The gradient of a frozen weight takes memory, and an optimiser that is given the weight will move it."""
     layer = prepared(subject, case, training=True)
     found = gradients(layer, case.x, case.dy)
     others = sorted(set(found) - {"x", "A", "B"})
@@ -169,8 +169,8 @@ def frozen_parameters_get_none(subject, case):
     needs=f"{NEEDS} zero_grad", faults="57 58", cases=exact(), examples=0.5,
 )
 def backward_is_the_adjoint(subject, case):
-    """A law of the layer itself, that no oracle is needed for: the layer is affine in x, in A and in B, so a difference
-    of two outputs is the derivative, exactly."""
+    """This law needs no reference implementation. The layer is affine in x, in A and in B, so a difference of two outputs is
+    exactly the derivative."""
     layer = prepared(subject, case, training=True)
     y = wide(layer.forward(case.x))
     found = layer.backward(case.dy)
@@ -196,7 +196,7 @@ def backward_is_the_adjoint(subject, case):
     optional=True, examples=0.5,
 )
 def modes_agree(subject, case):
-    """Evaluation and analysis differentiate in inference mode. A layer that merges there has no A and B to give."""
+    """Some evaluations and analyses take gradients in inference mode. A layer that merges there has no path through A and B."""
     for training in (True, False):
         layer = prepared(subject, case)
         layer.train(training)
@@ -233,13 +233,13 @@ def input_without_gradient(subject, case):
 
 @requirement(
     "GRAD-14",
-    "Gradients MUST hold for no leading dimension, for many, and for an empty batch, where dA and dB are zero.",
+    "Gradients MUST be right for no leading dimension, for many, and for an empty batch, where dA and dB are zero.",
     formula="dA = scale · Σ xᵀ (dy Bᵀ) over all leading dimensions", sources=SOURCES, needs=NEEDS, faults="44 61",
     cases=exact(leading=st.sampled_from([(), (2, 1, 3), (0,), (2, 0)]), degenerate=True),
 )
 def gradients_of_any_leading_dimensions(subject, case):
-    """The forward pass treats leading dimensions as rows; the backward pass must sum over all of them. What an empty batch
-    adds to the gradients of an earlier one is nothing."""
+    """The forward pass treats leading dimensions as rows; the backward pass must sum over all of them. An empty batch adds
+    nothing to the gradients of an earlier batch."""
     layer = prepared(subject, case, training=True)
     if not case.x.size:
         one, done = np.ones((1, case.x.shape[-1]), case.dtype), np.ones((1, case.dy.shape[-1]), case.dtype)
@@ -252,7 +252,7 @@ def gradients_of_any_leading_dimensions(subject, case):
     layer.forward(case.x)
     found = layer.backward(case.dy)
     for name in ("A", "B"):
-        if case.x.size and case.dy.size or name in found:  # of an empty batch, none is as good as zero
+        if case.x.size and case.dy.size or name in found:  # for an empty batch no gradient is as good as zero
             expect(name in found, f"d{name}", "none", "a gradient")
     judged(found, case, exactly)
 
@@ -263,7 +263,7 @@ def gradients_of_any_leading_dimensions(subject, case):
     formula="all as before", sources=SOURCES, needs=f"{NEEDS} adapter", faults="16 66", cases=exact(), examples=0.5,
 )
 def backward_changes_nothing_else(subject, case):
-    """Writing dx over the saved x, or dy, saves a buffer and breaks whoever else holds it."""
+    """Writing dx over the saved x, or over dy, saves a buffer, but breaks other code that still uses that array."""
     x, dy = case.x.copy(), case.dy.copy()
     layer = prepared(subject, case, training=True)
     before = layer.forward(case.x).copy()
@@ -277,7 +277,7 @@ def backward_changes_nothing_else(subject, case):
 
 @requirement(
     "GRAD-16",
-    "When A is replaced by A M and B by M⁻¹ B, dx MUST stay, and the gradients of A and B turn with them.",
+    "When A is replaced by A M and B by M⁻¹ B, dx MUST stay the same, dA MUST become dA M⁻ᵀ, and dB MUST become Mᵀ dB.",
     formula="dx' = dx, dA' Mᵀ = dA, dB' = Mᵀ dB", sources=(*SOURCES, "f(A M, M⁻¹ B) = f(A, B), differentiated"), needs=NEEDS,
     cases=exact(), examples=0.5,
 )
@@ -299,7 +299,7 @@ def gradients_turn_with_the_gauge(subject, case):
     cases=exact(leading=st.tuples(st.integers(2, 3))), examples=0.5,
 )
 def not_finite_flows_back(subject, case):
-    """Mixed precision finds an overflow by looking at the gradients. One that is cleaned away becomes a wrong step."""
+    """Mixed-precision training finds an overflow by looking at the gradients. If NaN is replaced by zero, it takes a wrong step."""
     layer = prepared(subject, case, training=True)
     for bad in (np.nan, np.inf):
         dy = case.dy.copy()
@@ -317,12 +317,12 @@ def not_finite_flows_back(subject, case):
 
 @requirement(
     "GRAD-18",
-    "Two layers MUST NOT share anything: passes through one leave the other's as they were.",
+    "Two layers MUST NOT share anything: passes through one layer change neither outputs nor gradients of the other.",
     formula="forward₁ forward₂ backward₁ backward₂ = (forward backward)₁ (forward backward)₂", sources=SOURCES,
     needs=f"{NEEDS} zero_grad", faults="17", cases=exact(), examples=0.5,
 )
 def layers_are_independent(subject, case):
-    """Caches and buffers that belong to a class, or to a shape, work as long as there is one layer."""
+    """Caches and buffers that belong to a class, or to a shape, work only as long as there is one layer."""
     other = case.with_other_factors.replace(x=-case.x)
     assume(exact_in_any_order(other))
     layers = [(prepared(subject, c, training=True), c) for c in (case, other)]
@@ -339,7 +339,7 @@ def layers_are_independent(subject, case):
 
 @requirement(
     "GRAD-19",
-    "Gradients MUST hold for sizes and ranks beyond those of a tile.",
+    "Gradients MUST be right for sizes and ranks larger than a tile.",
     formula="dx, dA, dB as for small sizes", sources=SOURCES, needs=NEEDS, faults="53", cases=LARGE, examples=0.15,
 )
 def gradients_of_large_sizes(subject, case):
@@ -354,7 +354,7 @@ def gradients_of_large_sizes(subject, case):
     cases=exact(), examples=0.5,
 )
 def last_forward_counts(subject, case):
-    """A pass whose gradient nobody asks for is common: an evaluation, a value for the log, a second thought."""
+    """Forward passes without a backward pass are common: in an evaluation, or for a value that is logged."""
     before = -case.x
     for first, last in ((True, True), (True, False), (False, True)):
         layer = prepared(subject, case, first)
@@ -372,7 +372,7 @@ def last_forward_counts(subject, case):
 
 
 def merged(layer, case: Case) -> bool:
-    """Whether the base product uses another weight than W now; a layer that cannot tell is believed."""
+    """Whether the base product uses another weight than W now. A layer that does not show its weight counts as not merged."""
     try:
         return not np.array_equal(wide(layer.weight()), wide(case.W))
     except Unsupported:

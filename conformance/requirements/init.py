@@ -1,4 +1,4 @@
-"""INIT: what a layer is before it has learned anything."""
+"""INIT: the state of a layer before any training."""
 
 import numpy as np
 
@@ -17,8 +17,8 @@ SOURCES = (f"{PAPER}, §4.1", f"{PEFT}, reset_lora_parameters", f"{LORALIB}, Lin
     formula="f(x) = x Wᵀ + b", sources=SOURCES, needs="forward", faults="27 31 43 54", cases=exact(degenerate=True),
 )
 def fresh_equals_base(subject, case):
-    """Training starts from the pretrained model, not from a random neighbour of it. The weights compared with are the
-    ones that were handed over, not the ones that the layer says it has."""
+    """Training must start from the pretrained model, not from a random change of it. The output is compared with that of the
+    weights that were handed over, not of the weights that the layer says it has."""
     layer = fresh(subject, case)
     for training in (True, False):
         set_mode(layer, training)
@@ -31,8 +31,8 @@ def fresh_equals_base(subject, case):
     formula="W = W₀, b = b₀", sources=SOURCES, needs="weight bias", faults="31", cases=rounding(), examples=0.5,
 )
 def keeps_given_weights(subject, case):
-    """A constructor that initialises its base layer after it was handed the weights destroys the model; so does one that
-    reads them in the order in which they lie in memory."""
+    """A constructor destroys the model if it initialises its base layer after it was given the weights, or if it reads the
+    weights in the order in which they lie in memory."""
     layer = subject.build(case.config, np.asfortranarray(case.W.copy()), None if case.b is None else case.b.copy())
     expect_equal(layer.weight(), case.W, "W of a fresh layer")
     if case.b is not None:
@@ -55,13 +55,13 @@ def exactly_one_factor_is_zero(subject, case):
 
 @requirement(
     "INIT-04",
-    "The factor that is not zero MUST have mean 0 and a spread.",
+    "The factor that is not zero MUST have mean 0 and a standard deviation above 0.",
     formula="E[A] = 0, Var[A] > 0", sources=SOURCES, needs="adapter", faults="28", cases=sized(256, 192, 16, 32.0),
     examples=0.1,
 )
 def random_factor_is_centred(subject, case):
-    """A common offset of all entries is one direction that every rank shares. The test is one of statistics, with the
-    false-alarm probability that conformance/truth/compare.py states."""
+    """If all entries have a common offset, all ranks share one direction. The test is statistical; its false-alarm probability
+    is given in conformance/truth/compare.py."""
     factor = random_factor(fresh(subject, case))
     expect(factor.std() > 0, "spread of the random factor", 0, "more")
     return expect_zero_mean(factor, "mean of the random factor")
@@ -73,7 +73,7 @@ def random_factor_is_centred(subject, case):
     formula="rank(A) = min(in, rank)", sources=SOURCES, needs="adapter", cases=sized(48, 40, 8, 16.0), examples=0.25,
 )
 def random_factor_has_full_rank(subject, case):
-    """A repeated or a zero column is a parameter that is paid for and does nothing."""
+    """A repeated column, or a column of zeros, takes memory and time but adds nothing to what the layer can learn."""
     factor = random_factor(fresh(subject, case)).astype(np.float64)
     expect(
         np.linalg.matrix_rank(factor) == min(factor.shape), "rank of the random factor",
@@ -89,7 +89,7 @@ def random_factor_has_full_rank(subject, case):
 def seeds_differ(subject, case):
     """Otherwise every layer of a model, or every run of an experiment, starts from the same numbers."""
     first = random_factor(fresh(subject, case))
-    for more in (1, 16, 256, 65536):  # a seed that is cut to a few bits is another one
+    for more in (1, 16, 256, 65536):  # large differences, too: some layers use only a few bits of the seed
         second = random_factor(fresh(subject, case.replace(seed=case.config.seed + more)))
         expect(not np.array_equal(first, second), f"the random factor of seeds that differ by {more}", "equal", "different")
 
@@ -101,8 +101,8 @@ def seeds_differ(subject, case):
     needs="adapter", faults="29 30", cases=sized(768, 512, 4, 8.0), examples=0.1,
 )
 def spread_is_independent_of_rank(subject, case):
-    """kaiming initialisers take the second dimension as the fan-in. Applied to A stored as (in, rank), they divide by
-    the rank in place of in_features, and the size of an update depends on the rank twice."""
+    """Kaiming initialisers take the second dimension as the fan-in. If A is stored as (in, rank), they divide by the rank in
+    place of in_features. Then the size of an update depends on the rank twice: here and in the scale."""
     per_rank = case.config.alpha / case.config.rank
     narrow, wider = (random_factor(fresh(subject, case.replace(rank=r, alpha=per_rank * r))) for r in (4, 32))
     return expect_same_spread(narrow, wider, "log(std at rank 4 / std at rank 32)")
@@ -110,12 +110,12 @@ def spread_is_independent_of_rank(subject, case):
 
 @requirement(
     "INIT-08",
-    "After one SGD step the zero factor MUST have moved, and after two the other one as well.",
+    "After one SGD step the zero factor MUST have moved, and after two steps the other factor as well.",
     formula="dB ≠ 0 at B = 0; dA ≠ 0 once B ≠ 0", sources=SOURCES, needs="adapter forward backward zero_grad step",
     faults="26 58", cases=sized(6, 5, 3, 6.0), examples=0.25,
 )
 def both_factors_start_to_learn(subject, case):
-    """The initialisation is a saddle, but not a trap."""
+    """The start is a saddle point: the zero factor moves first, and then its value lets the other factor move."""
     layer = fresh(subject, case)
     start = {name: array.copy() for name, array in layer.adapter().items()}
     for _ in range(2):
@@ -134,12 +134,12 @@ def both_factors_start_to_learn(subject, case):
 @requirement(
     "INIT-09",
     "On real numbers a fresh layer MUST be within the rounding-error bound of the base layer, and give the same bits as "
-    "with both factors zero, unless the same call again does not.",
+    "with both factors zero, unless repeating the same call changes bits, too.",
     formula="f(x) = f(x; A = B = 0)", sources=SOURCES, needs="set_adapter forward", faults="27 54", cases=rounding(),
     examples=0.5,
 )
 def fresh_adds_nothing(subject, case):
-    """The same statement as INIT-01 at realistic sizes, where a small random B would be no integer."""
+    """INIT-01 again, at realistic sizes and with real numbers, which show a B that is small and random."""
     zero = case.replace(A=0 * case.A, B=0 * case.B)
     layer = fresh(subject, case)
     set_mode(layer, False)
@@ -159,7 +159,7 @@ def fresh_adds_nothing(subject, case):
     formula="A(seed) = A(seed)", sources=SOURCES, needs="adapter", cases=sized(12, 7, 5, 10.0), examples=0.25,
 )
 def seed_repeats(subject, case):
-    """What makes an experiment repeatable; 0 is a seed like any other."""
+    """Experiments must be repeatable. 0 is a seed like any other."""
     for seed in (case.config.seed, 0):
         first, second = (random_factor(fresh(subject, case.replace(seed=seed))) for _ in range(2))
         expect_equal(second, first, f"the random factor of a second layer with seed {seed}")

@@ -1,4 +1,4 @@
-"""INPUT: what is no layer, or no input of one."""
+"""INPUT: configurations and inputs that are wrong, and arguments that must not be changed."""
 
 import math
 from contextlib import suppress
@@ -17,7 +17,7 @@ SOURCES = (f"{PEFT}, update_layer: r must be positive", "torch.nn.Linear and tor
 
 
 def accepted(subject, case) -> bool:
-    """Whether a layer can be built and run; Unsupported passes through."""
+    """Whether a layer can be built and run. Unsupported is not caught."""
     try:
         fresh(subject, case).forward(case.x)
     except SubjectError as error:
@@ -28,7 +28,7 @@ def accepted(subject, case) -> bool:
 
 
 def all_refused(subject, case, argument: str, values: tuple) -> None:
-    """The case as it stands works, and no layer comes of any of the values."""
+    """Demands that the case itself works, and that with any of the values no layer can be built and run."""
     fresh(subject, case).forward(case.x)
     for value in values:
         refused = not accepted(subject, case.replace(**{argument: value}))
@@ -42,7 +42,7 @@ def all_refused(subject, case, argument: str, values: tuple) -> None:
     cases=exact(in_features=st.integers(2, 5), leading=st.tuples(st.integers(1, 3))), examples=0.5,
 )
 def wrong_last_dimension(subject, case):
-    """Broadcasting makes a result of a last dimension of 1, and reshaping one of a multiple."""
+    """Without a check, broadcasting accepts a last dimension of 1, and reshaping accepts a multiple of in_features."""
     layer = prepared(subject, case)
     before = layer.forward(case.x).copy()
     n_in = case.config.in_features
@@ -60,7 +60,7 @@ def wrong_last_dimension(subject, case):
     formula="rank < 0 ⇒ an error", sources=SOURCES, needs="forward", cases=exact(degenerate=True), examples=0.2,
 )
 def negative_rank(subject, case):
-    """Slicing and ranges take negative numbers without complaint."""
+    """Slices and ranges accept negative numbers without an error."""
     all_refused(subject, case, "rank", (-1, -case.config.rank - 1))
 
 
@@ -71,7 +71,7 @@ def negative_rank(subject, case):
     cases=exact(degenerate=True), examples=0.2,
 )
 def rank_zero(subject, case):
-    """Both readings are in use; a division by zero that turns into NaN, or a default rank, is neither."""
+    """Both readings are in use. A division by zero that gives NaN, or a default rank in place of 0, is neither."""
     fresh(subject, case).forward(case.x)
     none = case.replace(rank=0)
     if accepted(subject, none):
@@ -88,7 +88,7 @@ def rank_zero(subject, case):
     formula="rank ∉ ℤ ⇒ an error", sources=SOURCES, needs="forward", cases=exact(degenerate=True), examples=0.2,
 )
 def fractional_rank(subject, case):
-    """Rounded somewhere and divided by elsewhere, it makes two ranks of one."""
+    """If the rank is rounded for the shapes but not in the scale, the layer has two different ranks."""
     all_refused(subject, case, "rank", (2.5,))
 
 
@@ -99,7 +99,7 @@ def fractional_rank(subject, case):
     examples=0.2,
 )
 def alpha_not_finite(subject, case):
-    """At B = 0 it gives NaN in place of the base model, or waits for the first step to do so."""
+    """It gives NaN in place of the base model, at once or after the first step."""
     all_refused(subject, case, "alpha", (math.nan, math.inf, -math.inf))
 
 
@@ -110,13 +110,13 @@ def alpha_not_finite(subject, case):
     cases=exact(dropout=0.5, degenerate=True), examples=0.2,
 )
 def dropout_out_of_range(subject, case):
-    """p = 1 divides by zero; a percentage in the place of a fraction drops everything."""
+    """p = 1 divides by zero. A percentage in place of a fraction drops everything."""
     all_refused(subject, case, "dropout", (-0.1, 1.0, 1.5, math.nan))
 
 
 @requirement(
     "INPUT-07",
-    "Setting the adapter SHOULD leave the arrays that were handed over, and their dict, alone, also while training goes on.",
+    "Setting the adapter, and training after it, SHOULD NOT change the arrays that were handed over, or their dict.",
     formula="arguments after = arguments before", sources=("copies at the edge: numpy.array, torch.Tensor.copy_",),
     needs="set_adapter forward backward step", profile="training", faults="122", cases=exact(), examples=0.5,
 )
@@ -139,7 +139,7 @@ def arguments_are_left_alone(subject, case):
     needs="set_adapter adapter forward", faults="36 115", cases=exact(), examples=0.5,
 )
 def factors_of_another_shape(subject, case):
-    """A factor in the other layout that is reshaped to fit is scrambled; one that is broadcast has rank 1."""
+    """Reshaping a factor that has the other layout scrambles it. Broadcasting a factor gives it rank 1."""
     layer = prepared(subject, case, training=True)
     A, B = case.A, case.B
     for wrong in ({"A": A, "B": B.T}, {"A": A.T, "B": B}, {"A": A, "B": B[:, :1]}, {"A": A[:1], "B": B}):
@@ -154,12 +154,12 @@ def factors_of_another_shape(subject, case):
 
 @requirement(
     "INPUT-09",
-    "Building, merging and training SHOULD leave the weight and the bias that were handed over alone.",
+    "Building, merging and training SHOULD NOT change the arrays that were handed over as weight and bias.",
     formula="W₀, b₀ after = W₀, b₀ before", sources=("copies at the edge: numpy.array, torch.Tensor.copy_",),
     needs="set_adapter forward backward step merge", faults="122", profile="training", cases=exact(), examples=0.5,
 )
 def base_weights_are_left_alone(subject, case):
-    """The caller may build a second layer of them, or compare with them."""
+    """The caller may build a second layer from them, or compare with them."""
     W, b = case.W.copy(), None if case.b is None else case.b.copy()
     layer = subject.build(case.config, W, b)
     layer.set_adapter({name: array.copy() for name, array in case.adapter.items()})
@@ -173,12 +173,12 @@ def base_weights_are_left_alone(subject, case):
 
 @requirement(
     "INPUT-10",
-    "A dy that is not shaped as y SHOULD be refused.",
+    "A dy whose shape is not that of y SHOULD be refused.",
     formula="shape of dy ≠ shape of y ⇒ an error", sources=("torch.autograd: the gradient has the shape of the output",),
     needs="set_adapter forward backward", profile="training", cases=exact(leading=st.tuples(st.integers(2, 4))), examples=0.5,
 )
 def gradient_of_another_shape(subject, case):
-    """Broadcast over the rows, it is another gradient: that of a mean, or of one row for all."""
+    """If dy is broadcast over the rows, the gradient is that of another loss."""
     for dy in (case.dy[:1], case.dy[:, :1], case.dy[0]):
         if dy.shape != case.dy.shape:
             layer = prepared(subject, case, training=True)

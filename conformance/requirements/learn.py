@@ -28,8 +28,8 @@ NEEDS = "set_adapter adapter forward backward zero_grad step"
     ),
 )
 def trajectory(subject, case):
-    """One step shows a gradient; the second shows what the first one left behind: stale copies, gradients that were
-    not cleared, a factor that does not move, an evaluation in between that leaves something behind. The loss is
+    """One step shows the gradient. The second shows what the first one left behind: stale copies, gradients that were not
+    cleared, a factor that does not move. It also shows what an evaluation between the steps left behind. The loss is
     ½ ‖y − dy‖², so the gradient depends on the output."""
     layer = prepared(subject, case, training=True)
     target, now = case.dy, case
@@ -38,7 +38,7 @@ def trajectory(subject, case):
         now = now.replace(dy=residual)
         exact = exact_in_any_order(now)
         following = moved(now, now.truth.dA, now.truth.dB) if exact else None
-        if following is None:  # no longer exact: what came before was judged
+        if following is None:  # the next step is not exact any more; all earlier ones were judged
             assume(step > 2)
             return
         layer.zero_grad()
@@ -56,13 +56,14 @@ def trajectory(subject, case):
 
 @requirement(
     "LEARN-02",
-    "Fitting a target that is W plus a change of the layer's rank MUST converge.",
+    "Training towards a target that is W plus a matrix of the layer's rank MUST converge.",
     formula="min ‖x (W + scale · (A B)ᵀ)ᵀ − target‖²", sources=SOURCES, needs=NEEDS, faults="26 55 58 63",
     cases=sized(8, 6, 2, 4.0, only=("float32", "float64")), examples=0.05,
 )
 def convergence(subject, case):
-    """From the layer's own initialisation, by its own forward, backward and step. It must get at least as far as the
-    reference, started from the same factors, gets with half as many steps: no threshold is chosen."""
+    """The layer starts from its own initialisation, and trains with its own forward, backward and step. The reference starts
+    from the same factors and makes half as many steps. The loss of the layer must be at most that of the reference, so there
+    is no threshold to choose."""
     layer = fresh(subject, case)
     rng = np.random.default_rng(case.config.seed)
     start = lora.LoRA(*(wide(layer.adapter()[name]).astype(np.float64) for name in ("A", "B")))
@@ -92,7 +93,7 @@ def convergence(subject, case):
 
 
 def safe_rate(x, start: lora.LoRA, target, scale: float) -> float:
-    """A rate below 2 / (largest curvature): of B at the start, and of A where the fit can take B."""
+    """A rate below 2 / (largest curvature), for B at the start and for A with B as large as the fit can make it."""
     curvature = np.linalg.eigvalsh(x.T @ x / len(x)).max() * scale**2
     size = max(np.linalg.norm(start.A, 2), np.linalg.norm(start.B, 2), 1.0)
     return float(0.5 / (curvature * size**2))

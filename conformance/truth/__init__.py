@@ -1,1 +1,1 @@
-"""What is right, and how far an honest answer may be off: cases, their truth from lora_ref, and the comparison."""
+"""Cases, the right answers to them (from lora_ref), the bounds on rounding errors, and the comparison of arrays."""

@@ -1,8 +1,8 @@
-"""What was computed before, by the hash of all that it follows from: in memory, and in files that workers and runs share.
+"""Cache of computed arrays, in memory and in files that workers and runs share. The key is a hash of all inputs.
 
-A file is the SHA-256 of the rest, a line of JSON (name, dtype and shape of every array) and the arrays' bytes. It appears as a
-whole or not at all, and one that cannot be read, or has another hash, is not there: then the answer is computed. The folder is
-`$CONFORMANCE_CACHE` or `~/.cache/conformance`; an empty one is as good as none.
+A file holds the SHA-256 of the rest, a line of JSON (name, dtype and shape of every array) and the arrays' bytes. It is written
+as a whole or not at all. A file that cannot be read, or whose hash is wrong, counts as missing: the arrays are computed again.
+The folder is `$CONFORMANCE_CACHE` or `~/.cache/conformance`. It may be emptied at any time.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
-ENTRIES = 1024  # in memory, of some 10 kB each
-DAYS, BYTES = 30, 256 * 2**20  # of the files: what was last used before, and the oldest beyond this size, is removed
+ENTRIES = 1024  # kept in memory, about 10 kB each
+DAYS, BYTES = 30, 256 * 2**20  # files unused for so long are removed, and the oldest ones beyond this size
 
 _writes = True
 _known: OrderedDict[str, tuple[Arrays, ...]] = OrderedDict()
@@ -28,20 +28,20 @@ _tidied: set[Path] = set()
 
 
 def folder() -> Path:
-    """Where everything is that may be lost."""
+    """The folder of the cache files, which may be removed at any time."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "conformance"
     return Path(os.environ.get("CONFORMANCE_CACHE") or home)
 
 
 def write_files(allowed: bool) -> None:
-    """Whether this process may leave files. One with code of others in it may not: some libraries change NumPy for everybody,
-    and a wrong number would outlast the run."""
+    """Sets whether this process may write cache files. A process that runs code of other projects may not: some libraries
+    change NumPy for the whole process, and a wrong number in a file would be used by later runs."""
     global _writes
     _writes = allowed
 
 
 def once(key: str, compute: Callable[[], tuple[Arrays, ...]]) -> tuple[Arrays, ...]:
-    """What `compute` gives, which must follow from the key: see `hashed`."""
+    """The result of `compute`, from the cache if it is there. The key must cover all inputs of `compute`: see `hashed`."""
     if key not in _known:
         path = folder() / "spreads" / key
         found = _read(path)
@@ -50,7 +50,7 @@ def once(key: str, compute: Callable[[], tuple[Arrays, ...]]) -> tuple[Arrays, .
             if _writes:
                 _write(path, found)
         for array in (array for arrays in found for array in arrays.values()):
-            array.flags.writeable = False  # the next who asks gets the same
+            array.flags.writeable = False  # the next caller gets the same arrays
         _known[key] = found
     _known.move_to_end(key)
     if len(_known) > ENTRIES:
@@ -59,7 +59,7 @@ def once(key: str, compute: Callable[[], tuple[Arrays, ...]]) -> tuple[Arrays, .
 
 
 def hashed(*parts: object) -> str:
-    """The hash of the parts: arrays and dicts of them by their bytes, and everything else by its repr."""
+    """The hash of the parts. Arrays and dicts of arrays count by their bytes, everything else by its repr."""
     total = hashlib.sha256()
     for part in parts:
         for name, one in part.items() if isinstance(part, dict) else [("", part)]:
@@ -71,7 +71,7 @@ def hashed(*parts: object) -> str:
 
 
 def hashed_files(paths: Iterable[Path]) -> str:
-    """The hash of what the files say, and of what else the numbers depend on: NumPy, and the machine's longdouble."""
+    """The hash of all that the numbers depend on: the contents of the files, NumPy, and the machine's longdouble."""
     machine = np.__version__, sys.byteorder, np.dtype(np.longdouble).itemsize, np.finfo(np.longdouble).nmant
     return hashed(machine, *(part for path in sorted(paths) for part in (path.name, path.read_bytes())))
 
@@ -95,7 +95,7 @@ def _read(path: Path) -> tuple[Arrays, ...] | None:
                 start += arrays[name].nbytes
             found.append(arrays)
         return tuple(found)
-    except (ValueError, TypeError):  # of another format, though whole
+    except (ValueError, TypeError):  # a whole file, but of another format
         return None
 
 
@@ -119,7 +119,7 @@ def _write(path: Path, found: tuple[Arrays, ...]) -> None:
 
 
 def _tidy(place: Path) -> None:
-    """Removes what is old, and of the rest the oldest beyond the size."""
+    """Removes old files, and then the oldest ones until the rest is within the size limit."""
     files = sorted(((entry.stat(), entry.path) for entry in os.scandir(place)), key=lambda one: -one[0].st_mtime)
     size, oldest = 0, time.time() - DAYS * 86400
     for stat, path in files:

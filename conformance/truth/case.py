@@ -1,4 +1,4 @@
-"""A case: the arrays and the configuration of one trial, and the truth about it, from `lora_ref` alone."""
+"""A case: the arrays and the configuration of one trial, and the right answers, which `lora_ref` alone computes."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,11 +18,11 @@ DTYPES = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-BITS = {"float32": 24, "float64": 53, "float16": 11, "bfloat16": 8}  # of the significand
+BITS = {"float32": 24, "float64": 53, "float16": 11, "bfloat16": 8}  # bits of the significand
 
 
 class FurtherAdapter(NamedTuple):
-    """A further adapter of a layer: A (in, rank), B (rank, out), with a rank and an alpha of its own."""
+    """A further adapter of a layer: A (in, rank), B (rank, out). It has its own rank and alpha."""
 
     name: str
     A: np.ndarray
@@ -32,7 +32,8 @@ class FurtherAdapter(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """x (…, in), W (out, in), b (out) or None, A (in, rank), B (rank, out), dy (…, out), all of the config's dtype."""
+    """The configuration and the arrays of one trial: x (…, in), W (out, in), b (out) or None, A (in, rank), B (rank, out) and
+    dy (…, out), all of the config's dtype."""
 
     config: LayerConfig
     W: np.ndarray
@@ -41,9 +42,9 @@ class Case:
     B: np.ndarray
     x: np.ndarray
     dy: np.ndarray
-    operations: tuple[str, ...] = ()  # of a requirement about sequences
-    others: tuple[FurtherAdapter, ...] = ()  # beside A and B, which are the adapter "default"
-    weights: tuple[float, ...] = ()  # of "default" and of the others
+    operations: tuple[str, ...] = ()  # for requirements about sequences of operations
+    others: tuple[FurtherAdapter, ...] = ()  # further adapters; A and B are the adapter "default"
+    weights: tuple[float, ...] = ()  # one for "default" and one for each of the others
 
     @property
     def adapter(self) -> dict[str, np.ndarray]:
@@ -59,20 +60,20 @@ class Case:
 
     @property
     def size(self) -> float:
-        """What makes a counterexample easy to read: few numbers, and small ones."""
+        """Size of the case: fewer and smaller numbers are easier to read."""
         factors = [a for other in self.others for a in (other.A, other.B)]
         arrays = [wide(a) for a in (self.W, self.A, self.B, self.x, self.dy, *factors)]
         return len(self.operations) + float(sum(a.size + np.abs(a[np.isfinite(a)]).sum() for a in arrays))
 
     def replace(self, **changes) -> "Case":
-        """The same case with other arrays, or (by the names of LayerConfig) another configuration."""
+        """The same case with some arrays, or some fields of its LayerConfig, replaced."""
         arrays = {k: v for k, v in changes.items() if k in ("W", "b", "A", "B", "x", "dy")}
         config = {k: v for k, v in changes.items() if k not in arrays}
         return replace(self, config=replace(self.config, **config), **arrays)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all adapters."""
+        """The names of all adapters."""
         return ("default", *(other.name for other in self.others))
 
     def alone(self, name: str) -> "Case":
@@ -85,8 +86,8 @@ class Case:
         return dict(zip(self.names, self.weights, strict=True))
 
     def at_scale(self, scale: float | None) -> "Case":
-        """The case with the alpha that gives this scale, for an implementation that has no other; itself if that is None.
-        Raises Unsupported if it would not be exact any more."""
+        """The case with the alpha that gives this scale, for an implementation whose scale is fixed. If `scale` is None, the
+        case itself. Raises Unsupported if an exact case would not be exact any more."""
         if scale is None or self.config.scaling != "standard":
             return self
         changed = self.replace(alpha=scale * self.config.rank)
@@ -96,11 +97,11 @@ class Case:
 
     @property
     def with_other_factors(self) -> "Case":
-        """The case with another adapter of the same sizes."""
+        """The case with another adapter of the same shapes."""
         return self.replace(A=np.flip(self.A).astype(self.dtype), B=np.flip(self.B).astype(self.dtype))
 
     def copy(self) -> "Case":
-        """With an x and a dy of its own, since some layers write into what they are given; what is known of it stays known."""
+        """A copy with its own x and dy, since some layers write into their arguments. Computed truths and bounds are kept."""
         copied = self.replace(x=self.x.copy(), dy=self.dy.copy())
         vars(copied).update({"truth": self.truth} | {name: known for name, known in vars(self).items() if name == "bound"})
         return copied
@@ -115,7 +116,7 @@ class Case:
 
 
 class Truth:
-    """y, dx, dA, dB and the merged W of a case, in longdouble for float64 layers and in float64 for all others."""
+    """The right y, dx, dA, dB and merged W of a case, in longdouble for float64 layers and in float64 for all others."""
 
     def __init__(self, case: Case):
         kind = np.longdouble if case.config.dtype == "float64" else np.float64
@@ -129,7 +130,7 @@ class Truth:
 
 
 class Together:
-    """y, dx, the merged W and the gradients (by the names of Layer.backward) of a case with several adapters at once."""
+    """The right answers with several active adapters: y, dx, merged W, and gradients under the names of Layer.backward."""
 
     def __init__(self, case: Case, weights: dict[str, float]):
         self.case, self.weights = case, weights
@@ -145,8 +146,8 @@ class Together:
 
     @cached_property
     def bound_of_one(self) -> np.ndarray:
-        """Bound of y of one adapter that does the same: √(weight · scale), rounded twice, may have gone into A as into B,
-        rounded."""
+        """Bound of y of one adapter that combines them all. The combination may have multiplied both A and B by
+        √(weight · scale), which was rounded twice, and rounded the products."""
         case, parts = self.case, [(weight, self.case.alone(name)) for name, weight in self.weights.items()]
         A = np.hstack([wide(part.A) for _, part in parts])
         B = np.vstack([weight * part.scale * wide(part.B) for weight, part in parts])
@@ -158,7 +159,7 @@ class Together:
 
 
 class Bound:
-    """How far from the truth an honest layer of the case's dtype may be, the truth's own rounding included."""
+    """How far an honest layer of the case's dtype may be from the truth. The rounding of the truth itself is included."""
 
     def __init__(self, case: Case):
         p = lora.LoRA(case.A, case.B)
@@ -184,8 +185,8 @@ class Bound:
 
 
 def resolution(case: Case) -> float:
-    """The smallest relative error of the scale that would leave the bound in y, dx, dA, dB and W' alike; infinite if the
-    LoRA part of one of them is zero."""
+    """The smallest relative error of the scale that exceeds the bounds of y, dx, dA, dB and W', in each of them. It is infinite
+    if the LoRA part of one of them is zero."""
     truth, W, dy = case.truth, wide(case.W), wide(case.dy)
     parts = {
         "y": truth.y - truth.base, "dx": truth.dx - dy @ W, "dA": truth.dA, "dB": truth.dB, "merged": truth.merged - W,
@@ -195,14 +196,14 @@ def resolution(case: Case) -> float:
 
 
 def exact_in_any_order(case: Case) -> bool:
-    """Whether every honest way of computing the case is free of rounding in its dtype: all that can occur in a step
-    are multiples of one last bit, and the sums of absolute values stay below 2^bits of them."""
+    """Whether every honest way of computing the case is free of rounding in its dtype. That is so if all numbers that can
+    occur in a step are multiples of one power of two, and no sum of absolute values exceeds 2^bits times that power."""
     return all(total <= bit * 2.0 ** BITS[case.config.dtype] for total, bit in _sums(case))
 
 
 def exact_together(case: Case) -> bool:
-    """The same of a case with several adapters, with its weights and with none: of the one adapter that does what they all
-    do, and of each alone, its weight taken before or after its own sums."""
+    """Whether a case with several adapters is exact in any order, with its weights and with all weights 1. This is asked of
+    the one adapter that combines them all, and of each adapter alone, with and without its weight in the scale."""
     for weights in (case.weights, (1.0,) * len(case.names)):
         parts = [case.alone(name) for name in case.names]
         weighted = [part.replace(alpha=weight * part.config.alpha) for part, weight in zip(parts, weights, strict=True)]
@@ -215,18 +216,18 @@ def exact_together(case: Case) -> bool:
 
 
 def in_range(case: Case) -> bool:
-    """Whether no honest way of computing the case can overflow: float16 ends at 65504."""
+    """Whether no honest way of computing the case can overflow. The largest float16 is 65504."""
     return case.config.dtype != "float16" or all(total <= 2.0**15 for total, _ in _sums(case))
 
 
 def _sums(case: Case) -> list[tuple[float, float]]:
-    """Of every step, the largest sum of absolute values that can occur, and the last bit of what is summed."""
+    """For every step: the largest sum of absolute values that can occur, and the last bit of its terms."""
     arrays = [wide(a).astype(np.float64) for a in (case.W, case.A, case.B, case.x, case.dy)]
     W, A, B, x, dy = map(np.abs, arrays)
     gW, gA, gB, gx, gdy = map(last_bit, arrays)
     b, gb = (0.0, np.inf) if case.b is None else (np.abs(wide(case.b).astype(np.float64)), last_bit(case.b))
-    root = abs(case.scale) ** 0.5  # which may go into each of the factors
-    factors = (case.scale, case.config.alpha, 1.0, root)  # before scaling, after it, or by alpha and the rank one by one
+    root = abs(case.scale) ** 0.5  # a layer may multiply each factor by it
+    factors = (case.scale, case.config.alpha, 1.0, root)  # scaled, scaled by alpha alone, not scaled, scaled by the root
     s, gs = max(map(abs, factors)), min(last_bit(np.array(factor)) for factor in factors)
     x2, dy2 = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     h, u = s * (x2 @ A), s * (dy2 @ B.T)
@@ -238,13 +239,13 @@ def _sums(case: Case) -> list[tuple[float, float]]:
         (x2.T @ u, gs * gx * gdy * gB),
         (h.T @ dy2, gs * gx * gdy * gA),
         (W + s * (A @ B).T, min(gW, gs * gA * gB)),
-        (x2.T @ dy2, gx * gdy),  # of an implementation that forms dW first
+        (x2.T @ dy2, gx * gdy),  # for an implementation that computes dW first
     )
     return [(float(total.max(initial=0.0)), bit) for total, bit in sums]
 
 
 def last_bit(array: np.ndarray) -> float:
-    """The largest power of two of which every entry is a multiple; infinite if all are zero."""
+    """The largest power of two that divides every entry; infinite if all entries are zero."""
     mantissa, exponent = np.frexp(wide(array).astype(np.float64))
     whole = (mantissa * 2.0**53).astype(np.int64)
     bits = np.where(whole == 0, np.inf, np.ldexp((whole & -whole).astype(np.float64), exponent - 53))
@@ -252,7 +253,7 @@ def last_bit(array: np.ndarray) -> float:
 
 
 def shows_the_lora_part(case: Case) -> bool:
-    """Whether the LoRA part moves the output and every gradient: a case in which it does not could tell nothing."""
+    """Whether the LoRA part is visible in the output and in every gradient. Where it is not, a wrong LoRA part could pass."""
     W, A, B, x, dy = (wide(a).astype(np.float64) for a in (case.W, case.A, case.B, case.x, case.dy))
     x2, dy2 = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     parts = (x @ A @ B, dy @ B.T @ A.T, x2.T @ dy2 @ B.T, A.T @ x2.T @ dy2)

@@ -2,11 +2,11 @@
 
 Four kinds of judgement, none with a chosen tolerance:
 * `expect_equal`: bit equality, for cases in which every honest way of computing is exact;
-* `expect_within`: componentwise, |got − want| ≤ bound, the bound derived in `lora_ref.error.bounds`;
-* `expect_within_spread`: the same for whole models, the bound a quantile of the spread that `lora_ref.error.noise` finds;
+* `expect_within`: componentwise, |got − want| ≤ bound; the bound is derived in `lora_ref.error.bounds`;
+* `expect_within_spread`: the same for whole models; the bound is a quantile of the spread that `lora_ref.error.noise` measures;
 * statistics of random draws, each with a false-alarm probability of at most ALARM for an honest implementation.
 
-Each returns error / bound (0 where equal), or raises Mismatch with what a report needs.
+Each returns error / bound (0 where equal), or raises a Mismatch that holds what a report needs.
 """
 
 import math
@@ -17,11 +17,11 @@ import numpy as np
 
 from lora_ref.error import noise
 
-ALARM = 1e-11  # per statistical check; a run makes fewer than 100 of them, so at most 1e-9 in a run
+ALARM = 1e-11  # false-alarm probability of one statistical check; a run has fewer than 100, so at most 1e-9 a run
 
 
-# The smallest relative error of the scale that a rounding case must be able to show, or else it is not used. In half
-# precision that is coarse: there, exact cases decide.
+# A rounding case is used only if a relative error of the scale of this size exceeds its bounds. In half precision that is
+# coarse: there, exact cases decide.
 FAULT_OF_INTEREST = {"float64": 1e-3, "float32": 1e-3, "float16": 0.25, "bfloat16": 0.5}
 
 
@@ -31,15 +31,15 @@ class Mismatch(AssertionError):
     def __init__(self, what: str, got, want, *, where: str = "", error: float | None = None, bound: float | None = None,
                  arrays: tuple[np.ndarray, np.ndarray] | None = None):
         self.what, self.where, self.error, self.bound = what, where, error, bound
-        self.arrays = arrays  # got and want as a whole, where one component of them is reported
+        self.arrays = arrays  # all of got and want, if `got` and `want` are one component
         self.got, self.want = _text(got), _text(want)
         if self.got == self.want and error:
-            self.got, self.want = repr(got), repr(want)  # they differ in the last digits
+            self.got, self.want = repr(got), repr(want)  # they differ only in the last digits
         super().__init__(f"{what}{where}: got {self.got}, want {self.want}{self.ratio_text()}")
 
     @property
     def ratio(self) -> float | None:
-        """error / bound; infinite where the bound is zero, None where no two numbers were compared."""
+        """error / bound: infinite if the bound is zero, None if no two numbers were compared."""
         if self.error is None or self.bound is None:
             return None
         return self.error / self.bound if self.bound else math.inf
@@ -53,7 +53,7 @@ class Mismatch(AssertionError):
 
 
 def expect_equal(got, want, what: str) -> float:
-    """Equal bit for bit, whatever the dtype it is stored in; −0 equals 0, and NaN equals NaN."""
+    """Demands equal values, in whatever dtype each is stored. −0 equals 0, and NaN equals NaN."""
     got, want = wide(got), wide(want)
     _same_shape(got, want, what)
     wrong = ~((got == want) | (np.isnan(got) & np.isnan(want)))
@@ -63,12 +63,12 @@ def expect_equal(got, want, what: str) -> float:
 
 
 def expect_within(got, want, bound, what: str) -> float:
-    """Each component within its bound. Returns the largest error / bound."""
+    """Demands that each component is within its bound. Returns the largest error / bound."""
     got, want = wide(got), wide(want)
     _same_shape(got, want, what)
     bound = np.broadcast_to(np.asarray(bound, np.float64), got.shape)
     error = np.abs(got - want)
-    wrong = ~(error <= bound)  # written so that NaN is wrong
+    wrong = ~(error <= bound)  # in this form NaN counts as wrong
     if wrong.any():
         raise _at(what, got, want, bound, wrong)
     inside = bound > 0
@@ -76,18 +76,19 @@ def expect_within(got, want, bound, what: str) -> float:
 
 
 def expect_within_spread(got, want, deviation, what: str) -> float:
-    """Each component within what an honest error of that standard deviation reaches with probability 1 − ALARM. The
-    deviation is an estimate from `lora_ref.error.noise.RUNS` runs, so error / deviation has Student's distribution."""
+    """Demands that each component is within `reach()` times its standard deviation. An honest error exceeds that with
+    probability ALARM: the deviation is estimated from `lora_ref.error.noise.RUNS` runs, so error / deviation has Student's
+    distribution."""
     return expect_within(got, want, reach() * np.asarray(deviation, np.float64), what)
 
 
 def reach() -> float:
-    """The multiple of an estimated deviation that an honest error stays within."""
+    """The multiple of an estimated standard deviation that an honest error exceeds with probability ALARM."""
     return _student(ALARM, noise.RUNS)
 
 
 def alike(first, second, bound) -> bool:
-    """Whether two answers may come of one formula: equal, or each within the bound of the same truth."""
+    """Whether two answers may come from one formula: they are equal, or differ by no more than twice the bound."""
     first, second = wide(first), wide(second)
     if first.shape != second.shape:
         return False
@@ -98,8 +99,8 @@ def alike(first, second, bound) -> bool:
 
 
 def ratio_of(got, want) -> float | None:
-    """c with got = c · want in every component, to the rounding of the division; None if there is none, or if it would be
-    a matter of a single number."""
+    """The number c with got = c · want in every component, up to the rounding of the division. None if there is no such c, or
+    if fewer than two components of `want` are not zero."""
     got, want = wide(got), wide(want)
     there = want != 0
     if got.shape != want.shape or there.sum() < 2 or got[~there].any() or not np.isfinite(got).all():
@@ -109,26 +110,26 @@ def ratio_of(got, want) -> float | None:
 
 
 def same_number(first: float, second: float) -> bool:
-    """Equal to within a few roundings of float64, for what was divided or rooted once or twice."""
+    """Whether two numbers are equal to within a few roundings of float64, such as one or two divisions or roots cause."""
     return abs(first - second) <= 4 * np.finfo(np.float64).eps * abs(second)
 
 
 def expect(condition, what: str, got, want) -> None:
-    """A plain fact, with what was seen and what should have been."""
+    """Raises a Mismatch with `got` and `want` unless the condition holds."""
     if not condition:
         raise Mismatch(what, got, want)
 
 
 def expect_zero_mean(sample: np.ndarray, what: str) -> float:
-    """The mean of independent draws from one symmetric, light-tailed distribution (normal, uniform) is zero."""
+    """Demands mean zero of independent draws from one symmetric, light-tailed distribution (normal, uniform)."""
     sample = wide(sample).ravel()
     bound = _z(ALARM) * float(sample.std()) / math.sqrt(sample.size)
     return _statistic(float(sample.mean()), 0.0, bound, what)
 
 
 def expect_same_spread(first: np.ndarray, second: np.ndarray, what: str) -> float:
-    """Two samples have one standard deviation. The log of a sample's standard deviation has variance 1/(2 N) for
-    normal draws, and less for uniform ones."""
+    """Demands that two samples have the same standard deviation. The log of a sample's standard deviation has variance
+    1/(2 N) for normal draws, and less for uniform ones."""
     first, second = wide(first).ravel(), wide(second).ravel()
     expect(first.std() > 0 and second.std() > 0, what, "one without any spread", "two with a spread")
     bound = _z(ALARM) * math.sqrt(1 / (2 * first.size) + 1 / (2 * second.size))
@@ -136,13 +137,13 @@ def expect_same_spread(first: np.ndarray, second: np.ndarray, what: str) -> floa
 
 
 def expect_fraction(count: int, trials: int, probability: float, what: str) -> float:
-    """`count` successes in independent `trials` of that probability, by Hoeffding's inequality."""
+    """Demands that `count` successes in independent `trials` fit that probability, by Hoeffding's inequality."""
     return _statistic(count / trials, probability, math.sqrt(math.log(2 / ALARM) / (2 * trials)), what)
 
 
 def expect_few_in_common(first: np.ndarray, second: np.ndarray, what: str) -> None:
-    """Of two tables of fair coins, rows of k of them: hardly a row of one is in the other. Each of the n² pairs is alike with
-    a probability of 2⁻ᵏ, so m of them are with at most (n² 2⁻ᵏ)ᵐ."""
+    """Demands that two tables of fair coin flips, n rows of k flips each, have few rows in common. Each of the n² pairs of rows
+    is equal with probability 2⁻ᵏ, so m pairs are equal with probability at most (n² 2⁻ᵏ)ᵐ."""
     rows = [set(map(tuple, table.tolist())) for table in (first, second)]
     chance = len(first) * len(second) * 2.0 ** -first.shape[1]
     allowed = math.floor(math.log(ALARM) / math.log(chance))  # one more is less likely than ALARM
@@ -151,7 +152,7 @@ def expect_few_in_common(first: np.ndarray, second: np.ndarray, what: str) -> No
 
 
 def wide(array) -> np.ndarray:
-    """The same values in longdouble, in which every dtype of a subject is exact."""
+    """The same values in longdouble, which represents every dtype of a subject exactly."""
     array = np.asarray(array)
     if array.dtype != np.longdouble:
         array = array.astype(np.float64)  # bfloat16 has no cast of its own to longdouble
@@ -171,8 +172,8 @@ def _z(alarm: float) -> float:
 
 @cache
 def _student(alarm: float, freedom: int) -> float:
-    """The t that |T| exceeds with that probability, T of Student's distribution with an even number of degrees of freedom:
-    there P(|T| ≤ t) = sin θ (1 + ½ cos² θ + ½ ¾ cos⁴ θ + …), tan θ = t / √freedom, freedom / 2 terms (Abramowitz and
+    """The t that |T| exceeds with that probability. T has Student's distribution with an even number of degrees of freedom,
+    for which P(|T| ≤ t) = sin θ (1 + ½ cos² θ + ½ ¾ cos⁴ θ + …), tan θ = t / √freedom, freedom / 2 terms (Abramowitz and
     Stegun, *Handbook of Mathematical Functions*, 26.7.4)."""
     def beyond(t: float) -> float:
         theta, term, total = math.atan(t / math.sqrt(freedom)), 1.0, 0.0
@@ -194,7 +195,7 @@ def _same_shape(got: np.ndarray, want: np.ndarray, what: str) -> None:
 
 
 def _at(what: str, got: np.ndarray, want: np.ndarray, bound: np.ndarray, wrong: np.ndarray) -> Mismatch:
-    """The worst component, as an error."""
+    """A Mismatch about the component with the largest error."""
     error = np.abs(got - want)
     severity = np.where(wrong, np.where(np.isnan(error), np.inf, error), -1)
     index = np.unravel_index(int(severity.argmax()), severity.shape)

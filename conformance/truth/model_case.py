@@ -1,6 +1,6 @@
-"""A case of a whole model: arrays, tokens and configuration, and the truth about it from `lora_ref.transformer`.
+"""A case of a whole model: arrays, tokens and configuration, and the right answers from `lora_ref.transformer`.
 
-All is drawn from a seed: a softmax has no exact cases, so what is right is judged by the spread of honest rounding.
+All is drawn from a seed. A softmax has no exact cases, so answers are judged by the spread of honest rounding errors.
 """
 
 import functools
@@ -21,13 +21,13 @@ from lora_ref import adapter, lora, prefix, ptuning, transformer
 from lora_ref.error import noise
 from lora_ref.places import Config, Methods
 
-Spread = tuple[Arrays, Arrays]  # truth, standard deviation of an honest error
-# What a spread follows from, besides the case: hashed before anybody can have changed it.
+Spread = tuple[Arrays, Arrays]  # the right answers, and the standard deviations of honest errors
+# The sources that a spread depends on, besides the case. They are hashed at import, before other code can change them.
 SOURCES = cache.hashed_files([*Path(transformer.__file__).parent.rglob("*.py"), Path(__file__), Path(cache.__file__)])
 
 
 def reference(config: ModelConfig) -> tuple[Config, Methods]:
-    """The configuration and the methods as `lora_ref.transformer` wants them."""
+    """The configuration and the methods in the form that `lora_ref.transformer` takes."""
     fields = {name: getattr(config, name) for name in Config._fields}
     scale = config.alpha / config.rank
     spec = {
@@ -41,7 +41,7 @@ def reference(config: ModelConfig) -> tuple[Config, Methods]:
 
 @dataclass(frozen=True, eq=False)
 class ModelCase:
-    """base and trained arrays by name, tokens (batch, T), mask (batch, T) or None, dlogits (batch, T, vocabulary)."""
+    """Base and trained arrays by name, tokens (batch, T), mask (batch, T) or None, dlogits (batch, T, vocabulary)."""
 
     config: ModelConfig
     base: Arrays
@@ -52,7 +52,7 @@ class ModelCase:
 
     @property
     def size(self) -> float:
-        """What makes a counterexample easy to read: few numbers."""
+        """Size of the case: fewer numbers are easier to read."""
         return float(sum(a.size for a in (*self.base.values(), *self.trained.values(), self.tokens)))
 
     def replace(self, **changes) -> "ModelCase":
@@ -65,16 +65,16 @@ class ModelCase:
 
     @property
     def spread(self) -> Spread:
-        """Of the logits, and of the gradients of what trains, which are prefixed with "d "."""
+        """The spread of the logits, and of the gradients of the trained arrays, whose names begin with "d "."""
         return self._spread("spread", lambda arrays, config, methods: (arrays, methods))
 
     @property
     def merged(self) -> Spread:
-        """The same logits where LoRA was merged, or a network folded, before; and the arrays that this gives."""
+        """The spread of the logits after LoRA was merged, or a network folded, and of the arrays that this gives."""
         return self._spread("merged", transformer.merge, gradients=False)
 
     def of(self, tokens: np.ndarray, methods: Methods, arrays: Arrays) -> Spread:
-        """The logits of other tokens, under other methods."""
+        """The spread of the logits of other tokens, with other methods and arrays."""
         config = reference(self.config)[0]
 
         def logits(given: Arrays) -> Arrays:
@@ -83,14 +83,14 @@ class ModelCase:
         return self._once(logits, arrays, "of", config, methods, tokens)
 
     def _once(self, f: noise.Program, arrays: Arrays, *follows: object) -> Spread:
-        """The spread of f, which follows from the arrays and what else is said."""
+        """The spread of f, from the cache if it is there. f may depend on nothing but the arrays and `follows`."""
         drawn = noise.ROUNDINGS, noise.RUNS, self.unit
         key = cache.hashed(SOURCES, drawn, arrays, *follows)
         truth, deviation = cache.once(key, lambda: noise.spread(f, arrays, self.unit))
         return truth, deviation
 
     def bound(self, name: str) -> np.ndarray | None:
-        """Of an answer by its name, what `within_spread` allows; None if nothing is known of it."""
+        """The bound that `expect_within_spread` uses for the answer of that name; None if there is none."""
         known = "logits" if name == "forward" else "d " + name.removeprefix("backward ")
         deviation = self.spread[1].get(known)
         return None if deviation is None else reach() * deviation
@@ -115,7 +115,7 @@ class ModelCase:
 
     @property
     def described(self) -> str:
-        """In a few words."""
+        """The case in a few words."""
         c = self.config
         own = {
             "lora": f"rank {c.rank}, alpha {c.alpha:g} on {', '.join(c.targets)}",
@@ -136,7 +136,7 @@ GATED = st.just({"activation": "silu", "norm": "rms", "fused": False, "tied": Fa
 
 @functools.cache
 def models(method: str, *, masked: bool = False, only: tuple[str, ...] = ("float64", "float32"), base=None, **fixed):
-    """Small models with the method, nothing of it at its initial value; `fixed` are fields of ModelConfig."""
+    """Small models with the method. No trained array is at its initial value. `fixed` are fields of ModelConfig."""
     def of(dtypes: tuple[str, ...]):
         @st.composite
         def case(draw) -> ModelCase:
@@ -150,7 +150,7 @@ def models(method: str, *, masked: bool = False, only: tuple[str, ...] = ("float
             length = draw(st.integers(1, 3))
             n = draw(st.integers(1, 2))
             positions = sorted(draw(st.sets(st.integers(0, T + n - 1), min_size=n, max_size=n)))
-            if positions == list(range(n)):  # not all of them in front: that is what most libraries offer
+            if positions == list(range(n)):  # most libraries put all in front, so this case does not
                 positions[-1] = T + n - 1
             matrices = st.sampled_from((*names, "o_proj", "up_proj", *gate, "down_proj"))
             own = {
@@ -161,7 +161,7 @@ def models(method: str, *, masked: bool = False, only: tuple[str, ...] = ("float
                 "adapter_scale": draw(st.sampled_from((1.0, 4.0, 0.5))), "length": length,
                 "positions": tuple(positions),
             }
-            width = heads * draw(st.integers(2, 3) if heads > 1 else st.integers(4, 5))  # of 2, a norm leaves only ±1
+            width = heads * draw(st.integers(2, 3) if heads > 1 else st.integers(4, 5))  # a norm of two numbers gives only ±1
             config = ModelConfig(
                 vocabulary=draw(st.integers(5, 9)), width=width, layers=draw(st.integers(2, 3)), heads=heads,
                 mlp_width=draw(st.integers(3, 6)), context=12, kv_heads=groups, method=method, dtype=dtype,
@@ -186,14 +186,14 @@ def drawn(config: ModelConfig, batch: int, T: int, masked: bool) -> ModelCase:
     mask = None
     if masked:
         mask = rng.random((batch, T)) < 0.6
-        mask[:, -1] = False  # some padding, behind what is seen
+        mask[:, -1] = False  # some padding, at the end
         mask[:, 1] = True
     dlogits = rng.standard_normal((batch, T, config.vocabulary)).astype(DTYPES[config.dtype])
     return ModelCase(config, base, trained, tokens, mask, dlogits)
 
 
 def keys_of(case: ModelCase, tokens: np.ndarray, count: int) -> Arrays:
-    """What the base has for keys and values at the first `count` of the tokens (1, T): a prefix that is those tokens."""
+    """The keys and values of the base at the first `count` of the tokens (1, T): a prefix that acts like those tokens."""
     _, run = transformer.forward(tokens, case.base, reference(case.config)[0])
     kept = [run.caches[f"layers.{i}.attention.core"] for i in range(case.config.layers)]
     found = {}

@@ -1,8 +1,8 @@
-"""Hypothesis strategies for cases. Each function here returns a function of the dtypes in play that returns the
-strategy, so that `--dtype` reaches every requirement in the same way.
+"""Hypothesis strategies for cases. Each function here returns a function that takes the dtypes in play and returns the
+strategy. In this way `--dtype` reaches every requirement.
 
-Exact cases hold small integers, and scales with few bits: every sum is exact in every dtype and in every order, so an
-honest layer is right bit for bit. Rounding cases hold normal draws, scaled as in practice; they are judged by the bound.
+Exact cases hold small integers, and scales with few bits. Every sum is exact in every dtype and in every order, so an
+honest layer is right bit for bit. Rounding cases hold normal draws, scaled as in practice. They are judged by the bounds.
 """
 
 from dataclasses import replace
@@ -27,9 +27,9 @@ from conformance.truth.compare import FAULT_OF_INTEREST
 # The simplest first, since Hypothesis shrinks bytes towards 0.
 _SMALL = np.array([0, 1, -1, *[1, -1, 1, -1, 0] * 50])
 _LARGER = np.array([0, 1, -1, 2, -2, 3, -3, *[1, -1, 2, -2, 3, -3, 0] * 35])
-# Never 0 or 1, which hide faults; and squares, since a root of the scale may go into each factor.
+# Never 0 or 1, which hide faults. All are squares, since a layer may multiply each factor by the root of the scale.
 EXACT_SCALES = (4.0, 0.25, 2.25, 9.0, 16.0)
-WEIGHTS = (4.0, -1.0, 0.25, 1.0, -4.0)  # of one of several adapters; squares, too
+WEIGHTS = (4.0, -1.0, 0.25, 1.0, -4.0)  # of one of several adapters; squares up to sign, too
 Integers = st.SearchStrategy[int]
 SIZES: Integers = st.integers(1, 5)
 # Powers of two: a gradient that is divided by another rank before it is summed is not exact.
@@ -38,8 +38,9 @@ DRAWN = 32  # bytes for an array
 
 
 def integers(draw, shape: tuple[int, ...], dtype: str, small: bool = False) -> np.ndarray:
-    """Small integers that shrink one by one, from a single draw of bytes. Their number does not depend on the shape, so
-    that a size can shrink while the numbers stay; a larger array goes round again, with its zeros where they were."""
+    """An array of small integers that shrink one by one. They come from a single draw of DRAWN bytes, whatever the shape, so
+    that a size can shrink while the numbers stay. A larger array uses the bytes
+    again for other numbers; a zero stays a zero."""
     table = _SMALL if small or DTYPES[dtype].itemsize == 2 else _LARGER
     drawn = np.frombuffer(draw(st.binary(min_size=DRAWN, max_size=DRAWN)), np.uint8).astype(np.int64)
     rounds, place = np.divmod(np.arange(int(np.prod(shape))), DRAWN)
@@ -52,7 +53,7 @@ def normals(rng: np.random.Generator, shape: tuple[int, ...], std: float, dtype:
 
 
 def among(only: tuple[str, ...], dtypes: tuple[str, ...]):
-    """One of the dtypes that a requirement is about, of those in play."""
+    """A strategy for one of the dtypes that the requirement is about and that are in play."""
     both = [dtype for dtype in only if dtype in dtypes]
     if not both:
         raise Unsupported(f"{' or '.join(only)}")
@@ -70,7 +71,7 @@ def exact(
     """Cases of small integers. Sizes are all different (unless `square`) and the LoRA part is visible, unless `degenerate`.
 
     The rank is at most min(in, out), unless `wide_rank`: some implementations refuse more. `leading` is a strategy for the
-    leading dimensions of x; `only` are the dtypes that the requirement is about. `small` are 0, 1 and −1 alone.
+    leading dimensions of x; `only` are the dtypes that the requirement is about. With `small` all numbers are 0, 1 or −1.
     `method` is the configuration's, for methods whose layers have LoRA's A and B.
     """
     leading = st.lists(st.integers(1, 3), min_size=1, max_size=2).map(tuple) if leading is None else leading
@@ -106,14 +107,14 @@ def exact(
 
 @cache
 def several(**options):
-    """Exact cases with three adapters, of ranks, alphas and weights of their own, each of which gives another y."""
+    """Exact cases with three adapters. Each has its own rank, alpha and weight, and each gives another y."""
 
     def of(dtypes: tuple[str, ...]):
         @st.composite
         def case(draw) -> Case:
             first: Case = draw(exact(**options)(dtypes))
             n_in, n_out, others = first.config.in_features, first.config.out_features, []
-            ranks = (1, 4) if first.config.scaling == "rslora" else (1, 2, 4)  # of a root that is exact
+            ranks = (1, 4) if first.config.scaling == "rslora" else (1, 2, 4)  # whose root is exact
             for name in ("second", "third"):
                 r = draw(st.sampled_from([r for r in ranks if r <= min(n_in, n_out)]))
                 A, B = integers(draw, (n_in, r), first.config.dtype), integers(draw, (r, n_out), first.config.dtype)
@@ -138,8 +139,9 @@ def rounding(
     *, only: tuple[str, ...] = ("float32", "float64"), bias=st.booleans(), scaling: str = "standard", dropout: float = 0.0,
     sizes=st.integers(2, 40), rank=st.integers(1, 9), positive: bool = False, operations=None,
 ):
-    """Cases of normal draws, W and A of standard deviation 1/√in, alpha from a twentieth to twenty times the rank; those
-    alone that could show a fault of interest. With `positive` numbers the rounding of long sums adds up."""
+    """Cases of normal draws. W and A have standard deviation 1/√in, and alpha is from a twentieth to twenty times the rank.
+    Only cases that can show a scale error of FAULT_OF_INTEREST are used. With `positive` numbers the rounding errors of long
+    sums add up."""
 
     def of(dtypes: tuple[str, ...]):
         dtype_of = among(only, dtypes)
@@ -175,7 +177,7 @@ def rounding(
 
 @cache
 def sized(in_features: int, out_features: int, rank: int, alpha: float, *, only: tuple[str, ...] = tuple(DTYPES), **config):
-    """One configuration, other weights and seeds: for what is said of a fresh layer. x, dy as in `rounding`."""
+    """Cases of one configuration with other weights and seeds, for requirements on a fresh layer. x, dy as in `rounding`."""
 
     def of(dtypes: tuple[str, ...]):
         dtype = next((d for d in only if d in dtypes), None)

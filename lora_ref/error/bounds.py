@@ -9,8 +9,8 @@ number η where it underflows (§2.1). So every bound is the formula itself on a
 
 where k and m count the worst honest case: any order of summation; a rounding to the stored format after every
 product, scaling and addition; the scale itself stored in that format; and either association, (x A) B or
-x (A B). The counts stand beside each term: they cover that, and no more. Under tf32 both inputs of a product are
-rounded as well, a factor of (1 + t)² for each product on the way.
+x (A B). The comment beside each term lists the roundings that it counts; the bound allows these and no others. Under
+tf32 both inputs of a product are rounded as well, which is a factor of (1 + t)² for each product on the way.
 
 Arrays may have any real dtype and are taken as exact; bounds are float64. `precision` is a key of PRECISIONS.
 """
@@ -43,7 +43,7 @@ PRECISIONS = {
 
 
 def forward(x, W, b, p: LoRA, scale: float, precision: str, more: int = 0) -> np.ndarray:
-    """Bound of |y − exact y|, the shape of y: (…, out); `more` roundings went into A and B before."""
+    """Bound of |y − exact y|, of the shape of y: (…, out). A and B went through `more` roundings before."""
     x, W, A, B, s = *_absolute(x, W, p.A, p.B), abs(scale)
     n_in, rank = A.shape
     lora = s * (x @ A) @ B                                                                    # (…, out)
@@ -97,7 +97,7 @@ def merge(W, p: LoRA, scale: float, precision: str) -> np.ndarray:
 
 
 def merge_rounded_once(W, p: LoRA, scale: float, precision: str) -> np.ndarray:
-    """The same when A B, the scaling and the sum are done in the accumulator, and the sum is rounded once."""
+    """Bound of the merged weight when A B, the scaling and the sum are done in the accumulator, and only the sum is rounded."""
     P = PRECISIONS[precision]
     W, A, B = (np.asarray(a, np.float64) for a in (W, p.A, p.B))
     exact = np.abs(W + scale * (A @ B).T)                                                     # (out, in)
@@ -121,7 +121,7 @@ def step(p: LoRA, dp: LoRA, rate: float, precision: str) -> LoRA:
 
 
 def total(terms: list[LoRA], precision: str) -> LoRA:
-    """Bound of the error of adding up gradients one after another, the gradients themselves taken as exact."""
+    """Bound of the error of adding up gradients one after another. The gradients themselves are taken as exact."""
     growth = _growth(precision, 1, len(terms)) if len(terms) > 1 else 0.0
     A, B = (np.sum([np.abs(np.asarray(a, np.float64)) for a in arrays], axis=0) for arrays in zip(*terms, strict=True))
     return LoRA(growth * A, growth * B)
@@ -132,16 +132,16 @@ def _gamma(k: int, v: float) -> float:
 
 
 def _growth(precision: str, k: int, m: int, products: int = 0) -> float:
-    """(1 + γ_k(v)) (1 + u)^m (1 + t)^(2 products) − 1, without the cancellation of writing it so."""
+    """(1 + γ_k(v)) (1 + u)^m (1 + t)^(2 products) − 1, computed without cancellation."""
     P = PRECISIONS[precision]
     return float(np.expm1(np.log1p(_gamma(k, P.v)) + m * np.log1p(P.u) + 2 * products * np.log1p(P.t)))
 
 
 def _underflow(precision: str, s: float, near, far, lora):
-    """Underflow of the first product carried through the second, of the scaling and of the scale, of what is stored.
+    """Bound of what underflow adds: in the first product (carried through the second), in the scale, scaling and storing.
 
-    `near` and `far` are the sums of absolute values that multiply such an error in the two associations; the 1 beside
-    them is the second product, which may be scaled after it was stored.
+    `near` and `far` are the sums of absolute values that multiply an error of the first product, one for each association.
+    The 1 beside them is the second product, which may be scaled after it was stored.
     """
     return PRECISIONS[precision].eta * ((1 + s) * (near + far + 1) + 1 + (lora / s if s else 0.0))
 

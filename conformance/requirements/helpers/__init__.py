@@ -1,1 +1,1 @@
-"""What several requirements share: how a layer or a model is prepared and asked. No requirement stands here."""
+"""Functions that several requirements share: they prepare a layer or a model and judge its answers. No requirement is here."""

@@ -1,4 +1,4 @@
-"""A layer made ready for a case, and its answers judged."""
+"""Functions that prepare a layer for a case and judge its answers."""
 
 import os
 import tempfile
@@ -20,7 +20,7 @@ def fresh(subject: Subject, case: Case) -> Layer:
 
 
 def prepared(subject: Subject, case: Case, training: bool = False) -> Layer:
-    """The layer with the case's A and B, which are set in training mode, since some layers merge on eval()."""
+    """The layer with the case's A and B. They are set in training mode, since some layers merge on eval()."""
     layer = fresh(subject, case)
     layer.set_adapter({name: array.copy() for name, array in case.adapter.items()})
     if not training:
@@ -29,13 +29,13 @@ def prepared(subject: Subject, case: Case, training: bool = False) -> Layer:
 
 
 def set_mode(layer: Layer, training: bool) -> None:
-    """Training or inference mode; a layer that knows no modes is the same in both."""
+    """Sets training or inference mode. A layer without modes is the same in both."""
     with suppress(Unsupported):
         layer.train(training)
 
 
 def gradients(layer: Layer, x: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarray]:
-    """One forward and one backward pass. Demands dA and dB: a gradient that is not there is a failure."""
+    """The gradients of one forward and one backward pass. A layer that gives no dA or no dB fails."""
     layer.forward(x)
     found = layer.backward(dy)
     for name in ("A", "B"):
@@ -51,7 +51,7 @@ def gradient(layer, case: Case, name: str) -> np.ndarray:
 
 
 def judged(found, case: Case, judge, note: str = "") -> float:
-    """dx, dA and dB, as far as they are there, by `exactly` or `within_bound`."""
+    """Judges dx, dA and dB, as far as they are there, by `exactly` or `within_bound`."""
     return max((judge(found[n], case, f"d{n}", f"d{n}{note}") for n in ("x", "A", "B") if n in found), default=0.0)
 
 
@@ -64,7 +64,7 @@ def within_bound(got, case: Case, name: str, what: str) -> float:
 
 
 def scratch() -> "tempfile.TemporaryDirectory[str]":
-    """An empty directory, in memory where the system has such a place: making and removing one on a disk takes milliseconds."""
+    """An empty directory. It is in memory where the system allows that, since a directory on a disk takes milliseconds."""
     memory = "/dev/shm"
     return tempfile.TemporaryDirectory(prefix="conformance-", dir=memory if os.access(memory, os.W_OK) else None)
 

@@ -1,4 +1,4 @@
-"""A model made ready for a case, and its answers judged."""
+"""Functions that prepare a model for a case and judge its answers."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from conformance.truth.compare import expect, expect_equal, expect_within_spread
 from conformance.truth.model_case import ModelCase
 
 NEEDS = "build_model set_arrays forward"
-SHARE = 0.5  # of the examples: a case of a model costs more than one of a layer, and holds more
+SHARE = 0.5  # share of the usual number of cases: a case of a model costs more, and checks more, than one of a layer
 
 
 def fresh(subject: Subject, case: ModelCase) -> Model:
@@ -35,7 +35,7 @@ def right_logits(model: Model, case: ModelCase) -> float:
 
 
 def right_where_seen(model: Model, case: ModelCase) -> float:
-    """The logits of what is not padding."""
+    """Judges the logits of the tokens that are not padding."""
     (truth, deviation), seen, logits = case.spread, case.mask, model.forward(case.tokens, case.mask)
     want = truth["logits"]
     expect(logits.shape == want.shape, "shape of the logits", logits.shape, want.shape)
@@ -47,7 +47,7 @@ def names_are(found: dict, wanted, what: str) -> None:
 
 
 def right_gradients(model: Model, case: ModelCase) -> float:
-    """Of everything that trains; and nothing else may have one."""
+    """Judges the gradients of everything that trains. Nothing else may have a gradient."""
     truth, deviation = case.spread
     model.forward(case.tokens, case.mask)
     found = model.backward(case.dlogits)
@@ -57,7 +57,7 @@ def right_gradients(model: Model, case: ModelCase) -> float:
 
 
 def frozen_and_moved(subject: Subject, case: ModelCase) -> float:
-    """A step moves what trains by −lr · gradient and leaves the base bit for bit."""
+    """Demands that a step moves what trains by −lr · gradient and leaves the base as it was, bit for bit."""
     model, rate = prepared(subject, case), 0.25
     model.zero_grad()
     model.forward(case.tokens, case.mask)
@@ -76,7 +76,7 @@ def frozen_and_moved(subject: Subject, case: ModelCase) -> float:
 
 
 def only_these_train(subject: Subject, case: ModelCase, count: int) -> None:
-    """The arrays of the method, shaped as they are defined, and nothing of the base."""
+    """Demands that the arrays of the method train, with the shapes of their definition, and nothing of the base."""
     found = fresh(subject, case).trainable()
     wanted = {name: array.shape for name, array in case.trained.items()}
     expect(found == wanted, "what is trainable", dict(sorted(found.items())), dict(sorted(wanted.items())))

@@ -1,7 +1,7 @@
 """Sequences of operations on a layer, beside a small model of what the layer should be.
 
-A case holds a sequence of operations, which is drawn and shrunk with the arrays. The model does not ask what the contract
-leaves open: the function of a merged layer whose factors were set, the gradients of A and B while merged, the state of a layer
+A case holds a sequence of operations, which is drawn and shrunk with the arrays. Nothing is checked that the requirements leave
+open: the function of a merged layer whose factors were set, the gradients of A and B while merged, and the state of a layer
 that merges when it goes to inference mode.
 """
 
@@ -26,7 +26,7 @@ OPERATIONS = (
     "forward", "backward", "step", "zero_grad", "merge", "unmerge", "set_adapter", "train", "eval",
     "save", "load", "load_fresh",
 )
-RECIPES = (  # what faults of state need, and chance seldom makes
+RECIPES = (  # sequences that show faults of state, and that are seldom drawn by chance
     ("save", "set_adapter", "save", "load_fresh"), ("merge", "unmerge", "backward", "step", "merge"),
     ("merge", "merge", "unmerge"), ("merge", "set_adapter", "unmerge"), ("save", "merge", "load_fresh"),
     ("eval", "save", "train", "load"),
@@ -39,8 +39,8 @@ SEQUENCES = st.lists(PIECES, min_size=2, max_size=6).map(lambda pieces: sum(piec
 
 
 def moved(case: Case, dA: np.ndarray, dB: np.ndarray) -> Case | None:
-    """The case after one SGD step along these gradients, or None if anything of the step, or of what the case after it
-    leads to, could be rounded."""
+    """The case after one SGD step along these gradients. None if the step, or a computation on the case after it, could
+    round."""
     arrays = {}
     for name, gradient in (("A", dA), ("B", dB)):
         before, change = wide(getattr(case, name)), RATE * gradient
@@ -54,13 +54,13 @@ def moved(case: Case, dA: np.ndarray, dB: np.ndarray) -> Case | None:
 
 @dataclass
 class Expected:
-    """What the layer should be now, in exact arithmetic, and how far from it an honest layer may have got. Where a case is
-    exact that is nowhere; in all others each operation adds what its roundings may cost, at most."""
+    """The state that the layer should have now, in exact arithmetic, and how far an honest layer may be from it. In an exact
+    case it may not be off at all. In other cases each operation adds a bound on its rounding errors."""
 
-    case: Case  # A and B of it are the factors now
+    case: Case  # its A and B are the factors now
     training: bool = True
     merged: bool = False
-    unknown: bool = False  # the function, until the layer is unmerged
+    unknown: bool = False  # whether the function is unknown until the layer is unmerged
     gradients: list[Case] = field(default_factory=list)  # the cases whose gradients have added up
     saved: "Expected | None" = None
 
@@ -72,20 +72,20 @@ class Expected:
 
     @property
     def plain(self) -> bool:
-        """Certainly not merged: a layer may merge by itself in inference mode."""
+        """Whether the layer is certainly not merged. It may merge by itself in inference mode."""
         return self.training and not self.merged
 
     def sound(self, case: Case) -> bool:
-        """Whether the model can go on with this case."""
+        """Whether the model can follow the sequence with this case."""
         return exact_in_any_order(case) if self.exact else in_range(case)
 
     @property
     def total(self) -> lora.LoRA:
-        """The gradients of A and B as they have added up."""
+        """The accumulated gradients of A and B."""
         return lora.LoRA(*(np.sum([getattr(c.truth, name) for c in self.gradients], axis=0) for name in ("dA", "dB")))
 
     def largest(self) -> Case:
-        """The case with everything as large as it may have become, for bounds, which are of absolute values."""
+        """The case with every absolute value as large as it may have become. Bounds are computed from it."""
         case = self.case
         return case.replace(**{name: np.abs(wide(getattr(case, name))) + self.drift[name] for name in ("W", "A", "B")})
 
@@ -98,7 +98,7 @@ class Expected:
         return self.largest().bound.y + carried
 
     def differentiated(self) -> None:
-        """Another forward and backward pass."""
+        """Counts another forward and backward pass."""
         case, precision = self.case, self.case.config.dtype
         self.gradients = [*self.gradients, case]
         if self.exact:
@@ -110,7 +110,7 @@ class Expected:
         self.drift["dB"] = self.drift["dB"] + bound.dB + s * (x @ self.drift["A"]).T @ dy + adding.B
 
     def stepped(self) -> Case | None:
-        """The case after one step along what has added up, or None if it cannot be followed any further."""
+        """The case after one step along the accumulated gradients. None if the model cannot follow it any further."""
         dA, dB = self.total
         if self.exact:
             return moved(self.case, dA, dB)
@@ -123,7 +123,7 @@ class Expected:
         return after if in_range(largest) and in_range(after) else None
 
     def cycled(self) -> None:
-        """A merge, which an unmerge by subtraction will follow."""
+        """Counts the rounding of a merge and of the unmerge by subtraction that will follow."""
         if not self.exact:
             self.drift["W"] = self.drift["W"] + self.largest().bound.unmerged
 
@@ -133,8 +133,8 @@ def none_of(case: Case, *names: str) -> dict[str, np.ndarray]:
 
 
 def follow(subject: Subject, case: Case, exact: bool) -> float:
-    """The sequence of the case on a layer and on its model. What the layer does not offer is left out; where the model
-    cannot follow, the sequence ends. Returns the largest error / bound."""
+    """Performs the sequence of the case on a layer and on its model. Operations that the layer does not offer are left out.
+    Where the model cannot follow, the sequence ends. Returns the largest error / bound."""
     layer, model, ratio = prepared(subject, case, training=True), Expected(case, exact=exact), 0.0
     with scratch() as name:
         for number, operation in enumerate(case.operations, 1):
@@ -147,8 +147,8 @@ def follow(subject: Subject, case: Case, exact: bool) -> float:
 
 
 def perform(subject: Subject, layer: Layer, model: Expected, operation: str, directory: Path) -> tuple[Layer, bool]:
-    """One operation on both, if it means the same to every layer now. Returns the layer to go on with, and whether the model
-    can follow."""
+    """Performs one operation on both, if it has the same meaning for every layer in this state. Returns the layer to go on
+    with, and whether the model can follow."""
     case = model.case
     match operation:
         case "backward" if model.plain:
@@ -213,7 +213,7 @@ def perform(subject: Subject, layer: Layer, model: Expected, operation: str, dir
 
 
 def unmerged_after_load(layer: Layer, saved: Expected) -> None:
-    """Some layers save that they are merged, and are so when they are loaded."""
+    """Unmerges a layer after a load. Some layers save that they are merged, and are merged again when they are loaded."""
     if not saved.plain:
         with suppress(Unsupported):
             refuses(layer.unmerge)

@@ -1,4 +1,4 @@
-"""Other ways to state the same case: another gauge, other memory layouts; and sizes that several groups ask for."""
+"""The same case in other forms (other factors with the same product, other memory layouts), and sizes that groups share."""
 
 import numpy as np
 from hypothesis import assume
@@ -16,7 +16,7 @@ LARGE = exact(
 
 
 def regauged(case):
-    """The case with A M and M⁻¹ B, and M (rank, rank): integers, as its inverse is; signs turned, one rank added to another."""
+    """The case with A M and M⁻¹ B, and M (rank, rank). M and M⁻¹ hold integers: M turns signs and adds one rank to another."""
     r = case.config.rank
     M, inverse = -np.eye(r), -np.eye(r)
     if r > 1:
@@ -28,7 +28,7 @@ def regauged(case):
 
 
 def layouts(x: np.ndarray) -> dict[str, np.ndarray]:
-    """Views of the shape of x (…, k) that are not plain: x has at least two dimensions of its own."""
+    """Views of the shape of x (…, k) that do not lie in memory in order. x must have at least two dimensions."""
     reversed_copy = np.ascontiguousarray(x[::-1])[::-1]
     strided = np.zeros((*x.shape[:-1], 2 * x.shape[-1]), x.dtype)
     strided[..., ::2] = x
