@@ -1,8 +1,8 @@
 """Writes a failure of a PyTorch subject as a script that uses only PyTorch and the subject's library, not this project.
 
 The statements for `build`, `set_adapter`, `forward`, `backward` and the readings are written here. They do what a TorchLayer
-does. For the other methods (train, merge, step, save, …) the script has the statements of the layer's own method, with the module
-in place of `self.module`, or the statements that its method `merge_source`, … returns.
+does. For the other methods (train, merge, step, save, …) the script has the statements of the layer's own method, with the
+module in place of `self.module`, or the statements that its method `merge_source`, … returns.
 """
 
 import ast

@@ -50,8 +50,8 @@ def fresh_adapter_changes_nothing(subject, case):
     formula="Ad(z) = scale · (f(z D + d) U + u)", sources=SOURCES, needs=NEEDS, faults="147", cases=ADAPTERS,
 )
 def adapter_in_its_place(subject, case):
-    """An adapter may be placed before or behind the residual sum, and may read a sub-layer's input or its output. A fresh adapter
-    does not show the difference. In models with the norm first, a parallel adapter gets the normed input here, as its
+    """An adapter may be placed before or behind the residual sum, and may read a sub-layer's input or its output. A fresh
+    adapter does not show the difference. In models with the norm first, a parallel adapter gets the normed input here, as its
     sub-layer does. He et al.'s own code for such a model (mBART), and AdapterHub's for GPT-2, give it the input from before
     the norm."""
     return right_logits(prepared(subject, case), case)

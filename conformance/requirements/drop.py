@@ -54,7 +54,7 @@ def showing(subject, case: Case, rows: int = 0) -> tuple[Layer, Callable[[], np.
 
 
 def drawn(subject, case: Case) -> np.ndarray:
-    """The mask of one pass, without samples or rows that repeat the first. If too few are left, the first rows of many passes."""
+    """The mask of one pass, without samples or rows that repeat the first. If few are left, the first rows of many passes."""
     _, read = showing(subject, case, rows=1024)
     found = read()
     for axis in (0, 1):

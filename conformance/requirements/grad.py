@@ -136,7 +136,7 @@ def batch_is_the_sum_of_rows(subject, case):
     cases=exact(leading=st.lists(st.integers(2, 3), min_size=1, max_size=2).map(tuple)), examples=0.5,
 )
 def any_strides_of_dy(subject, case):
-    """Autograd passes expanded gradients (of a sum) and transposed ones. Hand-written backward passes may assume contiguous ones."""
+    """Autograd passes expanded gradients (of a sum) and transposed ones. Hand-written code may assume contiguous ones."""
     layer = prepared(subject, case, training=True)
     for name, dy in layouts(case.dy).items():
         layer.zero_grad()
@@ -299,7 +299,7 @@ def gradients_turn_with_the_gauge(subject, case):
     cases=exact(leading=st.tuples(st.integers(2, 3))), examples=0.5,
 )
 def not_finite_flows_back(subject, case):
-    """Mixed-precision training finds an overflow by looking at the gradients. If NaN is replaced by zero, it takes a wrong step."""
+    """Mixed precision finds an overflow by looking at the gradients. If NaN is replaced by zero, it takes a wrong step."""
     layer = prepared(subject, case, training=True)
     for bad in (np.nan, np.inf):
         dy = case.dy.copy()
@@ -372,7 +372,7 @@ def last_forward_counts(subject, case):
 
 
 def merged(layer, case: Case) -> bool:
-    """Whether the base product uses another weight than W now. A layer that does not show its weight counts as not merged."""
+    """Whether the base product uses another weight than W now. A layer that does not show its weight counts as merged."""
     try:
         return not np.array_equal(wide(layer.weight()), wide(case.W))
     except Unsupported:

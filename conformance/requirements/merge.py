@@ -24,8 +24,8 @@ MERGED = "W' = W + scale · (A B)ᵀ"
     cases=exact(),
 )
 def merged_weight(subject, case):
-    """Judged by an oracle of its own: a merge and an unmerge that are wrong in the same way undo each other, and a
-    round trip certifies the fault. On small integers the answer is exact."""
+    """The merged weight is compared with the formula, not with a round trip: a merge and an unmerge that are wrong in the same
+    way undo each other. On small integers the answer is exact."""
     layer = prepared(subject, case, training=True)
     layer.merge()
     return expect_equal(layer.weight(), case.truth.merged, "W after merge")
@@ -38,7 +38,7 @@ def merged_weight(subject, case):
     faults="84 85 98", cases=rounding(),
 )
 def merged_weight_within_rounding(subject, case):
-    """A merge carried out in a lower precision than the layer's shows here."""
+    """This shows a merge that is computed in a lower precision than that of the layer."""
     layer = prepared(subject, case, training=True)
     layer.merge()
     return expect_within(layer.weight(), case.truth.merged, case.bound.merged, "W after merge")
@@ -46,12 +46,12 @@ def merged_weight_within_rounding(subject, case):
 
 @requirement(
     "MERGE-03",
-    "The merged layer MUST compute what the unmerged one does, in both modes; no delta is added twice or left out.",
+    "The merged layer MUST compute what the unmerged one does, in both modes; the delta is neither added twice nor left out.",
     formula="x W'ᵀ + b = x Wᵀ + b + scale · (x A) B", sources=SOURCES, needs=NEEDS, faults="10 22 35 40 85 106 109",
     cases=exact(),
 )
 def merged_equals_unmerged(subject, case):
-    """The promise of LoRA: no latency and no difference. A forward pass that does not know of the merge adds twice."""
+    """LoRA promises that merging removes the latency and changes no output. A forward pass may add the delta again."""
     layer = prepared(subject, case, training=True)
     layer.merge()
     expect_equal(layer.forward(case.x), case.truth.y, "y after merge")
@@ -67,7 +67,7 @@ def merged_equals_unmerged(subject, case):
     formula="|y' − exact| ≤ bound of y", sources=(HIGHAM,), needs=NEEDS, faults="10 85 98", cases=rounding(), examples=0.5,
 )
 def merged_within_rounding(subject, case):
-    """How far merged and unmerged may differ: at most the bound, and not a chosen tolerance."""
+    """Merged and unmerged outputs may differ by the bound, not by a chosen tolerance."""
     layer = prepared(subject, case, training=True)
     layer.merge()
     return expect_within(layer.forward(case.x), case.truth.y, case.bound.y, "y after merge")
@@ -79,7 +79,7 @@ def merged_within_rounding(subject, case):
     formula="merge ∘ merge = merge", sources=SOURCES, needs=f"{NEEDS} weight", faults="86 87 100", cases=exact(), examples=0.5,
 )
 def merging_twice(subject, case):
-    """Saving, exporting and evaluating all merge; the second one must not add the delta again."""
+    """Saving, exporting and evaluating may each merge. The second merge must not add the delta again."""
     layer = prepared(subject, case, training=True)
     layer.merge()
     refuses(layer.merge)
@@ -94,7 +94,7 @@ def merging_twice(subject, case):
     cases=exact(), examples=0.5,
 )
 def unmerge_restores(subject, case):
-    """On exact cases the weight must come back bit for bit, cycle after cycle, and so must the function."""
+    """On exact cases the weight and the output must come back bit for bit, cycle after cycle."""
     layer = prepared(subject, case, training=True)
     for cycle in ("first", "second"):
         layer.merge()
@@ -110,7 +110,7 @@ def unmerge_restores(subject, case):
     needs="set_adapter merge unmerge weight", faults="88 100", cases=rounding(), examples=0.5,
 )
 def unmerge_restores_within_rounding(subject, case):
-    """An unmerge that subtracts is honest; it loses the last bits and no more."""
+    """An unmerge that subtracts the delta is allowed. It loses the last bits and no more."""
     layer = prepared(subject, case, training=True)
     layer.merge()
     layer.unmerge()
@@ -119,13 +119,13 @@ def unmerge_restores_within_rounding(subject, case):
 
 @requirement(
     "MERGE-08",
-    "Unmerge SHOULD restore W bit for bit, whatever the factors hold.",
+    "Unmerge SHOULD restore W bit for bit, whatever numbers the factors hold.",
     formula="W after = W before", sources=SOURCES, needs="set_adapter merge unmerge weight", faults="99 100",
     cases=rounding(only=("float32", "float64", "float16", "bfloat16")), examples=0.5,
 )
 def unmerge_restores_every_bit(subject, case):
-    """Subtraction drifts with every cycle, and cannot undo an overflow: one bad adapter spoils the model for all that
-    come after it. A kept copy, or a delta never applied in place, does not."""
+    """Subtraction drifts with every cycle, and cannot undo an overflow: one bad adapter spoils the model for all later ones.
+    Keeping a copy of W, or never changing W in place, avoids both."""
     layer = prepared(subject, case, training=True)
     layer.merge()
     layer.unmerge()
@@ -143,7 +143,7 @@ def unmerge_restores_every_bit(subject, case):
     cases=rounding(), examples=0.5,
 )
 def merge_leaves_the_rest(subject, case):
-    """They are needed to unmerge, to save and to train on."""
+    """They are needed to unmerge, to save and to go on training."""
     layer = prepared(subject, case, training=True)
     layer.merge()
     for name, want in case.adapter.items():
@@ -154,13 +154,13 @@ def merge_leaves_the_rest(subject, case):
 
 @requirement(
     "MERGE-10",
-    "After unmerge the layer MUST train on as if it had never been merged.",
+    "After unmerge the layer MUST go on training as if it had never been merged.",
     formula="gradients and step after unmerge = before", sources=SOURCES,
     needs=f"{NEEDS} unmerge backward step adapter zero_grad", faults="75 100 110",
     cases=exact(only=("float32", "float64")), examples=0.5,
 )
 def training_after_unmerge(subject, case):
-    """Evaluation in the middle of training is a merge and an unmerge."""
+    """An evaluation during training often merges and unmerges."""
     layer = prepared(subject, case, training=True)
     layer.merge()
     layer.forward(case.x)
@@ -188,8 +188,8 @@ def training_after_unmerge(subject, case):
     faults="99 105 110 111", cases=exact(), examples=0.5,
 )
 def setting_while_merged(subject, case):
-    """An unmerge that subtracts the new delta from a weight that holds the old one leaves the difference in W for
-    ever. It happens whenever a checkpoint is loaded into a model that is merged."""
+    """If unmerge subtracts the new delta from a weight that holds the old one, W keeps the difference for ever. This can happen
+    whenever a checkpoint is loaded into a merged model."""
     new = case.with_other_factors
     assume(exact_in_any_order(new) and not np.array_equal(wide(new.truth.merged), wide(case.truth.merged)))
     layer = prepared(subject, case, training=True)
@@ -204,12 +204,12 @@ def setting_while_merged(subject, case):
 
 @requirement(
     "MERGE-12",
-    "A merge MUST change W where scale · (A B)ᵀ does, and nothing where B is zero.",
+    "A merge MUST change W if scale · (A B)ᵀ changes it, and MUST NOT change W if B is zero.",
     formula="scale · (A B)ᵀ ≠ 0 ⇒ W' ≠ W where that is exact; B = 0 ⇒ W' = W", sources=SOURCES,
     needs="set_adapter merge weight", faults="35 76 102 109", cases=exact(), examples=0.5,
 )
 def merge_has_an_effect(subject, case):
-    """Exports that hold the base model under the name of the trained one are among the most reported faults."""
+    """An exported model that turns out to be the base model, without the training, is among the most reported faults."""
     layer = prepared(subject, case, training=True)
     layer.merge()
     expect(not np.array_equal(wide(layer.weight()), wide(case.W)), "W after merge", "W as before", "W + scale · (A B)ᵀ")
@@ -226,7 +226,7 @@ def merge_has_an_effect(subject, case):
     needs="set_adapter forward merge unmerge weight", faults="100", cases=rounding(), examples=0.5,
 )
 def drift_stays_in_its_budget(subject, case):
-    """An unmerge that subtracts is honest, and its errors add up; they may not grow faster than the number of cycles."""
+    """An unmerge that subtracts is allowed. Its errors add up, but must not grow faster than the number of cycles."""
     layer, ratio = prepared(subject, case, training=True), 0.0
     for cycle in range(1, 5):
         layer.merge()
@@ -241,12 +241,12 @@ def drift_stays_in_its_budget(subject, case):
 
 @requirement(
     "MERGE-14",
-    "While merged the gradient of x MUST be that through W', dy W', or the backward pass is refused.",
+    "While merged the gradient of x MUST be dy W', the gradient through the merged weight, or the backward pass is refused.",
     formula="dx = dy W' = dy W + scale · (dy Bᵀ) Aᵀ", sources=SOURCES, needs=f"{NEEDS} backward", faults="106", cases=exact(),
     examples=0.5,
 )
 def gradient_of_x_while_merged(subject, case):
-    """What the forward pass uses is what must be differentiated; layers below go on learning from it."""
+    """The backward pass must differentiate what the forward pass computed. Layers below may still learn from it."""
     layer = prepared(subject, case, training=True)
     layer.merge()
     layer.forward(case.x)
@@ -260,12 +260,12 @@ def gradient_of_x_while_merged(subject, case):
 
 @requirement(
     "MERGE-15",
-    "A square weight MUST be merged like any other, also where rank, in and out are equal.",
+    "A square weight MUST be merged like any other, also if rank, in and out are all equal.",
     formula=MERGED, sources=SOURCES, needs="set_adapter merge weight", faults="77 78 79 80",
     cases=exact(in_features=SQUARE, out_features=SQUARE, rank=SQUARE, square=True), examples=0.5,
 )
 def square_weight(subject, case):
-    """A delta that is transposed only if its shape demands it is wrong in most layers of a transformer."""
+    """Most weights of a transformer are square. Code that transposes a delta only if its shape does not fit is wrong there."""
     layer = prepared(subject, case, training=True)
     layer.merge()
     return expect_equal(layer.weight(), case.truth.merged, "W after merge")
@@ -277,7 +277,7 @@ def square_weight(subject, case):
     formula="unmerge of W = W", sources=SOURCES, needs=f"{NEEDS} unmerge weight", faults="86", cases=exact(), examples=0.5,
 )
 def unmerging_twice(subject, case):
-    """The guard of MERGE-05 from the other side: a delta that was never added must not be taken out."""
+    """The counterpart of MERGE-05: a delta that was never added must not be subtracted."""
     layer = prepared(subject, case, training=True)
     refuses(layer.unmerge)
     expect_equal(layer.weight(), case.W, "W after an unmerge without a merge")
@@ -296,7 +296,7 @@ def unmerging_twice(subject, case):
     optional=True, cases=exact(), examples=0.5,
 )
 def loading_while_merged(subject, case):
-    """MERGE-11, by way of a file."""
+    """MERGE-11 again, with factors that come from a file."""
     new = case.with_other_factors
     assume(exact_in_any_order(new) and not np.array_equal(wide(new.truth.merged), wide(case.truth.merged)))
     with saved(prepared(subject, new, training=True)) as directory:
@@ -315,7 +315,7 @@ def loading_while_merged(subject, case):
     formula=MERGED, sources=SOURCES, needs=f"{NEEDS} weight", faults="76", cases=exact(), examples=0.5,
 )
 def merging_in_inference_mode(subject, case):
-    """That is when most people merge. A layer that merges by itself there has nothing left to do."""
+    """Most people merge in inference mode. A layer that merges by itself in that mode has nothing left to do."""
     layer = prepared(subject, case)
     if not refuses(layer.merge):
         expect_equal(layer.weight(), case.truth.merged, "W after merge in inference mode")

@@ -35,17 +35,17 @@ LORA = models("lora")
     formula="logits of the base", sources=(FORWARD,), needs="build_model forward", cases=models("none"), examples=SHARE,
 )
 def base_model(subject, case):
-    """Everything below is judged beside this: arrays that came to the wrong place would make all of it meaningless."""
+    """All later requirements compare with this model. If an array were put in the wrong place, they would mean nothing."""
     return right_logits(fresh(subject, case), case)
 
 
 @requirement(
-    "MODEL-02", "Padding MUST change nothing for the tokens that are not padding.",
+    "MODEL-02", "Padding MUST NOT change the logits of the tokens that are not padding.",
     formula="attention mask = −∞ where the mask is False", sources=(FORWARD,), needs="build_model forward",
     cases=models("none", masked=True), examples=SHARE,
 )
 def padding(subject, case):
-    """Behind the tokens and between them. What a padded token itself has for logits is free."""
+    """Padding may stand behind the tokens or between them. The logits of the padding itself may be anything."""
     return right_where_seen(fresh(subject, case), case)
 
 
@@ -54,7 +54,7 @@ def padding(subject, case):
     formula="B = 0 ⇒ W + 0 = W", sources=SOURCES, needs="build_model forward", cases=LORA, examples=SHARE,
 )
 def fresh_lora_changes_nothing(subject, case):
-    """Beside the same model without a method."""
+    """The logits are compared with those of the same model without a method."""
     want = plain(subject, case).forward(case.tokens)
     return expect_equal(fresh(subject, case).forward(case.tokens), want, "logits with a fresh LoRA")
 
@@ -64,16 +64,16 @@ def fresh_lora_changes_nothing(subject, case):
     formula="y = x Wᵀ + b + scale · (x A) B at each target", sources=SOURCES, needs=NEEDS, cases=LORA,
 )
 def lora_on_named_matrices(subject, case):
-    """Another matrix of the same shape shows in no shape, and a fresh adapter shows nothing."""
+    """If LoRA acts on another matrix of the same shape, no shape shows it, and a fresh adapter does not show it either."""
     return right_logits(prepared(subject, case), case)
 
 
 @requirement(
-    "MODEL-05", "Every A and B of the model MUST get its gradient, and nothing else.",
+    "MODEL-05", "Every A and B of the model MUST get its gradient, and nothing else MUST get one.",
     formula="dA = xᵀ (scale · dy Bᵀ), dB = hᵀ dy", sources=SOURCES, needs=f"{NEEDS} backward", cases=LORA,
 )
 def lora_gradients_of_a_model(subject, case):
-    """Through everything above: norms, attention, activations."""
+    """The gradient comes through everything above the matrix: norms, attention, activations."""
     return right_gradients(prepared(subject, case), case)
 
 
@@ -83,7 +83,7 @@ def lora_gradients_of_a_model(subject, case):
     needs=f"{NEEDS} merge base", cases=LORA,
 )
 def merged_model(subject, case):
-    """Equal bits with a model that has no LoRA: there is no operation left of it, and so no latency."""
+    """The logits equal those of a model without LoRA bit for bit. So no operation of LoRA is left, and no latency."""
     model = prepared(subject, case)
     model.merge()
     base, logits = model.base(), model.forward(case.tokens)
@@ -100,13 +100,13 @@ def merged_model(subject, case):
     sources=SOURCES, needs="build_model trainable", cases=LORA, examples=SHARE,
 )
 def lora_parameters_of_a_model(subject, case):
-    """2 · d · rank for each square matrix."""
+    """For a square matrix this is 2 · d · rank, as in the paper."""
     matrices = [case.base[f"{place}.weight"].shape for place in places(case.config)]
     only_these_train(subject, case, sum(case.config.rank * (out + n_in) for out, n_in in matrices))
 
 
 @requirement(
-    "MODEL-08", "A step MUST move every A and B against its gradient, and leave the base bit for bit.",
+    "MODEL-08", "A step MUST move every A and B against its gradient, and leave the base as it was, bit for bit.",
     formula="p ← p − lr · dp", sources=SOURCES, needs=f"{NEEDS} backward zero_grad step arrays base", cases=LORA,
     examples=SHARE,
 )
@@ -120,27 +120,27 @@ def base_stays_frozen(subject, case):
     sources=(FORWARD,), needs="build_model forward backward", cases=models("full"), examples=SHARE, optional=True,
 )
 def gradients_of_the_base(subject, case):
-    """The baseline. A tied head and embedding are one array, with the sum of both gradients."""
+    """LoRA is compared with full fine-tuning. A tied head and embedding are one array: its gradient is the sum of both."""
     return right_gradients(fresh(subject, case), case)
 
 
 @requirement(
-    "MODEL-10", "With LoRA switched off the model MUST be the base, bit for bit, and with it on again what it was.",
+    "MODEL-10", "With LoRA switched off the model MUST be the base, bit for bit; with it on again, what it was.",
     formula="y = x Wᵀ + b", sources=SOURCES, needs=f"{NEEDS} switch", cases=LORA, examples=SHARE, optional=True,
 )
 def lora_switched_off(subject, case):
-    """As for a comparison with the base, or for a reference model in preference training."""
+    """This is used to compare with the base, and for the reference model in preference training."""
     return switched_off(subject, case)
 
 
 @requirement(
-    "MODEL-11", "LoRA on one fused matrix MUST be LoRA on its parts with one A in common.",
+    "MODEL-11", "LoRA on one fused matrix MUST be the same as LoRA on its parts with one A in common.",
     formula="[q k v] = x Wᵀ + scale · (x A) [B_q B_k B_v]",
     sources=(*SOURCES, "microsoft/LoRA, loralib/layers.py, MergedLinear"), needs=NEEDS,
     cases=models("lora", base=GPT2, targets=("qkv_proj",)), examples=SHARE,
 )
 def fused_is_separate_with_one_A(subject, case):
-    """Where the parts lie in the fused matrix is part of what is said: q, then k, then v."""
+    """The order of the parts in the fused matrix is fixed: q, then k, then v."""
     model, d = prepared(subject, case), case.config.width
     separate = replace(case.config, fused=False, targets=("q_proj", "k_proj", "v_proj"))
     arrays = {}

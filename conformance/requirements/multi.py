@@ -1,4 +1,4 @@
-"""MULTI: several adapters on one layer, each with a rank and a scale of its own.
+"""MULTI: several adapters on one layer, each with its own rank and scale.
 
     y = x Wᵀ + b + Σ weight · scale · (x A) B        over the active adapters
 """
@@ -24,7 +24,7 @@ RSLORA = several(only=("float32", "float64"), scaling="rslora", rank=st.just(4),
 
 
 def together(subject: Subject, case: Case) -> Layer:
-    """The layer with all adapters of the case, "default" alone active, in training mode (there is no dropout)."""
+    """The layer with all adapters of the case. Only "default" is active. It is in training mode, without dropout."""
     layer = prepared(subject, case, training=True)
     for name, A, B, alpha in case.others:
         layer.add_adapter(name, {"A": A.copy(), "B": B.copy()}, alpha)
@@ -33,12 +33,12 @@ def together(subject: Subject, case: Case) -> Layer:
 
 @requirement(
     "MULTI-01",
-    "Adding an adapter MUST change neither the output nor the factors that are there.",
+    "Adding an adapter MUST NOT change the output or the factors of the adapters that are there.",
     formula="y after adding = y before", sources=SOURCES, needs=f"{NEEDS} adapter", faults="50", cases=CASES, examples=0.5,
 )
 def adding_changes_nothing(subject, case):
-    """It waits until it is activated. A second adapter that is wrapped around the first, or that takes its place, is seen
-    here."""
+    """An added adapter has no effect until it is activated. This shows a second adapter that is wrapped around the first, or
+    that replaces it."""
     layer = together(subject, case)
     expect_equal(layer.forward(case.x), case.truth.y, "y after adding two adapters")
     for name, want in case.adapter.items():
@@ -47,11 +47,11 @@ def adding_changes_nothing(subject, case):
 
 @requirement(
     "MULTI-02",
-    "One active adapter MUST do what it does as the only one, with the rank and the scale of its own.",
+    "One active adapter MUST do what it does as the only adapter of the layer, with its own rank and scale.",
     formula=SUM, sources=SOURCES, needs=f"{NEEDS} activate", faults="09 17 50", cases=CASES,
 )
 def one_of_several(subject, case):
-    """The scale of another adapter, or its rank, gives an adapter of the wrong strength that no error shows."""
+    """With the scale or the rank of another adapter it has the wrong strength, and no error shows that."""
     layer = together(subject, case)
     for name in (*case.names[1:], case.names[0]):
         layer.activate({name: 1.0})
@@ -60,11 +60,11 @@ def one_of_several(subject, case):
 
 @requirement(
     "MULTI-03",
-    "Several active adapters MUST add up, each product with its weight, in whatever order they are named.",
+    "The products of several active adapters MUST add up, each times its weight, in whatever order they are named.",
     formula=SUM, sources=SOURCES, needs=f"{NEEDS} activate", faults="15 130 131", cases=CASES,
 )
 def several_add_up(subject, case):
-    """Products add up; (Σ A) (Σ B) has cross terms, and is right for one adapter only. A negative weight subtracts."""
+    """The products are added, not the factors: (Σ A) (Σ B) has cross terms. A negative weight subtracts an adapter."""
     layer, weights = together(subject, case), case.all_weights
     layer.activate(weights)
     expect_equal(layer.forward(case.x), Together(case, weights).y, "y with all adapters active")
@@ -77,11 +77,11 @@ def several_add_up(subject, case):
 
 @requirement(
     "MULTI-04",
-    "With no active adapter the output MUST be that of the base layer, and nothing is lost by it.",
+    "With no active adapter the output MUST be that of the base layer, and the adapters MUST be kept.",
     formula="y = x Wᵀ + b", sources=SOURCES, needs=f"{NEEDS} activate adapter", faults="16 51", cases=CASES, examples=0.5,
 )
 def none_active(subject, case):
-    """The way to the frozen model, for a reference or a comparison; what is switched on again is what it was."""
+    """This gives the frozen model, as a reference or for a comparison. An adapter that is activated again is unchanged."""
     layer = together(subject, case)
     layer.activate({})
     expect_equal(layer.forward(case.x), case.truth.base, "y with no adapter active")
@@ -93,12 +93,12 @@ def none_active(subject, case):
 
 @requirement(
     "MULTI-05",
-    "Activating MUST replace what was active: weights do not multiply with earlier ones, and a weight of 0 is not for ever.",
+    "Activating MUST replace what was active: weights are not multiplied with earlier ones, and a weight of 0 can be undone.",
     formula="activate(v) after activate(w) = activate(v)", sources=SOURCES, needs=f"{NEEDS} activate adapter",
     faults="15 16", cases=CASES, examples=0.5,
 )
 def activating_replaces(subject, case):
-    """A weight that is multiplied into the scale or into A in place works once."""
+    """A weight that is multiplied into the scale or into A in place is right the first time only."""
     layer, weights = together(subject, case), case.all_weights
     for chosen in (weights, {"default": 0.0}, {"default": weights["default"]}, weights, {"second": 1.0}, {"default": 1.0}):
         layer.activate(chosen)
@@ -109,13 +109,13 @@ def activating_replaces(subject, case):
 
 @requirement(
     "MULTI-06",
-    "Each active adapter MUST get the gradient of its own product with its weight, the input that of the sum, and an adapter "
-    "that is not active none, or zero.",
+    "Each active adapter MUST get the gradient of its own product times its weight, and the input MUST get that of the sum. An "
+    "adapter that is not active MUST get none, or zero.",
     formula="dA = weight · scale · xᵀ dy Bᵀ, dB = weight · scale · (x A)ᵀ dy, dx = dy W + Σ weight · scale · dy Bᵀ Aᵀ",
     sources=SOURCES, needs=f"{NEEDS} activate backward", faults="65", cases=CASES,
 )
 def gradients_of_several(subject, case):
-    """Adapters that train together share dy, and nothing else."""
+    """Adapters that train together share dy. Their gradients have nothing else in common."""
     layer, weights = together(subject, case), case.all_weights
     for chosen in ({name: weights[name] for name in case.names[:2]}, {"third": weights["third"]}):
         layer.zero_grad()
@@ -138,7 +138,7 @@ def gradients_of_several(subject, case):
     cases=CASES, examples=0.5,
 )
 def inactive_adapters_stay(subject, case):
-    """Whoever trains a second adapter on top of a first one does not want to lose the first one."""
+    """A second adapter may be trained on top of a first one. The first one must not be lost."""
     layer = together(subject, case)
     layer.activate({"second": 1.0})
     layer.forward(case.x)
@@ -154,13 +154,12 @@ def inactive_adapters_stay(subject, case):
 
 @requirement(
     "MULTI-08",
-    "Merging MUST fold all active adapters into W, each with its weight, and no other; unmerging takes out all of them.",
+    "Merging MUST add all active adapters to W, each with its weight, and no others; unmerging MUST take all of them out.",
     formula="W' = W + Σ weight · scale · (A B)ᵀ", sources=(*SOURCES, LORALIB),
     needs=f"{NEEDS} activate merge unmerge weight", faults="91 106", cases=CASES,
 )
 def merging_several(subject, case):
-    """An adapter that is active and not merged must not be dropped from the output, and one that is merged must not be
-    left in W."""
+    """No active adapter may be missing from the output after a merge, and no merged adapter may stay in W after an unmerge."""
     layer, weights = together(subject, case), case.all_weights
     for chosen in (weights, {"second": 1.0}, {name: weights[name] for name in case.names[1:]}):
         layer.activate(chosen)
@@ -180,7 +179,7 @@ def merging_several(subject, case):
     cases=CASES, examples=0.5,
 )
 def activating_while_merged(subject, case):
-    """Unmerging must take out what was merged, and not what is active by then."""
+    """Unmerging must subtract the adapters that were merged, not those that are active now."""
     layer, weights = together(subject, case), case.all_weights
     chosen, then = {"default": weights["default"]}, {"second": weights["second"]}
     layer.activate(chosen)
@@ -195,11 +194,11 @@ def activating_while_merged(subject, case):
 
 @requirement(
     "MULTI-10",
-    "A name that no adapter has MUST be refused, alone or beside others, and the refusal changes nothing.",
+    "Activating a name that no adapter has MUST be refused, alone or beside other names, and the refusal changes nothing.",
     formula="activate(unknown) raises", sources=SOURCES, needs=f"{NEEDS} activate", faults="46 133", cases=CASES, examples=0.5,
 )
 def unknown_name(subject, case):
-    """A misspelt name that is skipped gives the output of the base layer, and nobody is told."""
+    """If a misspelt name is skipped, the output is that of the base layer, and no error shows it."""
     layer = together(subject, case)
     for names in ({"secnod": 1.0}, {"third": 1.0, "secnod": 1.0}):
         expect(refuses(layer.activate, names), f"activate({names})", "no error", "an error: there is no adapter secnod")
@@ -208,12 +207,12 @@ def unknown_name(subject, case):
 
 @requirement(
     "MULTI-11",
-    "Removing an adapter MUST leave the others as they were, and what was removed is not applied any more.",
+    "Removing an adapter MUST leave the others as they were, and the removed adapter MUST NOT be applied any more.",
     formula=SUM, sources=SOURCES, needs=f"{NEEDS} activate remove_adapter weight", faults="125",
     optional=True, cases=CASES, examples=0.5,
 )
 def removing(subject, case):
-    """A layer that goes on applying an adapter that it does not have any more cannot be mended from outside."""
+    """If a layer still applies an adapter that it no longer lists, a user cannot switch it off."""
     layer, weights = together(subject, case), case.all_weights
     layer.activate({"default": 1.0})
     layer.remove_adapter("third")
@@ -229,12 +228,12 @@ def removing(subject, case):
 
 @requirement(
     "MULTI-12",
-    "Removing an adapter that is merged MUST be refused, or its part is taken out of W.",
+    "Removing an adapter that is merged MUST be refused, or MUST take its part out of W.",
     formula="unmerge ∘ remove ∘ merge ⇒ W", sources=SOURCES, needs=f"{NEEDS} activate remove_adapter merge unmerge weight",
     faults="105", optional=True, cases=CASES, examples=0.5,
 )
 def removing_while_merged(subject, case):
-    """With the factors gone nobody can subtract them."""
+    """Once the factors are gone, their product cannot be subtracted from W."""
     layer = together(subject, case)
     layer.activate({"second": 1.0})
     layer.merge()
@@ -247,13 +246,13 @@ def removing_while_merged(subject, case):
 
 @requirement(
     "MULTI-13",
-    "Combining adapters MUST give one that does what they do together, with any weights.",
+    "Combining adapters MUST give one adapter that does what they do together, with any weights.",
     formula="combined: scale · A B = Σ weight · scale · A B", sources=SOURCES, needs=f"{NEEDS} activate combine",
     faults="130 131 132", optional=True, cases=CASES,
 )
 def combining(subject, case):
-    """Odd and linear in the weights: −1 gives the negative, one adapter of weight 1 gives itself. Weights that are put
-    into A and into B by their roots lose their sign, and sums of factors have cross terms."""
+    """The result is linear in the weights: a weight of −1 gives the negative, and one adapter of weight 1 gives itself. If the
+    root of a weight goes into both A and B, its sign is lost. Sums of factors have cross terms."""
     layer, weights, ratio = together(subject, case), case.all_weights, 0.0
     pair = {name: 0.7 * weights[name] for name in case.names[1:]}
     parts = [{"second": 1.0}, {"second": -1.0}, {"second": 0.7}, pair, weights]
@@ -276,7 +275,7 @@ def combining(subject, case):
     cases=RSLORA, examples=0.5,
 )
 def rslora_of_several(subject, case):
-    """An adapter that is added later is where the option gets lost."""
+    """The option is often lost for adapters that are added later."""
     layer = together(subject, case)
     for name in case.names:
         layer.activate({name: 1.0})
@@ -285,14 +284,14 @@ def rslora_of_several(subject, case):
 
 @requirement(
     "MULTI-15",
-    "In a batch whose samples have adapters of their own, each sample MUST get what it gets alone, and none means the base "
-    "layer.",
+    "In a batch in which each sample names its own adapter, each sample MUST get what it gets alone; a sample that names none "
+    "MUST get the base layer.",
     formula="yᵢ = xᵢ Wᵀ + b + scale · (xᵢ A) B of its own adapter", sources=SOURCES, needs=f"{NEEDS} forward_mixed",
     faults="45 134", optional=True, cases=CASES,
 )
 def mixed_batch(subject, case):
-    """What a server does. Samples are sorted by adapter and put back: rows change places, or those without an adapter get
-    one."""
+    """Servers do this. They sort the samples by adapter and put them back. Faults exchange rows, or apply an adapter to samples
+    that have none."""
     layer = together(subject, case)
     set_mode(layer, False)
     names = ("second", None, "default", "third", "second", None)
@@ -310,7 +309,7 @@ def mixed_batch(subject, case):
     cases=CASES, examples=0.5,
 )
 def unknown_name_in_a_mixed_batch(subject, case):
-    """One misspelt name among many gives a sample of the base model, which looks like a bad adapter."""
+    """If a misspelt name is skipped, one sample gets the base model, which looks like a bad adapter."""
     layer = together(subject, case)
     set_mode(layer, False)
     x = np.stack([case.x] * 2)
@@ -320,12 +319,12 @@ def unknown_name_in_a_mixed_batch(subject, case):
 
 @requirement(
     "MULTI-17",
-    "With rank-stabilised scaling, what one adapter of weight 1 is combined to MUST do what that adapter does.",
+    "With rank-stabilised scaling, combining one adapter with weight 1 MUST give an adapter that does what that adapter does.",
     formula="combined: scale · A B = scale · A B of the one", sources=SOURCES, needs=f"{NEEDS} activate combine", faults="08",
     optional=True, cases=RSLORA, examples=0.5,
 )
 def combining_with_rslora(subject, case):
-    """The scale is in the factors already; a combined adapter that is scaled by alpha / √rank again is √rank too strong."""
+    """The combined factors already hold the scale. If alpha / √rank is applied again, the adapter is √rank too strong."""
     layer = together(subject, case)
     layer.combine("same", {"second": 1.0})
     layer.activate({"same": 1.0})

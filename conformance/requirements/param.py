@@ -1,4 +1,4 @@
-"""PARAM: what trains, and what does not."""
+"""PARAM: which parameters train, and which are frozen."""
 
 import math
 
@@ -13,7 +13,7 @@ from conformance.truth.strategies import exact, rounding
 
 GROUP = Group("PARAM", "Parameters", order=40, profile="training", asks="backward")
 SOURCES = (f"{PAPER}, §4.2: |Θ| = 2 · L · d_model · r for square matrices",)
-# For a matrix out × in: the general form of the paper's count, see methods: r (in + out) is 2 d r when in = out = d.
+# For a matrix out × in the count is r (in + out). With in = out = d it is the paper's 2 d r.
 
 
 @requirement(
@@ -23,7 +23,7 @@ SOURCES = (f"{PAPER}, §4.2: |Θ| = 2 · L · d_model · r for square matrices",
     cases=exact(in_features=st.integers(9, 40), out_features=st.integers(9, 40), rank=st.integers(1, 9), degenerate=True),
 )
 def trainable_count(subject, case):
-    """The count is what LoRA is chosen for, and the shortest proof that nothing else trains."""
+    """LoRA is chosen for its small number of parameters. A larger number shows that something else trains."""
     n = case.config.in_features
     b = None if case.b is None else np.resize(case.b, n)
     for c in (case, case.replace(out_features=n, W=np.resize(case.W, (n, n)), b=b)):
@@ -39,7 +39,7 @@ def trainable_count(subject, case):
     cases=exact(degenerate=True), examples=0.5,
 )
 def only_the_factors_train(subject, case):
-    """A count can be right by accident."""
+    """The count alone can be right by accident."""
     names = sorted(fresh(subject, case).trainable())
     expect(names == ["A", "B"], "names of the trainable parameters", names, ["A", "B"])
 
@@ -51,7 +51,7 @@ def only_the_factors_train(subject, case):
     needs="set_adapter forward backward step weight bias", faults="31 64", cases=rounding(), examples=0.5,
 )
 def step_leaves_frozen_weights(subject, case):
-    """What an optimiser is handed is what moves, whatever the flags say."""
+    """A weight that is marked as frozen still moves if the optimiser is given it."""
     layer = prepared(subject, case, training=True)
     for _ in range(2):
         gradients(layer, case.x, case.dy)
@@ -69,7 +69,7 @@ def step_leaves_frozen_weights(subject, case):
     examples=0.5,
 )
 def step_is_plain_sgd(subject, case):
-    """Exact with a power of two as the rate. A factor that has a gradient but does not move is not trained."""
+    """With a power of two as the rate the step is exact. This shows a factor that gets a gradient but does not move."""
     dA, dB = case.truth.dA, case.truth.dB
     for rate in (4.0, 0.5):
         layer = prepared(subject, case, training=True)

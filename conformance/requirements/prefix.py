@@ -35,7 +35,7 @@ NETWORK = models("prefix", hidden_size=3)
     needs=NEEDS, faults="145", cases=PREFIX,
 )
 def prefix_is_tokens_before(subject, case):
-    """Of the positions, of the mask and of the scale of the scores this says all that there is to say."""
+    """This fixes the positions, the mask and the scale of the scores at once."""
     whole, length = case.tokens[:1], case.config.length
     whole = np.concatenate([np.resize(case.tokens[-1], length)[None], whole], axis=1)
     model = fresh(subject, case)
@@ -52,7 +52,7 @@ def prefix_is_tokens_before(subject, case):
     formula="softmax(q [P_k k]ᵀ / √s) [P_v v]", sources=SOURCES, needs=NEEDS, faults="146", cases=PREFIX,
 )
 def prefix_logits(subject, case):
-    """Keys and values in the other's place, one layer's in another's, a scale of the whole width."""
+    """This shows keys and values that are exchanged, layers that are exchanged, and a scale that uses the whole width."""
     return right_logits(prepared(subject, case), case)
 
 
@@ -61,16 +61,16 @@ def prefix_logits(subject, case):
     formula="attention mask = [0 … 0, mask]", sources=SOURCES, needs=NEEDS, faults="145", cases=models("prefix", masked=True),
 )
 def prefix_and_padding(subject, case):
-    """A mask that was made without the prefix in mind is too short by its length, or hides it."""
+    """A mask that is made for the tokens alone is too short by the length of the prefix, or hides the prefix."""
     return right_where_seen(prepared(subject, case), case)
 
 
 @requirement(
-    "PREFIX-04", "Keys and values MUST get their gradients, summed over the batch, and nothing else.",
+    "PREFIX-04", "Keys and values MUST get their gradients, summed over the batch, and nothing else MUST get one.",
     formula="dP_k = dSᵀ q / √s, dP_v = Sᵀ dy, summed over samples", sources=SOURCES, needs=f"{NEEDS} backward", cases=PREFIX,
 )
 def prefix_gradients(subject, case):
-    """Every sample has the same prefix."""
+    """Every sample of the batch has the same prefix, so its gradients add up."""
     return right_gradients(prepared(subject, case), case)
 
 
@@ -79,18 +79,19 @@ def prefix_gradients(subject, case):
     needs="build_model trainable", cases=PREFIX, examples=SHARE,
 )
 def prefix_parameters(subject, case):
-    """The width is that of the keys: less than the model's where heads share them."""
+    """The width is that of the keys. It is smaller than the model's where heads share keys."""
     c = case.config
     width = c.kv_heads * (c.width // c.heads)
     only_these_train(subject, case, prefix.parameter_count(c.layers, c.length, width))
 
 
 @requirement(
-    "PREFIX-06", "A step MUST move the prefix against its gradient, and leave the base bit for bit.", formula="p ← p − lr · dp",
+    "PREFIX-06", "A step MUST move the prefix against its gradient, and leave the base as it was, bit for bit.",
+    formula="p ← p − lr · dp",
     sources=SOURCES, needs=f"{NEEDS} backward zero_grad step arrays base", cases=PREFIX, examples=SHARE,
 )
 def base_stays_frozen_under_a_prefix(subject, case):
-    """As under every method."""
+    """The base is frozen, as with every method."""
     return frozen_and_moved(subject, case)
 
 
@@ -100,24 +101,24 @@ def base_stays_frozen_under_a_prefix(subject, case):
     cases=NETWORK, optional=True,
 )
 def reparameterised_prefix(subject, case):
-    """The order of its columns is what a stored network means."""
+    """The order of the columns matters: in another order a stored network gives another prefix."""
     return right_logits(prepared(subject, case), case)
 
 
 @requirement(
-    "PREFIX-08", "Everything of the prefix's network MUST get its gradient.", formula="through tanh, summed over the batch",
+    "PREFIX-08", "Every array of the prefix's network MUST get its gradient.", formula="through tanh, summed over the batch",
     sources=(LI,), needs=f"{NEEDS} backward", cases=NETWORK, optional=True,
 )
 def reparameterised_gradients(subject, case):
-    """The network is what trains."""
+    """The network trains, not the keys and values that it makes."""
     return right_gradients(prepared(subject, case), case)
 
 
 @requirement(
-    "PREFIX-09", "After folding the prefix MUST be keys and values alone, and the logits what they were.",
+    "PREFIX-09", "After folding, the prefix MUST consist of keys and values only, and the logits MUST be what they were.",
     formula="P is kept, E and the network are not", sources=(f"{LI}.3",), needs=f"{NEEDS} fold arrays", cases=NETWORK,
     optional=True,
 )
 def folded_prefix(subject, case):
-    """What is stored, and counted, is the prefix."""
+    """Folding replaces the network by the prefix that it makes. Only the prefix is stored and counted."""
     return folded(subject, case)

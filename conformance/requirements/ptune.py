@@ -1,4 +1,4 @@
-"""PTUNE: P-tuning, trained vectors in the place of tokens.
+"""PTUNE: P-tuning, which puts trained vectors in the place of tokens.
 
     h[positions] = prompts, and the tokens' embeddings in the other places; logits of the tokens alone
 """
@@ -30,7 +30,7 @@ ANYWHERE = models("ptuning")
 
 
 def encoders(dtypes):
-    """Prompts first, made by an MLP or an LSTM; in float64, where nothing comes near the kink of ReLU."""
+    """Cases with prompts first, made by an MLP or an LSTM. They are in float64: no number comes near the kink of ReLU."""
     def of(coder: str):
         return models("ptuning", positions=(0, 1), encoder=coder, hidden_size=4, only=("float64",))(dtypes)
 
@@ -43,7 +43,7 @@ def encoders(dtypes):
     needs=NEEDS, faults="145", cases=FIRST,
 )
 def prompts_are_tokens(subject, case):
-    """A prompt has a position, and is seen by what comes after it."""
+    """A prompt takes a position like a token, and the tokens after it attend to it."""
     n = len(case.config.positions)
     whole = np.concatenate([np.resize(case.tokens[-1], n)[None], case.tokens[:1]], axis=1)
     model = fresh(subject, case)
@@ -54,11 +54,11 @@ def prompts_are_tokens(subject, case):
 
 
 @requirement(
-    "PTUNE-02", "The logits MUST be those of the tokens, in their order, and none of the prompts'.",
+    "PTUNE-02", "The logits MUST be those of the tokens, in their order, without those of the prompts.",
     formula="logits (batch, T, vocabulary), row t of token t", sources=SOURCES, needs=NEEDS, faults="144", cases=FIRST,
 )
 def logits_stay_aligned(subject, case):
-    """Rows that start at the first prompt are off by the number of prompts: every score is that of another word."""
+    """If the rows start at the first prompt, they are off by the number of prompts: every score belongs to another word."""
     logits = prepared(subject, case).forward(case.tokens, case.mask)
     shape = (*case.tokens.shape, case.config.vocabulary)
     expect(logits.shape == shape, "shape of the logits", logits.shape, shape)
@@ -71,16 +71,16 @@ def logits_stay_aligned(subject, case):
     sources=SOURCES, needs=NEEDS, faults="145", cases=models("ptuning", positions=(0, 1), masked=True),
 )
 def prompts_and_padding(subject, case):
-    """A mask that was made without the prompts in mind."""
+    """A mask that is made for the tokens alone can hide the prompts."""
     return right_where_seen(prepared(subject, case), case)
 
 
 @requirement(
-    "PTUNE-04", "Prompts MUST get their gradients, summed over the batch, and nothing else.",
+    "PTUNE-04", "Prompts MUST get their gradients, summed over the batch, and nothing else MUST get one.",
     formula="dprompts = Σ dh[positions]", sources=SOURCES, needs=f"{NEEDS} backward", cases=FIRST,
 )
 def prompt_gradients(subject, case):
-    """Every sample has the same prompts."""
+    """Every sample of the batch has the same prompts, so their gradients add up."""
     return right_gradients(prepared(subject, case), case)
 
 
@@ -89,12 +89,12 @@ def prompt_gradients(subject, case):
     needs="build_model trainable", cases=FIRST, examples=SHARE,
 )
 def prompt_parameters(subject, case):
-    """Without an encoder."""
+    """This is the count without an encoder."""
     only_these_train(subject, case, len(case.config.positions) * case.config.width)
 
 
 @requirement(
-    "PTUNE-06", "A step MUST move the prompts against their gradient, and leave the base bit for bit.",
+    "PTUNE-06", "A step MUST move the prompts against their gradient, and leave the base as it was, bit for bit.",
     formula="p ← p − lr · dp", sources=SOURCES, needs=f"{NEEDS} backward zero_grad step arrays base", cases=FIRST,
     examples=SHARE,
 )
@@ -104,36 +104,38 @@ def base_stays_frozen_under_prompts(subject, case):
 
 
 @requirement(
-    "PTUNE-07", "Prompts anywhere in the input MUST be at the places that were asked for.",
+    "PTUNE-07", "Prompts MUST be at the places that were asked for, anywhere in the input.",
     formula="h[positions] = prompts", sources=(LIU,), needs=NEEDS, cases=ANYWHERE, optional=True,
 )
 def prompts_anywhere(subject, case):
-    """Between words as well as before them; most libraries put them first."""
+    """Prompts may stand between words as well as before them, though most libraries put them first."""
     return right_logits(prepared(subject, case), case)
 
 
 @requirement(
-    "PTUNE-08", "Prompts that an encoder makes MUST be relu(x W1ᵀ + b1) W2ᵀ + b2, x the embeddings or both ways of an LSTM.",
+    "PTUNE-08",
+    "Prompts of an encoder MUST be relu(x W1ᵀ + b1) W2ᵀ + b2, where x is the embeddings or both directions of an LSTM.",
     formula="x = E, or [h→ h←]", sources=(LIU,), needs=NEEDS, cases=encoders, optional=True,
 )
 def prompt_encoder(subject, case):
-    """The LSTM's gates are i, f, g, o, and its way back is turned round again."""
+    """The gates of the LSTM are in the order i, f, g, o. The output of the backward direction is reversed again."""
     return right_logits(prepared(subject, case), case)
 
 
 @requirement(
-    "PTUNE-09", "Everything of the prompts' encoder MUST get its gradient.", formula="through relu and time", sources=(LIU,),
+    "PTUNE-09", "Every array of the prompts' encoder MUST get its gradient.", formula="through relu and time", sources=(LIU,),
     needs=f"{NEEDS} backward", cases=encoders, optional=True,
 )
 def encoder_gradients(subject, case):
-    """The encoder is what trains."""
+    """The encoder trains, not the prompts that it makes."""
     return right_gradients(prepared(subject, case), case)
 
 
 @requirement(
-    "PTUNE-10", "After folding the prompts MUST be alone, and the logits what they were.", formula="the prompts are kept",
+    "PTUNE-10", "After folding, only the prompts MUST be left, and the logits MUST be what they were.",
+    formula="the prompts are kept",
     sources=(LIU,), needs=f"{NEEDS} fold arrays", cases=encoders, optional=True,
 )
 def folded_prompts(subject, case):
-    """The encoder is not needed any more."""
+    """Folding replaces the encoder by the prompts that it makes."""
     return folded(subject, case)

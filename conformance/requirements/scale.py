@@ -1,4 +1,4 @@
-"""SCALE: how strongly the adapter counts."""
+"""SCALE: the factor of the LoRA part."""
 
 import numpy as np
 from hypothesis import assume
@@ -32,12 +32,12 @@ def alpha_over_rank(subject, case):
 
 @requirement(
     "SCALE-02",
-    "For an alpha and a rank whose quotient is no short fraction the scale MUST be right to within rounding.",
+    "If alpha / rank cannot be stored exactly, the scale MUST be right to within rounding.",
     formula="scale = alpha / rank", sources=(*STANDARD, HIGHAM), needs=NEEDS, optional=True, faults="01 02 03",
     cases=rounding(rank=st.sampled_from([3, 5, 6, 7])),
 )
 def scale_within_rounding(subject, case):
-    """An integer division, or a scale kept in low precision, is exact for the pairs that people try."""
+    """An integer division, or a scale in low precision, gives exact results for the pairs that are usually tried."""
     case = case.replace(alpha=16.0, W=0 * case.W, b=None if case.b is None else 0 * case.b)
     y = prepared(subject, case).forward(case.x)
     return expect_within(y, case.truth.y, case.bound.y, "y with W = 0 and b = 0, scale · (x A) B")
@@ -50,7 +50,7 @@ def scale_within_rounding(subject, case):
     cases=exact(scaling="rslora", rank=st.just(4), in_features=st.integers(5, 8), out_features=st.integers(5, 8)),
 )
 def alpha_over_root_rank(subject, case):
-    """Accepted and ignored, the option changes the strength by √rank without a word. At rank 4 it is exact."""
+    """If the option is accepted but ignored, the strength is off by √rank without an error. At rank 4 the scale is exact."""
     return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y with rslora scaling")
 
 
@@ -61,7 +61,7 @@ def alpha_over_root_rank(subject, case):
     cases=rounding(scaling="rslora", rank=st.integers(2, 9)), examples=0.5,
 )
 def root_rank_within_rounding(subject, case):
-    """√rank is no integer in general, and a rank that was rounded shows only then."""
+    """√rank is not an integer in general. Only then does a root that was rounded to an integer show."""
     y = prepared(subject, case).forward(case.x)
     return expect_within(y, case.truth.y, case.bound.y, "y with rslora scaling")
 
@@ -74,7 +74,7 @@ def root_rank_within_rounding(subject, case):
     examples=0.5,
 )
 def linear_in_alpha(subject, case):
-    """A law that needs no oracle: it holds for every convention of the scale that alpha enters at all."""
+    """This law needs no reference implementation. It holds for every convention in which the scale depends on alpha."""
     more = case.replace(alpha=4 * case.config.alpha)
     assume(exact_in_any_order(more))
     once, four = (wide(prepared(subject, c).forward(c.x)) - c.truth.base for c in (case, more))
@@ -88,7 +88,7 @@ def linear_in_alpha(subject, case):
     optional=True, faults="11 14", cases=exact(), examples=0.5,
 )
 def alpha_zero_is_the_base(subject, case):
-    """Zero is a value, not a missing one: a default put in its place turns an adapter on that was turned off."""
+    """alpha = 0 turns the adapter off. Code that takes 0 for a missing value puts a default in its place and turns it on."""
     case = case.replace(alpha=0.0)
     if refuses(fresh, subject, case):
         return 0.0
@@ -103,7 +103,7 @@ def alpha_zero_is_the_base(subject, case):
     cases=exact(in_features=st.integers(4, 8), out_features=st.integers(4, 8), rank=st.sampled_from((1, 2))),
 )
 def padding_the_rank(subject, case):
-    """Ties the rank that divides alpha to the rank that the factors have."""
+    """The rank that divides alpha must be the rank of the factors."""
     r, more = case.config.rank, case.config.rank * 2
     fill = np.ones((more - r, case.B.shape[1]), case.dtype)
     padded = case.replace(
@@ -122,7 +122,7 @@ def padding_the_rank(subject, case):
     cases=exact(), examples=0.5,
 )
 def scale_is_per_layer(subject, case):
-    """Models have layers of different rank. A scale kept by the class, or by the process, is that of the last one."""
+    """Models have layers of different rank. A scale that is stored in the class, or globally, is that of the last layer."""
     first = prepared(subject, case)
     expect_equal(first.forward(case.x), case.truth.y, "y before the second layer is made")
     other = case.replace(
@@ -141,7 +141,7 @@ def scale_is_per_layer(subject, case):
     cases=exact(scaling="rslora", rank=st.just(4), in_features=st.integers(5, 8), out_features=st.integers(5, 8)), examples=0.5,
 )
 def root_rank_in_the_gradients(subject, case):
-    """A hand-written backward pass works the scale out anew, and by the rule that it knows."""
+    """A hand-written backward pass may compute the scale again, and by another rule."""
     return judged(gradients(prepared(subject, case, training=True), case.x, case.dy), case, exactly, " with rslora scaling")
 
 
@@ -153,7 +153,7 @@ def root_rank_in_the_gradients(subject, case):
     cases=exact(scaling="rslora", rank=st.just(4), in_features=st.integers(5, 8), out_features=st.integers(5, 8)), examples=0.5,
 )
 def root_rank_in_the_merge(subject, case):
-    """Merge tools read the configuration for themselves."""
+    """Merge tools read the configuration themselves, and may ignore the option."""
     layer = prepared(subject, case, training=True)
     layer.merge()
     return expect_equal(layer.weight(), case.truth.merged, "W after merge, with rslora scaling")
@@ -161,12 +161,12 @@ def root_rank_in_the_merge(subject, case):
 
 @requirement(
     "SCALE-11",
-    "A negative alpha, where it is accepted, MUST turn the sign of the LoRA part.",
+    "A negative alpha, where it is accepted, MUST change the sign of the LoRA part.",
     formula="y(−alpha) − base = −(y(alpha) − base)", sources=STANDARD, needs=NEEDS, faults="131", optional=True,
     cases=exact(), examples=0.5,
 )
 def negative_alpha(subject, case):
-    """Subtracting an adapter is how a concept is taken out of a model. To refuse it is no fault; to add it is."""
+    """Subtracting an adapter can remove a concept from a model. A layer may refuse a negative alpha, not ignore its sign."""
     turned = case.replace(alpha=-case.config.alpha)
     try:
         layer = prepared(subject, turned)
@@ -177,11 +177,11 @@ def negative_alpha(subject, case):
 
 @requirement(
     "SCALE-12",
-    "A very large or a very small alpha MUST count in full.",
+    "A very large or a very small alpha MUST be applied in full.",
     formula="y = x Wᵀ + b + scale · (x A) B, alpha / rank from 2⁻¹² to 2¹²", sources=STANDARD, needs=NEEDS,
     optional=True, faults="03",
     cases=exact(only=("float32", "float64"), scales=(2.0**12, 2.0**-12, 2.0**8, 2.0**-8)), examples=0.5,
 )
 def extremes_of_alpha(subject, case):
-    """A scale that is clipped to what somebody thought reasonable."""
+    """Some layers clip the scale to a range that seemed reasonable to their authors."""
     return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y")

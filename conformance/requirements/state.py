@@ -1,4 +1,4 @@
-"""STATE: what is written, and what comes back."""
+"""STATE: saving, loading, and the state of a layer after any sequence of calls."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +23,7 @@ NEEDS = "set_adapter adapter forward save load"
 
 
 def other(case):
-    """The configuration of the case with another seed, so that nothing agrees by chance."""
+    """The configuration of the case with another seed, so that a fresh layer does not have the same factors by chance."""
     return case.replace(seed=case.config.seed + 1)
 
 
@@ -34,9 +34,9 @@ def other(case):
     faults="13 22 24 112 113 115 116 117", cases=rounding(only=("float32", "float64", "float16", "bfloat16")),
 )
 def arrays_survive(subject, case):
-    """A file written in another precision, or tensors that are found under other names and skipped, lose the work. The order
-    in which the factors were named, and that of their numbers in memory, are no part of them."""
-    if case.config.dtype != "float16":  # whose range is small
+    """A file in another precision loses the training. So do tensors that are skipped because they have other names. The order
+    in which the factors are named, and the order of their numbers in memory, must not matter."""
+    if case.config.dtype != "float16":  # the range of float16 is too small
         case = case.replace(A=np.ldexp(wide(case.A), 20).astype(case.dtype), B=np.ldexp(wide(case.B), -20).astype(case.dtype))
     layer = fresh(subject, case)
     layer.set_adapter({name: np.asfortranarray(case.adapter[name].copy()) for name in ("B", "A")})
@@ -56,7 +56,7 @@ def arrays_survive(subject, case):
     examples=0.5,
 )
 def function_survives(subject, case):
-    """The arrays may be right and the scale, or the base weight, wrong."""
+    """The arrays may be right while the scale or the base weight is wrong."""
     with saved(prepared(subject, case, training=True)) as directory:
         again = fresh(subject, other(case))
         again.load(directory)
@@ -73,7 +73,7 @@ def function_survives(subject, case):
     examples=0.5,
 )
 def other_shapes_are_refused(subject, case):
-    """Cut, padded, broadcast or skipped tensors are a silent change of the model."""
+    """Cutting, padding, broadcasting or skipping tensors changes the model silently."""
     config = case.config
     with saved(prepared(subject, case, training=True)) as directory:
         fresh(subject, case).load(directory)
@@ -97,7 +97,7 @@ def other_shapes_are_refused(subject, case):
     formula="f after save = f before", sources=SOURCES, needs=NEEDS, faults="87 92 93 122 123", cases=exact(), examples=0.5,
 )
 def saving_is_pure(subject, case):
-    """A save that merges, and leaves the layer merged, is found by the next one."""
+    """A save may merge the layer and leave it merged. The second save shows that."""
     for training in (True, False):
         layer = prepared(subject, case, training)
         if not training:  # dropout would show that saving left inference mode
@@ -133,13 +133,13 @@ def mode_does_not_matter(subject, case):
 
 @requirement(
     "STATE-06",
-    "What is saved MUST NOT depend on being merged, or saving while merged is refused.",
+    "What is saved MUST NOT depend on whether the layer is merged, or saving while merged is refused.",
     formula="save ∘ merge = save", sources=SOURCES, needs=f"{NEEDS} merge", faults="87 92 111",
     cases=exact(), optional=True, examples=0.5,
 )
 def merged_does_not_matter(subject, case):
-    """Saved merged and loaded unmerged, the delta counts twice, and W drifts with every cycle. A layer that is loaded as a
-    merged one can be unmerged."""
+    """If W is saved merged and loaded as unmerged, the delta counts twice, and W drifts with every cycle. A layer may be merged
+    after the load, if it can be unmerged."""
     layer = prepared(subject, case, training=True)
     layer.merge()
     weight = known_weight(layer)
@@ -164,7 +164,7 @@ def merged_does_not_matter(subject, case):
     formula="load ∘ eval = load ∘ train", sources=SOURCES, needs=f"{NEEDS} train", faults="111", cases=exact(), examples=0.5,
 )
 def loading_in_inference_mode(subject, case):
-    """Most models are in inference mode when an adapter is loaded. One that merged its zeros there goes on without."""
+    """Most models are in inference mode when an adapter is loaded. A layer that has merged zeros there may ignore the load."""
     with saved(prepared(subject, case, training=True)) as directory:
         again = fresh(subject, other(case))
         again.train(False)
@@ -180,7 +180,7 @@ def loading_in_inference_mode(subject, case):
     cases=exact(), examples=0.5,
 )
 def refused_load_changes_nothing(subject, case):
-    """Half a checkpoint is worse than none: the error is caught, and the model goes on with one factor of another."""
+    """A caller may catch the error. Then the layer must not go on with one factor of the file and one of its own."""
     n_in, n_out = case.config.in_features, case.config.out_features
     wider = case.replace(in_features=n_in + 1, W=case.W[:, :1].repeat(n_in + 1, 1))
     higher = case.replace(
@@ -205,20 +205,20 @@ def refused_load_changes_nothing(subject, case):
     cases=exact(only=("float32", "float64"), scales=(4.0, 0.25), operations=SEQUENCES),
 )
 def sequences(subject, case):
-    """Most faults of state need three operations in the right order, which no one thinks of. All numbers are exact, so
-    nothing can hide in the rounding."""
+    """Most faults of state need three operations in an order that nobody thinks of testing. All numbers are exact, so no fault
+    can hide in rounding errors."""
     return follow(subject, case, exact=True)
 
 
 @requirement(
     "STATE-10",
-    "After a load the layer MUST train on.",
+    "After a load the layer MUST go on training.",
     formula="gradients and step after load = those of the loaded A, B", sources=SOURCES,
     needs=f"{NEEDS} backward step zero_grad", faults="26 65", profile="training", optional=True,
     cases=exact(only=("float32", "float64")), examples=0.5,
 )
 def training_after_load(subject, case):
-    """Resuming is what most files are written for. Parameters that were replaced, or frozen, by the load do not move."""
+    """Many files are written to resume training. Parameters that the load replaced or froze do not move."""
     with saved(prepared(subject, case, training=True)) as directory:
         layer = fresh(subject, other(case))
         layer.load(directory)
@@ -239,7 +239,7 @@ def training_after_load(subject, case):
     examples=0.2,
 )
 def nothing_to_load(subject, case):
-    """A wrong path that loads the random start, without a word, is found out after the evaluation."""
+    """If a wrong path is accepted, the layer keeps its random start, which is noticed only after the evaluation."""
     layer = prepared(subject, case, training=True)
     with saved(layer) as directory:
         layer.load(directory)
@@ -257,8 +257,8 @@ def nothing_to_load(subject, case):
     cases=rounding(only=tuple(DTYPES), sizes=st.integers(2, 8), rank=st.integers(1, 3), operations=SEQUENCES),
 )
 def drifting_sequences(subject, case):
-    """Small integers survive a detour through half precision, and real numbers do not. The budget grows with what was
-    done: each cycle of merging, each step and each gradient has its own bound."""
+    """A conversion to half precision changes real numbers, but not small integers. The allowed error grows with the operations:
+    each cycle of merging, each step and each gradient adds its own bound."""
     return follow(subject, case, exact=False)
 
 
@@ -269,7 +269,7 @@ def drifting_sequences(subject, case):
     optional=True, cases=exact(), examples=0.5,
 )
 def two_directories(subject, case):
-    """Two checkpoints, of which the earlier one is wanted. Arrays that stay mapped to the file train on in it."""
+    """A user may go back to the earlier of two checkpoints. Arrays that stay mapped to a file change it when they train."""
     new = case.with_other_factors
     assume(exact_in_any_order(new) and not np.array_equal(wide(new.truth.y), wide(case.truth.y)))
     with saved(prepared(subject, case, training=True)) as first, saved(prepared(subject, new, training=True)) as second:
@@ -288,8 +288,8 @@ def two_directories(subject, case):
     optional=True, cases=exact(), examples=0.5,
 )
 def changes_in_inference_mode(subject, case):
-    """A delta or a copy of a factor that is kept for speed must go when what it was made of goes. A layer that merges by
-    itself in inference mode is left out: for that one there are MERGE-11 and STATE-07."""
+    """If a layer keeps a delta, or a copy of a factor, for speed, it must renew it when a factor changes. Layers that merge by
+    themselves in inference mode are left out here; MERGE-11 and STATE-07 are about them."""
     new = case.with_other_factors
     stepped = moved(case, case.truth.dA, case.truth.dB)
     assume(exact_in_any_order(new) and stepped is not None)
@@ -316,7 +316,7 @@ def changes_in_inference_mode(subject, case):
 
 
 def judge_loaded(layer, case, how: str) -> None:
-    """The function of the case in both modes, and W where it can be seen in training mode."""
+    """Judges the output in both modes, and W in training mode if the layer shows it."""
     for training in (True, False, True):
         set_mode(layer, training)
         expect_equal(layer.forward(case.x), case.truth.y, f"y, {how}, in {'training' if training else 'inference'} mode")
