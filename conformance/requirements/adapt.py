@@ -98,7 +98,7 @@ def adapters_switched_off(subject, case):
 
 
 @requirement(
-    "ADAPT-07", "Making the adapters MUST NOT change the base: its arrays are those that were given, bit for bit.",
+    "ADAPT-07", "Making the adapters MUST NOT touch the base: its arrays are those that were given, bit for bit.",
     formula="W, b, norms as given", sources=(*SOURCES, "adapter-hub/adapters #745"), needs="build_model base", faults="148",
     cases=models("adapter", start="zero"), examples=SHARE,
 )

@@ -265,7 +265,7 @@ def comes_back_after_unmerge(subject, case):
 
 @requirement(
     "DROP-13",
-    "Two layers MUST NOT share their dropout: neither the rate nor the mask.",
+    "Two layers MUST NOT share their dropout: neither the rate, nor the mask.",
     formula="m₁ ≠ m₂, p₁ whatever p₂", sources=SOURCES, needs=f"{NEEDS} backward", faults="17 70", optional=True,
     cases=readable(0.5), examples=0.1,
 )

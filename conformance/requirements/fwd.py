@@ -120,7 +120,7 @@ def no_bias(subject, case):
 
 @requirement(
     "FWD-09",
-    "In a batch of 1, 65, 257 or 1030 rows, each row MUST give what it gives alone.",
+    "Each row of a batch of 1, 65, 257 or 1030 MUST give what it gives alone.",
     formula="f(x)[i] = f(x[i])", sources=SOURCES, needs="set_adapter forward", faults="53",
     cases=exact(leading=st.sampled_from([(257,), (65,), (1030,), (1,)]), only=("float32", "float64")), examples=0.25,
 )

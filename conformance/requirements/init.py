@@ -110,7 +110,7 @@ def spread_is_independent_of_rank(subject, case):
 
 @requirement(
     "INIT-08",
-    "After one SGD step the zero factor MUST have moved, and after two steps the other factor as well.",
+    "After one SGD step the zero factor MUST have moved, and after two the other one as well.",
     formula="dB ≠ 0 at B = 0; dA ≠ 0 once B ≠ 0", sources=SOURCES, needs="adapter forward backward zero_grad step",
     faults="26 58", cases=sized(6, 5, 3, 6.0), examples=0.25,
 )

@@ -119,7 +119,7 @@ def unmerge_restores_within_rounding(subject, case):
 
 @requirement(
     "MERGE-08",
-    "Unmerge SHOULD restore W bit for bit, whatever numbers the factors hold.",
+    "Unmerge SHOULD restore W bit for bit, whatever the factors hold.",
     formula="W after = W before", sources=SOURCES, needs="set_adapter merge unmerge weight", faults="99 100",
     cases=rounding(only=("float32", "float64", "float16", "bfloat16")), examples=0.5,
 )
@@ -260,7 +260,7 @@ def gradient_of_x_while_merged(subject, case):
 
 @requirement(
     "MERGE-15",
-    "A square weight MUST be merged like any other, also if rank, in and out are all equal.",
+    "A square weight MUST be merged like any other, also where rank, in and out are equal.",
     formula=MERGED, sources=SOURCES, needs="set_adapter merge weight", faults="77 78 79 80",
     cases=exact(in_features=SQUARE, out_features=SQUARE, rank=SQUARE, square=True), examples=0.5,
 )

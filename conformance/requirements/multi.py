@@ -246,7 +246,7 @@ def removing_while_merged(subject, case):
 
 @requirement(
     "MULTI-13",
-    "Combining adapters MUST give one adapter that does what they do together, with any weights.",
+    "Combining adapters MUST give one that does what they do together, with any weights.",
     formula="combined: scale · A B = Σ weight · scale · A B", sources=SOURCES, needs=f"{NEEDS} activate combine",
     faults="130 131 132", optional=True, cases=CASES,
 )
