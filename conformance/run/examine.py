@@ -23,7 +23,7 @@ from conformance.truth.compare import Mismatch
 from conformance.truth.model_case import ModelCase
 
 SHRINK_SECONDS = 10.0  # after the first failure, for slow subjects; most searches end with the calls
-SHRINK_CALLS = 400  # cases tried to make it smaller; the smallest found by then is reported
+SHRINK_CALLS = 250  # cases tried to make it smaller; the smallest found by then is reported
 TRIES = 10  # cases, at most, for each that is to be decided: some are not offered, or hold too little
 WITHOUT_METHOD = 4  # cases, none decided, in which a method of a layer that could be built is not offered: it never is
 UNSUPPORTED_IN_A_ROW = 24  # cases, none decided: the subject does not offer what the requirement needs
