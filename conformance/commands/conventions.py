@@ -1,4 +1,4 @@
-"""conformance conventions: what implementations are free to choose."""
+"""conformance conventions: shows what implementations have chosen where they are free to choose."""
 
 import argparse
 import sys
@@ -11,8 +11,8 @@ from conformance.run.loading import LoadError, load
 from conformance.subject import Subject, Unsupported
 from conformance.truth.compare import Mismatch
 
-HELP = ("what implementations are free to choose: layout, scale, initialisation, …; "
-        "and, of two, how an adapter of one becomes that of the other")
+HELP = ("show what implementations have chosen: layout, scale, initialisation, …; "
+        "for two, also how an adapter of one becomes one of the other")
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
