@@ -11,12 +11,11 @@ from conformance.run.loading import LoadError, load
 from conformance.subject import Subject, Unsupported
 from conformance.truth.compare import Mismatch
 
-HELP = ("show what implementations have chosen: layout, scale, initialisation, …; "
-        "for two, also how an adapter of one becomes one of the other")
+HELP = "show free choices, such as layout and scale, and how to convert adapters"
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("subjects", nargs="+", metavar="SUBJECT", help="as for run")
+    parser.add_argument("subjects", nargs="+", metavar="SUBJECT", help="as for run; for two, it also says how an adapter of one becomes one of the other")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ from conformance.run.examine import Outcome
 from conformance.run.loading import built_in
 from conformance.run.verdict import FAILING, Report
 
-HELP = "run everything that needs a GPU, within minutes: versions, tests, verdicts, benchmark"
+HELP = "run everything that needs a GPU: versions, tests, verdicts, benchmark"
 EPILOG = """\
 writes to OUT, the most important first, after every step:
   environment.json      versions, the GPU, and the settings that decide how it
@@ -77,7 +77,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("out", metavar="OUT", help="the folder to write to; it is made if it is missing")
     add("--minutes", type=positive(float), default=8.0, metavar="M", help="minutes that all steps together may take (default: 8)")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is for a rehearsal (default: cuda)")
-    add("--small", action="store_true", help="a rehearsal: every step, with so little in it that it takes little time")
+    add("--small", action="store_true", help="a rehearsal: every step, but with little work in it")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -213,7 +213,7 @@ STEPS = (
 
 
 def process(command: list[str], log: Path, seconds: float, told: Told, folder: Path | None = None) -> tuple[int | None, str]:
-    """Runs a command. Gives its exit status, or None if its time was over, and its output, which goes to the file `log` at once.
+    """Runs a command. Gives its exit status, or None if its time was over, and its output, which also goes to `log`.
 
     When its time is over it is ended, with all processes that it started. An alarm ends it even if this process was killed."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "1"}

@@ -29,12 +29,12 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--jobs", type=positive(int), default=DEFAULT.jobs, metavar="N",
         help=f"processes that run at the same time (default: one per core, here {DEFAULT.jobs})")
     add("--timeout", type=positive(float), default=DEFAULT.timeout, metavar="S",
-        help=f"seconds that one requirement may take (default: {DEFAULT.timeout:g}); after three timeouts in a row "
-             "a tenth of that, until the subject answers again")
+        help=f"seconds that one requirement may take (default: {DEFAULT.timeout:g}); after three timeouts in a "
+             "row a tenth of that, until the subject answers again")
     add("--memory", type=positive(float), default=DEFAULT.memory, metavar="GIB",
         help=f"memory that a program in another process may take, in GiB (default: {DEFAULT.memory:g})")
     add("--json", metavar="F", help="write the report to F as JSON, again after every subject")
-    add("--resume", action="store_true", help="go on with the run in F, from --json: leave out the subjects that are done there")
+    add("--resume", action="store_true", help="continue the run in F, from --json: leave out subjects that are done")
     add("--junit", metavar="F", help="write the report to F as JUnit XML")
 
 

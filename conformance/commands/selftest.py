@@ -15,7 +15,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--jobs", type=positive(int), default=CORES, metavar="N", help="processes that run at the same time (default: one per core)")
     add("--examples", type=positive(int), default=selftest.HONEST_CASES, metavar="N",
-        help=f"approximate number of cases per requirement for honest implementations (default: {selftest.HONEST_CASES})")
+        help="approximate number of cases per requirement for honest implementations "
+             f"(default: {selftest.HONEST_CASES})")
     add("--seed", type=int, default=0, metavar="N", help="seed of the cases (default: 0)")
     add("--json", metavar="F", help="write to F as JSON which requirements failed which implementation")
 

@@ -11,8 +11,8 @@
 
 `apply(static, trained, frozen, x, key)` gives y. Compiling takes by far the most time. So `apply` is compiled once for all
 layers whose `static` is equal and whose arrays have the same shapes. For this it must be one function for all layers, and
-depend on its arguments alone. The initial values of a layer are drawn when they are first read. They are never drawn if the factors are
-set before.
+depend on its arguments alone. The initial values of a layer are drawn when they are first read. They are never drawn if the
+factors are set before.
 """
 # Where JAX is not installed, a stub that knows little of it stands in.
 # pyright: reportAttributeAccessIssue=false

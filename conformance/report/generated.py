@@ -127,8 +127,8 @@ def files() -> dict[Path, Callable[[], str]]:
 
 
 def stale(write: bool = False) -> list[Path]:
-    """The files that are out of date. With `write` they are brought up to date. Raises ValueError if the text of a file cannot be
-    made, after all the others are done."""
+    """The files that are out of date. With `write` they are brought up to date. Raises ValueError if the text of a file cannot
+    be made, after all the others are done."""
     found, problems = [], []
     for path, fresh in files().items():
         try:

@@ -44,8 +44,9 @@ def write(path: str, reports: list[Report], options: Options) -> None:
 
 
 def read(path: str, options: Options, planned: tuple[Requirement, ...]) -> dict[str, Report]:
-    """The reports in the file that a run with these options and requirements need not make again, by spec. These are the reports
-    of subjects that were loaded and asked everything. Raises ValueError for a file of a run with other options or other code."""
+    """The reports in the file that a run with these options and requirements need not make again, by spec. These are the
+    reports of subjects that were loaded and asked everything. Raises ValueError for a file of a run with other options or other
+    code."""
     if not Path(path).exists():
         return {}
     stored = json.loads(Path(path).read_text(encoding="utf-8"))
