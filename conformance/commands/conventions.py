@@ -15,7 +15,8 @@ HELP = "show free choices, such as layout and scale, and how to convert adapters
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("subjects", nargs="+", metavar="SUBJECT", help="as for run; for two, it also says how an adapter of one becomes one of the other")
+    parser.add_argument("subjects", nargs="+", metavar="SUBJECT",
+                        help="as for run; for two, it also says how an adapter of one becomes one of the other")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -75,7 +75,8 @@ class OutOfTime(Exception):
 def declare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("out", metavar="OUT", help="the folder to write to; it is made if it is missing")
-    add("--minutes", type=positive(float), default=8.0, metavar="M", help="minutes that all steps together may take (default: 8)")
+    add("--minutes", type=positive(float), default=8.0, metavar="M",
+        help="minutes that all steps together may take (default: 8)")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is for a rehearsal (default: cuda)")
     add("--small", action="store_true", help="a rehearsal: every step, but with little work in it")
 

@@ -19,7 +19,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help="a built-in name, package.module:attribute, path/to/file.py:attribute, or 'cmd:PROGRAM ARGUMENTS'; "
              "all stands for every built-in one (default: lora_torch)")
     add("--only", nargs="+", default=[], metavar="ID|GROUP", help="only these requirements or groups")
-    add("--level", choices=("must", "should", "may"), default="may", help="leave out requirements below this level (default: may)")
+    add("--level", choices=("must", "should", "may"), default="may",
+        help="leave out requirements below this level (default: may)")
     add("--dtype", nargs="+", choices=plan.DTYPES, default=list(plan.DTYPES), metavar="D",
         help=f"only these, of {', '.join(plan.DTYPES)}")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where layers are built (default: cpu)")

@@ -13,7 +13,8 @@ HELP = "test the suite itself, on known-bad implementations and on honest ones"
 
 def declare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--jobs", type=positive(int), default=CORES, metavar="N", help="processes that run at the same time (default: one per core)")
+    add("--jobs", type=positive(int), default=CORES, metavar="N",
+        help="processes that run at the same time (default: one per core)")
     add("--examples", type=positive(int), default=selftest.HONEST_CASES, metavar="N",
         help="approximate number of cases per requirement for honest implementations "
              f"(default: {selftest.HONEST_CASES})")

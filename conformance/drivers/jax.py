@@ -14,7 +14,7 @@ layers whose `static` is equal and whose arrays have the same shapes. For this i
 depend on its arguments alone. The initial values of a layer are drawn when they are first read. They are never drawn if the
 factors are set before.
 """
-# Where JAX is not installed, a stub that knows little of it stands in.
+# Where JAX is not installed, pyright reads a stub of it that lacks most names.
 # pyright: reportAttributeAccessIssue=false
 
 import os
