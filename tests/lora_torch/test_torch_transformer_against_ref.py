@@ -1,4 +1,4 @@
-"""lora_torch.Transformer against lora_ref.transformer, the same model written twice: logits, loss, gradients, AdamW.
+"""lora_torch.Transformer agrees with lora_ref.transformer: logits, loss, gradients, and steps of AdamW.
 
 The reference runs in longdouble, and `lora_ref.error.noise` says how far an honest error of the dtype that is judged reaches.
 """
@@ -108,7 +108,7 @@ def judged(config: str, method: str, dtype: str, masked: bool) -> Judged:
 @every_method
 @pytest.mark.parametrize("config", CONFIGS)
 def test_logits_loss_and_gradients_agree(config, method, dtype, masked):
-    """Of all that trains: of every array of the base with full fine-tuning."""
+    """The gradients of everything that trains agree: with full fine-tuning those of every array of the base."""
     t, truth, deviation = judged(config, method, dtype, masked)
     model = torch_model(t)
     logits, loss = torch_loss(t, model)
@@ -121,7 +121,8 @@ def test_logits_loss_and_gradients_agree(config, method, dtype, masked):
 
 @every_method
 def test_a_gradient_that_is_off_by_a_part_in_a_billion_is_refused(method):
-    """So that the bounds above are worth something. The gradient of the keys' biases alone is zero where no prefix is."""
+    """A gradient with a relative error of 1e-9 fails, so the bounds are narrow enough. Only the gradient of the keys' biases is
+    exempt: it is zero without a prefix."""
     _, truth, deviation = judged("gelu", method, "float64", False)
     for name in truth:
         expect_within_spread(truth[name], truth[name], deviation[name], name)
@@ -205,7 +206,7 @@ def trajectory(t: Trial, unit: float) -> tuple[torch_transformer.Transformer, li
 
 @pytest.mark.parametrize("config,method,dtype", TRAJECTORIES)
 def test_every_step_of_adamw_agrees(config, method, dtype):
-    """And frozen arrays stay, bit for bit, in both; the others all move."""
+    """Every step agrees. In both, frozen arrays stay bit for bit, and all others change."""
     done = None
     for seed in itertools.count():
         t = trial(config, method, seed, dtype)

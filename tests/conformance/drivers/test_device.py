@@ -1,5 +1,5 @@
-"""Torch layers on another device than the CPU, without one: a stand-in keeps its memory apart from NumPy's, as CUDA does, and
-torch's device "meta" refuses every operation that mixes its tensors with tensors of the CPU."""
+"""Torch layers on a device other than the CPU, tested without a GPU. A stand-in keeps its memory apart from NumPy's, as CUDA
+does. torch's device "meta" refuses every operation that mixes its tensors with tensors of the CPU."""
 
 import dataclasses
 import io
@@ -28,7 +28,7 @@ REQUIREMENTS = {r.id: r for r in all_requirements()}
 
 
 class Spoils(torch.autograd.Function):
-    """Passes x on, and writes into what it is given: x in the forward pass, dy or the x it saved in the backward pass."""
+    """Returns x, and writes to a tensor that it was given: x in the forward pass, dy or the saved x in the backward pass."""
 
     @staticmethod
     def forward(ctx, x, what):

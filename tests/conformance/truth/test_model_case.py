@@ -1,4 +1,4 @@
-"""conformance.truth.model_case and cache: a spread is computed once, and never taken for that of another case."""
+"""model_case.py and cache.py: the spread of rounding errors of a case is computed once, and never used for another case."""
 
 import os
 import time
@@ -59,7 +59,7 @@ def test_copies_find_what_the_case_has(computed):
 
 
 def test_another_case_or_question_is_another(computed, monkeypatch):
-    """Whatever a spread follows from is in its key."""
+    """The key of a spread contains everything that the spread depends on."""
     c = case()
     others = [
         c, c.replace(base=c.base | {"norm.bias": c.base["norm.bias"] + np.float32(1)}), c.replace(alpha=4.0),

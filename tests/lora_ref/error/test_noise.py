@@ -1,5 +1,5 @@
-"""lora_ref.error.noise: its deviations are those of rounding, what it says of a sum is what the theory says, and the runs that
-it makes together are what runs one after the other would be.
+"""lora_ref.error.noise: its deviations are those of rounding errors, its error of a sum is that of the theory, and the runs
+that it makes together give the same as runs one after the other.
 
 ALARM is the probability with which a test of random numbers fails though all is right. Errors are sums of normal numbers, to
 first order in the unit, so the sum of the squares of n of them, over the variance, has the χ² distribution of n degrees of
@@ -22,7 +22,7 @@ ALARM = 1e-10
 
 
 class Sequential(np.ndarray):
-    """The oracle: noisy arithmetic of one run."""
+    """Noisy arithmetic of a single run, to compare with."""
 
     unit: float
     rng: np.random.Generator
@@ -64,7 +64,7 @@ def sequential(a: Any, unit: float, rng: np.random.Generator) -> Sequential:
 
 
 def one_after_the_other(f: noise.Program, arrays: dict[str, np.ndarray], unit: float, seed: int) -> dict[str, np.ndarray]:
-    """What noise.runs gives, RUNS runs of f."""
+    """The answers of RUNS runs of f, made one after the other, in the form of noise.runs."""
     rng = np.random.default_rng(seed)
     wide = {name: np.asarray(a, np.longdouble) for name, a in arrays.items()}
     found = [f({name: sequential(a, unit, rng) for name, a in wide.items()}) for _ in range(noise.RUNS)]
@@ -126,7 +126,7 @@ def added_at(a: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("mask", [False, True])
 def test_without_noise_every_run_is_the_plain_one(config, method, mask):
-    """Bit for bit: the logits, the loss and all gradients."""
+    """The logits, the loss and all gradients are equal bit for bit."""
     t = trial(config, method, seed=3, dtype=np.longdouble, mask=mask)
     want, found = run(t), noise.runs(lambda arrays: run(t, arrays), t.arrays, 0.0)
     assert list(found) == list(want)
