@@ -152,7 +152,7 @@ def serve(spec: str, options: dict) -> None:
     questions, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    os.dup2(2, 1)  # what the subject prints goes where its errors go
+    os.dup2(2, 1)  # what the subject prints goes to standard error
 
     def say(answer: dict) -> None:
         answers.write(dumps(answer) + "\n")

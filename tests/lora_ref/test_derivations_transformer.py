@@ -38,7 +38,7 @@ def error(equation: Equation, right: str) -> float:
 
 
 def slips(node: ast.AST, source: str) -> Iterator[str]:
-    """What may stand in the place of a part of a formula by mistake."""
+    """Mistakes that can replace a part of a formula."""
 
     def of(part: ast.AST) -> str:
         return f"({ast.get_source_segment(source, part)})"

@@ -55,7 +55,7 @@ def test_the_paths_agree_bit_for_bit_whatever_needs_a_gradient(dtype, device, da
 @pytest.mark.parametrize("rank", [1, 15, 16, 17])
 @pytest.mark.parametrize("n", [1, 127, 128, 512, 513])
 def test_each_form_of_the_thin_products_gives_the_same_bits(n_in, n_out, rank, n):
-    """In float64, where all of these sums of integers are exact."""
+    """The sums are of integers in float64, so they are exact."""
     layer, draws = LinearLoRA(n_in, n_out, rank, float(rank), dtype=torch.float64), torch.Generator().manual_seed(rank + n)
     fill(layer, draws)
     layer.fast = True

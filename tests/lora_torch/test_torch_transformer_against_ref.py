@@ -35,7 +35,7 @@ class Judged(NamedTuple):
 
 
 def torch_method(spec: Any) -> torch_transformer.Method:
-    """The same place told in lora_torch's words."""
+    """The method's Config of lora_torch for a Config of lora_ref."""
     if isinstance(spec, lora.Spec):
         return lora_torch.lora.Config(rank=spec.rank, scale=spec.scale)
     if isinstance(spec, adapter.Spec):
@@ -47,7 +47,7 @@ def torch_method(spec: Any) -> torch_transformer.Method:
 
 
 def torch_model(t: Trial) -> torch_transformer.Transformer:
-    """With the arrays of the trial, in their dtype. The base trains where there is no method."""
+    """A lora_torch.Transformer with the arrays of the trial, in their dtype. The base trains if there is no method."""
     config = torch_transformer.Config(**t.config._asdict())
     methods = {place: torch_method(spec) for place, spec in t.methods.items()}
     dtype = getattr(torch, str(next(iter(t.arrays.values())).dtype))
@@ -88,13 +88,13 @@ def reference(t: Trial, arrays: Arrays) -> Arrays:
 
 
 def clear_of_kinks(truth: Arrays, deviation: Arrays) -> bool:
-    """Whether no honest computation can have a pre-activation of another sign."""
+    """Whether rounding cannot change the sign of any pre-activation."""
     return all((np.abs(truth[name]) > reach() * deviation[name]).all() for name in truth if name.startswith(KINK))
 
 
 @cache
 def judged(config: str, method: str, dtype: str, masked: bool) -> Judged:
-    """Of the first seed that is clear of kinks."""
+    """The Judged of the first seed whose pre-activations are clear of zero."""
     for seed in itertools.count():
         t = trial(config, method, seed, dtype, masked)
         truth, deviation = noise.spread(lambda a, t=t: reference(t, a), t.arrays, UNITS[dtype])

@@ -18,7 +18,7 @@ CONFIG = ModelConfig(vocabulary=5, width=4, layers=2, heads=2, kv_heads=2, mlp_w
 
 @pytest.fixture
 def computed(monkeypatch, tmp_path) -> list[int]:
-    """One entry for each spread that was computed; the folder is empty, and so is the memory."""
+    """A list with one entry for each spread that was computed. Folder and memory of the cache start empty."""
     monkeypatch.setenv("CONFORMANCE_CACHE", str(tmp_path))
     forget(monkeypatch)
     calls, spread = [], noise.spread
@@ -27,7 +27,7 @@ def computed(monkeypatch, tmp_path) -> list[int]:
 
 
 def forget(monkeypatch) -> None:
-    """As another process would start."""
+    """Empties the memory of the cache, so that it is as in a new process."""
     monkeypatch.setattr(cache, "_known", type(cache._known)())
     monkeypatch.setattr(cache, "_tidied", set())
 

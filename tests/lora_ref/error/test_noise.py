@@ -78,7 +78,7 @@ def reach(n: int, tests: int) -> tuple[float, float]:
 
 
 def expect_same_variance(first: np.ndarray, second: np.ndarray, n: int) -> None:
-    """Two estimates of the same variances, from n errors each; where one is zero so is the other."""
+    """Fails unless two estimates, from n errors each, can be of the same variances. Where one is zero, so is the other."""
     assert ((first == 0) == (second == 0)).all()
     low, high = reach(n, 2 * first.size)
     ratio = first[first > 0] / second[first > 0]
@@ -289,7 +289,7 @@ def test_a_seed_gives_the_same_errors_again_and_another_gives_others():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_honest_float32_stays_within_and_a_fault_does_not(method):
-    """Every gradient of the float32 run lies within four deviations; with one array off by 1e-4 some gradient does not."""
+    """Every gradient of a float32 run lies within four deviations. If one array is off by 1e-4, some gradient does not."""
     t = trial("gelu", method, seed=4, dtype=np.float32)
     truth, deviation = noise.spread(lambda arrays: run(t, arrays), t.arrays, UNIT)
 
