@@ -1,4 +1,4 @@
-"""Tells, with proof, whether a LoRA implementation is right. See README.md; the interface is in `subject.py`."""
+"""Checks LoRA implementations, and shows each failure. README.md shows how to use it; `subject.py` has the interface."""
 
 from conformance.model import Model, ModelConfig
 from conformance.subject import Layer, LayerConfig, Subject, Unsupported
@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 
 def load(spec: str) -> Subject:
-    """The subject that `conformance run` takes for `spec`. Raises conformance.run.loading.LoadError with the reason."""
-    from conformance.run import loading  # when it is asked for: a subject needs none of the harness
+    """The subject that `conformance run SPEC` checks. Raises conformance.run.loading.LoadError with the reason."""
+    from conformance.run import loading  # imported here, because a subject needs none of the harness
 
     return loading.load(spec)

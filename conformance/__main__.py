@@ -1,4 +1,4 @@
-"""The command line: `conformance …`, or `python -m conformance …`. Each command is a file of commands/."""
+"""The command line: `conformance …`, or `python -m conformance …`. Each command has a file in commands/."""
 
 import argparse
 import io
@@ -27,17 +27,18 @@ examples:
   conformance init my_subject.py             a subject to start from
   conformance init --language c my_lora.c    a program to start from
   conformance subjects --install flax_nnx    a library, in an environment
+  conformance gpu out                        everything that needs a GPU
 
 exit status:
   0 conformant   1 a MUST failed   2 usage   3 void or incomplete
-  4 a subject could not be loaded, or nothing could be said of it
+  4 a subject could not be loaded, or no requirement could be decided
 """
 
 
 def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # where ᵀ cannot be shown, something else is
+            stream.reconfigure(errors="replace")  # a terminal that cannot show ᵀ gets a ? instead
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # no worker is left behind
     arguments = parser().parse_args(argv)
     try:

@@ -1,7 +1,7 @@
-"""What an implementation under test provides: a Subject builds Layers; NumPy arrays go in, NumPy arrays come out.
+"""The interface of an implementation under test: a Subject builds Layers. NumPy arrays go in, NumPy arrays come out.
 
-Rows are samples: x (…, in), W (out, in), b (out), A (in, rank), B (rank, out). An implementation that stores its
-factors the other way round transposes them here, at the edge. bfloat16 arrays are `ml_dtypes.bfloat16`.
+Rows are samples: x (…, in), W (out, in), b (out), A (in, rank), B (rank, out). An implementation that stores A and B
+transposed transposes them in its Layer. bfloat16 arrays are `ml_dtypes.bfloat16`.
 
     class MyLayer(Layer):
         def forward(self, x): ...
@@ -24,14 +24,14 @@ Arrays = dict[str, np.ndarray]
 
 
 class Unsupported(Exception):
-    """Raised by a subject for what it does not offer: the requirements that need it are neither passed nor failed."""
+    """A subject raises it for what it does not offer. The requirements that need it are neither passed nor failed."""
 
-    method: str = ""  # in which it was raised, as the harness notes
+    method: str = ""  # the method that raised it; the harness sets it
 
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """What a layer is to be: sizes, scaling, dtype, place. `seed` seeds the initialisation and the dropout masks."""
+    """The configuration of a layer: sizes, scaling, dtype, device. `seed` seeds the initialisation and the dropout masks."""
 
     in_features: int
     out_features: int
@@ -50,15 +50,15 @@ class Layer:
     """One LoRA layer. Every method raises Unsupported unless it is overridden."""
 
     def adapter(self) -> Arrays:
-        """The trainable factors now: {"A": (in, rank), "B": (rank, out)}."""
+        """The current factors: {"A": (in, rank), "B": (rank, out)}."""
         raise Unsupported("adapter()")
 
     def set_adapter(self, arrays: Arrays) -> None:
-        """Overwrite the factors, shaped as `adapter` gives them."""
+        """Overwrite the factors. The arrays have the shapes that `adapter` gives."""
         raise Unsupported("set_adapter()")
 
     def weight(self) -> np.ndarray:
-        """W (out, in), as the base product uses it now: the merged weight while merged."""
+        """The current W (out, in) of the base product. While the layer is merged this is the merged weight."""
         raise Unsupported("weight()")
 
     def bias(self) -> np.ndarray | None:
@@ -70,8 +70,8 @@ class Layer:
         raise Unsupported("forward()")
 
     def backward(self, dy: np.ndarray) -> Arrays:
-        """Gradients after the last forward, given dy (…, out): "x", the adapter's names, and any other parameter
-        that got one. Those of parameters add up until `zero_grad`; "x" is that of the last forward alone."""
+        """Gradients for the last forward pass, given dy (…, out): of "x", of the factors under their names in `adapter`,
+        and of any other parameter that got one. Those of parameters add up until `zero_grad`. That of "x" does not."""
         raise Unsupported("backward()")
 
     def zero_grad(self) -> None:
@@ -79,77 +79,77 @@ class Layer:
         raise Unsupported("zero_grad()")
 
     def input_needs_grad(self, needed: bool = True) -> None:
-        """Whether x asks for a gradient in the forward passes that follow (it does at the start)."""
+        """Set whether x requires a gradient in the forward passes that follow. At the start it does."""
         raise Unsupported("input_needs_grad()")
 
     def trainable(self) -> dict[str, tuple[int, ...]]:
-        """Name → shape of every parameter that would train; the factors under their names in `adapter`."""
+        """Name → shape of every parameter that trains. The factors have their names in `adapter`."""
         raise Unsupported("trainable()")
 
     def train(self, mode: bool = True) -> None:
-        """Training mode, or with mode=False inference mode."""
+        """Switch to training mode, or with mode=False to inference mode."""
         raise Unsupported("train()")
 
     def merge(self) -> None:
-        """Fold scale · (A B)ᵀ into W."""
+        """Add scale · (A B)ᵀ to W."""
         raise Unsupported("merge()")
 
     def unmerge(self) -> None:
-        """Take it out again."""
+        """Undo `merge`: W is the frozen weight again."""
         raise Unsupported("unmerge()")
 
     def step(self, lr: float) -> None:
-        """One plain SGD step, p ← p − lr · dp, on everything that is trainable."""
+        """One plain SGD step, p ← p − lr · dp, on every trainable parameter."""
         raise Unsupported("step()")
 
     def save(self, directory: str | PathLike[str]) -> None:
-        """Write what this layer has learned into an existing, empty directory."""
+        """Write what this layer has learned to an existing, empty directory."""
         raise Unsupported("save()")
 
     def load(self, directory: str | PathLike[str]) -> None:
-        """Read it back into this layer, which was built with the same configuration and base weights."""
+        """Read what `save` wrote. This layer has the same configuration and base weights as the one that was saved."""
         raise Unsupported("load()")
 
     def stored(self) -> Arrays:
-        """The two factors under the names, and in the layout, in which the implementation itself has them: A's, then B's."""
+        """A, then B, under the names and in the layout that the implementation itself uses."""
         raise Unsupported("stored()")
 
-    # Several adapters on one layer. The first is called "default"; the arrays of a further one are named "name.A" and
-    # "name.B" by `adapter`, `backward` and `trainable`. At the start "default" alone is active, with weight 1.
+    # Several adapters on one layer. The first is called "default". `adapter`, `backward` and `trainable` name the arrays of
+    # any other adapter "name.A" and "name.B". At the start only "default" is active, with weight 1.
 
     def add_adapter(self, name: str, arrays: Arrays, alpha: float) -> None:
-        """One more adapter, of a rank and an alpha of its own, scaled as the configuration says; not active yet."""
+        """Add an adapter with its own rank and alpha, scaled by the configuration's rule. It is not active yet."""
         raise Unsupported("add_adapter()")
 
     def remove_adapter(self, name: str) -> None:
-        """Forget it."""
+        """Remove the adapter from the layer."""
         raise Unsupported("remove_adapter()")
 
     def activate(self, weights: dict[str, float]) -> None:
-        """Apply these adapters and no others: y = x Wᵀ + b + Σ weight · scale · (x A) B; {} applies none."""
+        """Apply these adapters and no others: y = x Wᵀ + b + Σ weight · scale · (x A) B. {} applies none."""
         raise Unsupported("activate()")
 
     def combine(self, name: str, weights: dict[str, float]) -> None:
-        """Add an adapter that does alone what these do together; not active yet."""
+        """Add one adapter that does the same as these together. It is not active yet."""
         raise Unsupported("combine()")
 
     def forward_mixed(self, x: np.ndarray, names: tuple[str | None, ...]) -> np.ndarray:
-        """y (n, …, out) of x (n, …, in) in inference mode, where sample i has the adapter names[i] alone, with weight 1,
-        or none if that is None."""
+        """y (n, …, out) of x (n, …, in) in inference mode. Only the adapter names[i] is applied to sample i, with weight 1.
+        None in its place means no adapter."""
         raise Unsupported("forward_mixed()")
 
 
 class Call(NamedTuple):
-    """One thing that was asked on the way to a failure: what a script of that failure has to do."""
+    """One call that led to a failure. The script that shows the failure repeats it."""
 
-    layer: str  # "layer", "layer2", … in the order in which they were built
+    layer: str  # "layer", "layer2", … in the order in which the layers were built
     method: str  # "build", or a method of Layer
-    args: tuple  # copies, as they were then, strides included
+    args: tuple  # copies of the arguments at the time of the call, with the same strides
     answer: Any  # None if it raised
     raised: bool
     target: Any  # the Layer; None if it could not be built
-    shown: bool = False  # the script is to print the answer
-    changed: bool = False  # an array among the arguments has changed since: the script is to print it
+    shown: bool = False  # whether the script prints the answer
+    changed: bool = False  # whether an array among the arguments changed after the call; the script then prints it
 
 
 class Subject:
@@ -157,12 +157,12 @@ class Subject:
 
     name: str = ""
     version: str = ""
-    # Which values of `LayerConfig.method`, and of `ModelConfig.method` beside "none" and "full", it can build. Of any other the
-    # harness itself says that it is not offered: `build` is not asked.
+    # The values of `LayerConfig.method` that it can build, and those of `ModelConfig.method` except "none" and "full". For any
+    # other the harness itself answers "not offered", and never calls `build`.
     methods: tuple[str, ...] = ("lora",)
-    # Of an implementation that has no alpha: cases then have the alpha that gives it, and `build` is asked for no other.
+    # The fixed scale of an implementation that has no alpha. Every case then has the alpha that gives this scale.
     scale: float | None = None
-    freezes: str = ""  # what makes W and b frozen, where that is not the layer itself: a function, a filter, a wrapper
+    freezes: str = ""  # the function, filter or wrapper that freezes W and b, if the layer itself does not
 
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> Layer:
         """A fresh layer around the given frozen weight (out, in) and bias (out), in training mode.
@@ -172,15 +172,16 @@ class Subject:
         raise NotImplementedError(f"{type(self).__name__}.build")
 
     def build_model(self, config: "ModelConfig", arrays: Arrays) -> "Model":
-        """A fresh model with one method on it, in inference mode (there is no dropout), around these base arrays: see
+        """A fresh model with one method on it, around these base arrays, in inference mode. It has no dropout. See
         `conformance.model`. Raises Unsupported for a configuration that the implementation does not offer.
         """
         raise Unsupported("whole models: build_model()")
 
     def script(self, calls: list[Call], spec: str) -> str | None:
-        """The calls as a Python script that needs the implementation and not this package, to go into a bug report.
-        None if that cannot be said: the script then goes through this package. `spec` is what the user named.
+        """The calls as a Python script for a bug report. It imports the implementation and not this package.
 
-        A subject of TorchLayers has `conformance.record.torch_script.script` do it, and adds how its module is built.
+        None if the subject cannot write one: the harness then writes a script that calls this package. `spec` is what the
+        user typed to name the subject. A subject whose layers are TorchLayers calls
+        `conformance.record.torch_script.script` with a function that writes how its module is built.
         """
         return None

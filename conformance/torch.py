@@ -1,4 +1,4 @@
-"""PyTorch subjects: any nn.Module as a Layer. How a bare nn.Module class is recognised is in torch_module.py.
+"""Makes any nn.Module a Layer. drivers/torch_module.py recognises a bare nn.Module class.
 
     class Mine(Subject):
         name, version = "mine", "1.0"
@@ -10,7 +10,7 @@
             layer = TorchLayer(module, W="base.weight", b="base.bias", A="lora_A", B="lora_B", transposed="AB")
             layer.set_base(weight, bias)
             return layer
-        def script(self, calls, spec):  # not needed; with it a failure is shown as a script without this package
+        def script(self, calls, spec):  # optional: with it, the script of a failure does not need this package
             return script(calls, ["from mine import MyLoRA"], lambda config, name: [
                 f"{name} = MyLoRA({config.in_features}, {config.out_features}, r={config.rank}, lora_alpha={config.alpha})"])
 """
@@ -27,32 +27,33 @@ from torch import Tensor, nn
 from conformance.model import ModelConfig
 from conformance.subject import Arrays, Layer, LayerConfig, Unsupported
 
-torch.set_num_threads(1)  # cases are tiny: threads cost more than they give, and order sums at random
+torch.set_num_threads(1)  # cases are tiny: more threads are slower, and they change the order of sums
 
 
 def set_seed(config: LayerConfig | ModelConfig) -> None:
-    """Seeds the generator of the configuration's device. torch.manual_seed does so, too, and on the way asks for every kind of
-    accelerator that there is, which takes longer than building a small layer."""
+    """Seeds torch's random generators for the configuration: the CPU's, and CUDA's if the device is not the CPU.
+
+    torch.manual_seed also looks for every other kind of accelerator, which takes longer than building a small layer."""
     torch.default_generator.manual_seed(config.seed)
     if config.device != "cpu":
         torch.cuda.manual_seed(config.seed)
 
 
 def to_tensor(array: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
-    """The same memory as a tensor where torch can have it so, and elsewhere memory of the same layout: strides are part of what
-    is tested."""
+    """The array as a tensor. It shares the array's memory where torch can do that. Otherwise it is a copy with the same
+    strides, if torch has such strides: strides are part of what is tested."""
     if any(stride < 0 for stride in array.strides):
         array = array.copy()  # torch has no negative strides
     bits = array.view(np.int16) if array.dtype == ml_dtypes.bfloat16 else array
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that the array is read-only: whether it is written to is a test
+        warnings.simplefilter("ignore", UserWarning)  # the array is read-only; a requirement tests whether it is written to
         tensor = torch.from_numpy(bits)
     tensor = tensor.view(torch.bfloat16) if bits is not array else tensor
     return tensor if torch.device(device).type == "cpu" else placed(tensor, device)
 
 
 def placed(tensor: Tensor, device: str | torch.device) -> Tensor:
-    """A copy on the device, with the strides of the tensor, gaps and repetitions among them; `.to(device)` drops those."""
+    """A copy on the device, with the strides of the tensor, including gaps and repetitions. `.to(device)` drops those."""
     if not tensor.numel():
         return tensor.to(device, copy=True)
     span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -69,21 +70,24 @@ def to_array(tensor: Tensor) -> np.ndarray:
 
 
 class Lent:
-    """An array of the caller, and the tensor that a module is given for it. On the CPU the two are the same memory. On a GPU
-    they are not, and what the module does to the tensor would stay unseen: `show` then copies it into the array."""
+    """An array of the caller, and the tensor that a module gets for it.
+
+    On the CPU the two share memory. On a GPU they do not, and a write of the module to the tensor would stay unseen: `show`
+    copies it into the array."""
 
     def __init__(self, array: np.ndarray, device: torch.device):
         self.array, self.tensor = array, to_tensor(array, device)
         self._known = to_array(self.tensor)
 
     def show(self) -> None:
+        """Copies the tensor into the array, if the module has written to the tensor."""
         now = to_array(self.tensor)
         if now.tobytes() != self._known.tobytes() and self.array.flags.writeable:
             self.array[...] = now
         self._known = now
 
     def renew(self) -> None:
-        """After the caller may have written into the array: the tensor holds its numbers, at the address that it had."""
+        """Copies the array into the tensor, at the same address, if the caller has written to the array."""
         if to_array(self.tensor).tobytes() != self.array.tobytes():
             with torch.no_grad():
                 self.tensor.copy_(to_tensor(self.array))
@@ -91,17 +95,18 @@ class Lent:
 
 
 class TorchLayer(Layer):
-    """A Layer around an nn.Module. W, b, A and B are the dotted paths of its tensors, seen from the module; those
-    named in `transposed` are stored the other way round: W (in, out), A (rank, in), B (out, rank).
+    """A Layer around an nn.Module. W, b, A and B are the dotted paths of its tensors, from the module on. `transposed` names
+    those that are stored transposed: W (in, out), A (rank, in), B (out, rank).
 
-    Of a method whose statements make no script outside of this class, a method of the same name and `_source` says what it
-    does: given the name of the module and the arguments, it returns lines of Python, or None."""
+    The script of a failure repeats the statements of the methods that were called. A method whose statements cannot stand
+    outside this class has a twin named `<method>_source`. The twin takes the name of the module and the arguments of the
+    method. It returns lines of Python that do the same, or None."""
 
     def __init__(self, module: nn.Module, *, W: str, b: str | None, A: str, B: str, transposed: str = ""):
         self.module = module
         self.paths = {"W": W, "A": A, "B": B} | ({} if b is None else {"b": b})
         self.transposed = transposed
-        # Whether train() does nothing but change the mode, and was as good as called when the module was built.
+        # Whether train() only sets the mode, and the mode is already training: a script can then leave out train(True).
         self.plain_modes = all(part.training and type(part).train is nn.Module.train for part in module.modules())
         self._x_needs_grad = True
         self._x: Tensor | None = None
@@ -109,13 +114,13 @@ class TorchLayer(Layer):
         self._y: Tensor | None = None
 
     def tensor(self, name: str) -> Tensor:
-        """W, b, A or B as the module has it now, in the layout of the contract; shares its memory."""
+        """W, b, A or B of the module, in the layout of conformance/subject.py. It shares the module's memory."""
         found = attrgetter(self.paths[name])(self.module)
         return found.t() if name in self.transposed else found
 
     @property
     def measured(self) -> nn.Module:
-        """What `conformance bench` calls: the layer alone, where the module is more than that."""
+        """The module that `conformance bench` calls. A subclass whose module holds more than the layer gives the layer."""
         return self.module
 
     def check(self, name: str, array: np.ndarray) -> None:

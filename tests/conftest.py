@@ -1,6 +1,6 @@
-"""What must be so before torch and Triton are imported: one thread for each process, since arrays are small and as many
-processes as cores run at a time; and Triton's interpreter where there is no GPU. The tests of every folder may import
-small_models and pages, under every one of pytest's import modes."""
+"""Settings that must be made before torch and Triton are imported: one thread for each process, because arrays are small and
+every core already runs a process; and Triton's interpreter where there is no GPU. The tests of every folder can import
+small_models and pages, in every import mode of pytest."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Small transformers under every method, shared by the tests."""
+"""Small transformers with each fine-tuning method, which several tests use."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md is followed in a scratch copy: what it adds works there, and touches no other file."""
+"""Follows CONTRIBUTING.md in a copy of the packages: what its blocks add works, and needs no change of any other file."""
 
 import re
 import shutil
@@ -17,7 +17,7 @@ STATUS = {"conformance run conformance.mutants": 1}  # the others end with 0
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packages, with every block of CONTRIBUTING.md in its place."""
+    """A folder with a copy of the packages, and with every block of CONTRIBUTING.md written to its file."""
     root = tmp_path_factory.mktemp("scratch")
     for package in ("lora_ref", "lora_torch", "conformance"):
         shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__", "results"))

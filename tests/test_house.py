@@ -48,7 +48,7 @@ def modules(package: str) -> dict[str, Path]:
 
 
 def imported(name: str, path: Path, known: dict[str, Path]) -> set[str]:
-    """The modules of `known` that a module imports when it runs, inside of functions, too."""
+    """The modules of `known` that a module imports when it runs. Imports inside functions count, too."""
     found, tree = set(), ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -100,7 +100,7 @@ def test_what_plans_and_counts_knows_no_numerics():
 
 
 def test_no_tolerance_outside_compare():
-    """Neither the words of one, nor a small constant beside a comparison."""
+    """No file uses the usual words for a tolerance, or a small constant next to a comparison."""
     for path in (ROOT / "conformance").rglob("*.py"):
         exempt = path.parent.name in ("mutants", "scripts")  # a mutant's fault may be a threshold
         if exempt or path.parts[-2:] == ("truth", "compare.py"):
@@ -115,7 +115,7 @@ def test_no_tolerance_outside_compare():
 
 
 def test_no_tolerance_in_tests():
-    """Except the issue's own figure for the complex step."""
+    """No test gives a tolerance by one of the usual names, or calls approx."""
     for path in (ROOT / "tests").rglob("*.py"):
         if path != Path(__file__):
             assert not re.search(r"\b(rtol|atol|rel_tol|abs_tol)\s*=|approx\(", path.read_text(encoding="utf-8")), path

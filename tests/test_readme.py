@@ -1,4 +1,5 @@
-"""The README and the pages of docs/ are run: their Python blocks print what stands below them, their commands what is shown."""
+"""Runs the examples of README.md, ARCHITECTURE.md, CONTRIBUTING.md and docs/: each Python block must print the text block below
+it, and each command the lines that are shown. Links must lead to files that exist."""
 
 import re
 import shlex
@@ -31,7 +32,7 @@ def test_python_prints_what_it_says(code, printed):
 
 @pytest.mark.parametrize(("command", "lines"), COMMANDS)
 def test_commands_print_what_is_shown(command, lines):
-    """The lines shown stand in the output one after another; … is a number that differs from run to run."""
+    """The output contains the lines that are shown, in this order. … stands for a number that differs from run to run."""
     assert command.startswith("conformance ")
     done = subprocess.run(
         [sys.executable, "-m", *shlex.split(command)], cwd=ROOT, capture_output=True, text=True, timeout=300
@@ -42,7 +43,7 @@ def test_commands_print_what_is_shown(command, lines):
 
 
 def test_the_set_up_commands_are_those_that_ci_runs():
-    """.ci/run takes the second from the README itself."""
+    """.ci/run reads the second command from the README."""
     first, second = re.findall(r"^python3 -m venv .*$", README, re.M)
     assert first.endswith("/conformance run") and second.endswith("/pytest -n 2")
     assert "README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

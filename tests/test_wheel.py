@@ -1,4 +1,4 @@
-"""The wheel holds what the commands need and nothing else, and they work from it where there is no checkout."""
+"""The wheel holds what the commands need and nothing else. The commands work from it without a checkout."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ CACHES = {"__pycache__", "build"}
 
 
 def checked_in() -> list[str]:
-    """The files of this checkout; where it is a copy without git, all but caches."""
+    """The files that git tracks in this checkout. In a copy without git: all files except caches."""
     if (ROOT / ".git").exists():
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         named = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
@@ -34,7 +34,7 @@ def run(command: list, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built in a copy, so that what an earlier build left in the checkout cannot get into it."""
+    """The wheel, built in a copy of the checkout, so that files of an earlier build cannot get into it."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in checked_in():
         if name.startswith(PACKAGES) or "/" not in name:

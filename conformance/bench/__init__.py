@@ -1,4 +1,4 @@
-"""`conformance bench`: what a LoRA layer costs beside its frozen layer. Subjects take turns in one run; costs are ratios."""
+"""`conformance bench`: measures the cost of a LoRA layer as a ratio to its frozen layer. Subjects take turns in one run."""
 
 from conformance.bench.run import Options, default_subjects, run
 from conformance.bench.workloads import WORKLOADS, Workload

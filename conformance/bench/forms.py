@@ -1,7 +1,7 @@
 """The formulas of LoRA that libraries use, each written as a module of a few lines.
 
-`conformance bench` measures them beside the layers of this project. They leave out whatever a library adds to its formula.
-Each of them can be given to `conformance run` too.
+`conformance bench` measures them next to the layers of this project. They leave out whatever a library adds to its formula.
+`conformance run` can check each of them, too: `conformance run conformance.bench.forms:Torchtune`.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The machine of a run, as JSON on the terminal: versions, the GPU, and the settings that decide how it rounds.
+"""Describes the machine as JSON on the terminal: versions, the GPU, and the settings that decide how it rounds.
 
     python -m conformance.bench.machine cuda
 """
@@ -17,7 +17,7 @@ SECONDS = 10.0  # for nvidia-smi
 
 
 def environment(device: str) -> dict:
-    """What decides about numbers and speed."""
+    """Versions, hardware and settings that affect numbers and speed."""
     cuda, matmul = device == "cuda", torch.backends.cuda.matmul
     gpu = torch.cuda.get_device_properties(0) if cuda else None
     try:

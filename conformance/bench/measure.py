@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from conformance.torch import TorchLayer
 
 FLUSHED = 256 << 20  # bytes that are written to empty the caches of a GPU
-ROWS_CHECKED = 64  # of y and dx
+ROWS_CHECKED = 64  # rows of y and dx whose errors are computed
 
 
 class Passes(NamedTuple):
@@ -87,7 +87,7 @@ def graphed(trial: Trial) -> Trial:
 
 
 def saved(trial: Trial) -> int:
-    """Bytes that a forward pass keeps for its backward pass, beside x and the parameters; what shares memory counts once."""
+    """Bytes that a forward pass keeps for its backward pass, without x and the parameters. Shared memory counts once."""
     known = {t.untyped_storage().data_ptr() for t in (trial.x, *trial.module.parameters(), *trial.module.buffers())}
     kept: dict[int, int] = {}
 
@@ -103,7 +103,7 @@ def saved(trial: Trial) -> int:
 
 
 def peaks(trial: Trial) -> Passes:
-    """Bytes that were allocated at the fullest moment of each pass, beyond what the pass returns."""
+    """The most bytes that each pass had allocated at one time, less those that it returns."""
     trial.forget()
     y, forward = _peak(lambda: trial.module(trial.x), trial.x.device)
     _, backward = _peak(lambda: y.backward(trial.dy), trial.x.device)
@@ -139,7 +139,7 @@ def _peak(call: Callable, device: torch.device) -> tuple[Tensor, int]:
 
 
 def kernels(trial: Trial) -> dict[str, dict[str, int]]:
-    """CUDA kernels of each pass, by kind. Empty on the CPU, where torch does not tell them apart."""
+    """The number of CUDA kernels of each pass, by kind. Empty on the CPU."""
     if not trial.x.is_cuda:
         return {}
     trial.forget()
@@ -167,8 +167,10 @@ def _kind(kernel: str) -> str:
 
 
 def errors(trial: Trial, layer: TorchLayer, scale: float) -> dict[str, float]:
-    """Root mean square of the error of y, dx, dA and dB over that of the value: against the formula in float64, on the numbers
-    that the layer has; of y and dx on some rows."""
+    """The relative errors of y, dx, dA and dB: the root mean square of the error over that of the true value.
+
+    The true values come from the formula in float64, on the numbers that the layer holds. For y and dx, ROWS_CHECKED rows are
+    compared."""
     trial.forget()
     y = trial.run().detach()
     W, A, B = (layer.tensor(name).detach().double() for name in "WAB")

@@ -1,4 +1,4 @@
-"""Runs the benchmark. The subjects take turns at each workload, so that a machine that grows slower favours none of them."""
+"""Runs the benchmark. The subjects take turns at each workload, so that a machine that becomes slower favours none."""
 
 import copy
 import ctypes
@@ -27,27 +27,27 @@ from conformance.torch import TorchLayer, to_tensor
 
 FROZEN = "frozen layer"
 GRAPH = ", CUDA graph"
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # as in malloc.h
 SECONDS_OF_A_TURN = 0.03
-Told = Callable[[str, int, int], None]  # what is measured, turns done, turns in all
+Told = Callable[[str, int, int], None]  # gets what is measured, the turns done, and all turns
 Swept = dict[str, list["Result"]]
-Kept = Callable[[list["Result"], Swept], None]  # all that there is so far
+Kept = Callable[[list["Result"], Swept], None]  # gets all results so far
 
 
 @dataclass(frozen=True)
 class Options:
     device: str = "cpu"
     dtype: str = "float32"
-    workloads: tuple[str, ...] = ()  # names; all of the device, if none
+    workloads: tuple[str, ...] = ()  # names; empty: all of the device
     threads: int = 2
     rounds: int = 11
     sweep: bool = True
-    small: bool = False  # every step at sizes that take no time: a rehearsal
+    small: bool = False  # a rehearsal: every step, at sizes that take little time
 
 
 @dataclass
 class Cost:
-    """What one subject took, or why it was not measured. Ratios are to the frozen layer, one for each round."""
+    """The cost of one subject at one workload, or the reason why it was not measured. There is one ratio for each round."""
 
     subject: str
     version: str = ""
@@ -70,7 +70,7 @@ class Result:
 
 
 def default_subjects(device: str) -> list[str]:
-    """lora_torch, and all that can run beside it."""
+    """lora_torch, and the other layers and formulas that can run here."""
     ready = [name for name, missing in built_in().items() if not missing]
     names = ["lora_torch", "lora_torch-plain", "peft", "loralib", "torchtune-form", "unsloth-form", "peft-form-compiled"]
     if device == "cuda":
@@ -79,7 +79,7 @@ def default_subjects(device: str) -> list[str]:
 
 
 def loaded(spec: str) -> Subject:
-    """As `conformance run` loads it, and by name the forms of bench/forms.py. Raises LoadError."""
+    """The subject of that name: a formula of bench/forms.py, or what `conformance run` would load. Raises LoadError."""
     if spec in FORMS:
         subject = as_subject(FORMS[spec], spec)
         subject.name = spec
@@ -89,8 +89,8 @@ def loaded(spec: str) -> Subject:
 
 def run(specs: list[str], options: Options, told: Told = lambda *_: None,
         kept: Kept = lambda *_: None) -> tuple[list[Result], Swept]:
-    """Results of the workloads, and of the sweep by what grows in it. `kept` is given those that there are after each workload.
-    Raises LoadError if a subject cannot be loaded."""
+    """The results of the workloads, and those of the sweep by what grows in it: rank, rows, width. `kept` gets all results so
+    far after each workload. Raises LoadError if a subject cannot be loaded."""
     subjects = {spec: loaded(spec) for spec in specs}
     chosen = [w for w in WORKLOADS[options.device] if not options.workloads or w.name in options.workloads]
     grown = sweep(options.device) if options.sweep else {}
@@ -117,8 +117,10 @@ def run(specs: list[str], options: Options, told: Told = lambda *_: None,
 
 
 def _keep_memory() -> None:
-    """Have the C library keep what is freed, as torch does on CUDA. glibc gives large blocks back at each free; what would be
-    measured then is page faults, which are cheap for whoever frees in a lucky order. Elsewhere than with glibc: nothing."""
+    """Makes glibc keep freed memory, as torch does on CUDA. It does nothing with another C library.
+
+    By default glibc returns large blocks to the system at each free. The benchmark would then measure page faults, whose number
+    depends on the order in which a layer frees its blocks."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
@@ -126,7 +128,8 @@ def _keep_memory() -> None:
 
 
 def _result(workload: Workload, subjects: dict, options: Options, flush: bool, rounds: int, whole: bool) -> Result:
-    """The costs of all subjects. A GPU may be too small for the frozen layer itself: then the reason is all there is."""
+    """The costs of all subjects at one workload. If the frozen layer itself cannot run, for instance because the GPU is too
+    small, the result holds only the reason."""
     if options.small:
         workload, rounds = workload.smaller(), 2
     caches, frozen = "flushed" if flush else "warm", Cost(FROZEN, torch.__version__)
@@ -173,7 +176,7 @@ def _costs(frozen: Cost, workload: Workload, subjects: dict, options: Options, f
 
 @contextmanager
 def _reason_kept(cost: Cost):
-    """What a library raises becomes the reason why it was not measured; the others are measured all the same."""
+    """Turns an exception of a library into the reason why it was not measured, so that the others are still measured."""
     try:
         yield
     except Exception as error:
@@ -181,7 +184,7 @@ def _reason_kept(cost: Cost):
 
 
 def _take_turns(costs: dict[str, Cost], trials: dict[str, Trial], rounds: int, flush: bool) -> None:
-    """Times all trials in each round, in another order each time. A graph is compared with the graph of the frozen layer."""
+    """Times all trials in each round, in a random order. A CUDA graph is compared with the CUDA graph of the frozen layer."""
     once = measure.timed(trials[FROZEN], 3).total / 1000
     calls = max(3, min(200, round(SECONDS_OF_A_TURN / once)))
     order = random.Random(0)
@@ -212,7 +215,7 @@ def _layer(subject: Subject, workload: Workload, options: Options, arrays: dict[
 
 
 def _arrays(workload: Workload, options: Options) -> dict[str, np.ndarray]:
-    """Random arrays, of the magnitudes that training has: W has standard deviation 0.02, scale · A B has 0.001."""
+    """Random arrays with magnitudes as in training: W has standard deviation 0.02, and scale · A B has 0.001."""
     n, n_in, n_out, rank = workload.sizes
     rng, dtype = np.random.default_rng(0), getattr(ml_dtypes, options.dtype, None) or np.dtype(options.dtype)
     shapes = {"x": (n, n_in), "dy": (n, n_out), "W": (n_out, n_in), "b": (n_out,), "A": (n_in, rank), "B": (rank, n_out)}

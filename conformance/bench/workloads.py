@@ -1,4 +1,4 @@
-"""Sizes that are measured, and what lora_torch must stay below at them."""
+"""The sizes that the benchmark measures, and the goals of lora_torch at these sizes."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class Workload(NamedTuple):
         return self.n, self.in_features, self.out_features, self.rank
 
     def smaller(self) -> "Workload":
-        """With every step of the measurement, and none of its meaning."""
+        """The same workload at small sizes, for a rehearsal. It has no goal."""
         return self._replace(n=max(4, self.n // 32), in_features=max(8, self.in_features // 32),
                              out_features=max(8, self.out_features // 32), rank=min(self.rank, 4), goal=None)
 
@@ -36,8 +36,8 @@ WORKLOADS = {
 
 
 def sweep(device: str) -> dict[str, list[Workload]]:
-    """One size at a time grows, around the middle one."""
-    k = 1 if device == "cpu" else 4  # on a GPU all is larger
+    """Workloads in which one size grows and the others stay: rank, rows or width."""
+    k = 1 if device == "cpu" else 4  # all sizes are larger on a GPU
     n, d, r = 512 * k, 1024 * k, 16
     return {
         "rank": [Workload(f"rank {rank}", n, d, d, rank) for rank in (1, 2, 4, 8, 16, 32, 64, 128)],

@@ -1,1 +1,2 @@
-"""One file per command. Each has HELP, `declare(parser)`, which adds its arguments, and `run(arguments)`: an exit status."""
+"""The commands, one file each: HELP, `declare(parser)`, which adds the arguments, and `run(arguments)`, which gives the exit
+status."""

@@ -1,4 +1,4 @@
-"""conformance bench: what a layer costs."""
+"""conformance bench: measures the time and memory that a layer takes."""
 
 import argparse
 import os
@@ -10,25 +10,25 @@ from conformance.report import json as json_report
 from conformance.run.loading import LoadError
 from conformance.run.plan import DTYPES
 
-HELP = "speed and memory beside the frozen layer, as ratios in one run"
+HELP = "measure speed and memory, as ratios to the frozen layer in the same run"
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("subjects", nargs="*", metavar="SUBJECT",
-        help="as for run, and the forms lora_torch-plain, lora_torch-one-pass, torchtune-form, unsloth-form, "
-             "peft-form-compiled, peft-form-autotuned, peft-base-dtype (default: all that can run)")
+        help="as for run; and the formulas lora_torch-plain, lora_torch-one-pass, torchtune-form, unsloth-form, "
+             "peft-form-compiled, peft-form-autotuned, peft-base-dtype (default: all of these that can run)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where layers are built (default: cpu)")
     add("--dtype", choices=DTYPES, metavar="D",
-        help=f"of {', '.join(DTYPES)} (default: float32 on the CPU, bfloat16 on CUDA)")
+        help=f"one of {', '.join(DTYPES)} (default: float32 on the CPU, bfloat16 on CUDA)")
     add("--workloads", nargs="+", default=[], metavar="W",
-        help="C1 to C6 on the CPU, S1 to S4 on CUDA: these alone (default: all)")
-    add("--threads", type=positive(int), default=2, metavar="N", help="of torch, on the CPU (default: 2)")
+        help="only these: of C1 to C6 on the CPU, of S1 to S4 on CUDA (default: all)")
+    add("--threads", type=positive(int), default=2, metavar="N", help="threads of torch on the CPU (default: 2)")
     add("--rounds", type=positive(int), default=11, metavar="N",
-        help="turns that each subject takes at a workload (default: 11)")
-    add("--no-sweep", action="store_true", help="leave out how the cost grows with rank, rows and width")
-    add("--small", action="store_true", help="a rehearsal: every step, at sizes that take no time")
-    add("--out", metavar="DIR", help="write bench.json to DIR, anew after each workload, and at the end bench.md and bench.png")
+        help="number of times that each subject takes its turn at a workload (default: 11)")
+    add("--no-sweep", action="store_true", help="do not measure how the cost grows with rank, rows and width")
+    add("--small", action="store_true", help="a rehearsal: every step, at sizes that take little time")
+    add("--out", metavar="DIR", help="write bench.json to DIR after each workload, and bench.md and bench.png at the end")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     except LoadError as error:
         print(f"conformance bench: {error}", file=sys.stderr)
         return 4
-    finally:  # interrupted too: what was measured by then
+    finally:  # also if interrupted: writes what was measured by then
         if arguments.out and results:
             names = report.write(Path(arguments.out), results, swept, environment)
     report.show(screen, results, swept)

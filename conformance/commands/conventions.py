@@ -1,4 +1,4 @@
-"""conformance conventions: what implementations are free to choose."""
+"""conformance conventions: shows what implementations have chosen where they are free to choose."""
 
 import argparse
 import sys
@@ -11,12 +11,12 @@ from conformance.run.loading import LoadError, load
 from conformance.subject import Subject, Unsupported
 from conformance.truth.compare import Mismatch
 
-HELP = ("what implementations are free to choose: layout, scale, initialisation, …; "
-        "and, of two, how an adapter of one becomes that of the other")
+HELP = "show free choices, such as layout and scale, and how to convert adapters"
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("subjects", nargs="+", metavar="SUBJECT", help="as for run")
+    parser.add_argument("subjects", nargs="+", metavar="SUBJECT",
+                        help="as for run; for two, it also says how an adapter of one becomes one of the other")
 
 
 def run(arguments: argparse.Namespace) -> int:

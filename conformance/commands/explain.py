@@ -1,4 +1,4 @@
-"""conformance explain: one requirement in full."""
+"""conformance explain: shows one requirement in full."""
 
 import argparse
 
@@ -9,7 +9,7 @@ from conformance.commands.shared import console
 from conformance.requirements import HIGHAM, all_requirements
 from conformance.run.diagnosis import catalogue
 
-HELP = "one requirement: sentence, formula, why, sources, known faults"
+HELP = "show one requirement: sentence, formula, why, sources, known faults"
 
 
 def declare(parser: argparse.ArgumentParser) -> None:

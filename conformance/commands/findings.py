@@ -1,4 +1,4 @@
-"""conformance findings: what the suite found in the world's implementations."""
+"""conformance findings: shows what the suite found in public LoRA implementations."""
 
 import argparse
 
@@ -9,16 +9,16 @@ from conformance.commands.shared import console
 from conformance.findings import page
 from conformance.report import generated
 
-HELP = "what the suite found in the world's implementations: every cause, with a script that shows it"
+HELP = "show what the suite found in public implementations: every cause, with a script"
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("subjects", nargs="*", metavar="SUBJECT", help="built-in ones: those in these alone (default: all)")
+    add("subjects", nargs="*", metavar="SUBJECT", help="only what was found in these built-in subjects (default: all)")
     add("--try", action="store_true", dest="tried",
-        help="run the scripts of those whose libraries are here, and compare what they print")
+        help="run the scripts whose libraries are installed, and compare what they print")
     add("--write", action="store_true",
-        help="in a checkout: make findings/FINDINGS.md anew of results/full.json, results/requirements.json and these scripts")
+        help="in a checkout: write findings/FINDINGS.md from results/full.json, results/requirements.json and the scripts")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def shown(found: list[page.Finding]) -> int:
-    """One line for each cause, under its subject."""
+    """Prints one line for each cause, under the name of its subject."""
     screen, subject = console(), ""
     for finding in found:
         if finding.subject != subject:

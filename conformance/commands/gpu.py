@@ -1,7 +1,7 @@
-"""conformance gpu: all that needs a GPU, for whoever has one, within a budget of minutes.
+"""conformance gpu: runs everything that needs a GPU, within a budget of minutes.
 
-Whatever may hang runs in a process of its own, with a limit. After every step, and whenever a step learns something, the folder
-holds all that is known by then, so that it does not matter how the command ends.
+Each step that may hang runs in its own process, with a time limit. After every step, and during the longer ones, the folder
+holds all results so far. So nothing is lost if the command is stopped.
 """
 
 import argparse
@@ -28,21 +28,21 @@ from conformance.run.examine import Outcome
 from conformance.run.loading import built_in
 from conformance.run.verdict import FAILING, Report
 
-HELP = "all that needs a GPU, within a budget of minutes: versions, tests, verdicts, the benchmark"
+HELP = "run everything that needs a GPU: versions, tests, verdicts, benchmark"
 EPILOG = """\
-writes to OUT, the most important first, and after every step:
+writes to OUT, the most important first, after every step:
   environment.json      versions, the GPU, and the settings that decide how it
                         rounds
   tests.log, tests.xml  the tests of lora_torch that name the device; they need
                         pytest and the folder tests/
   report.json           the verdict on lora_torch, then on the other torch
                         implementations that can run here
-  bench/, bench.log     the benchmark; nothing in it is tuned automatically
+  bench/, bench.log     the benchmark, without the autotuned subject
   summary.md            what ran, what did not, and why
 
-A step gets half of the time that is left, and the last one all of it. The
-folder can be read at any time: a command that is stopped, or killed, leaves
-all that it had by then.
+A step may take half of the time that is left, and the last one all of it.
+The folder can be read at any time. A command that is stopped or killed leaves
+all results so far.
 
 examples:
   conformance gpu out                       8 minutes on this machine's GPU
@@ -50,33 +50,35 @@ examples:
   conformance gpu out --device cpu --small  a rehearsal, without a GPU
 
 exit status:
-  0 all of it ran   1 a step failed: a test, a requirement of lora_torch, or
-  the step itself   2 usage   3 a step was cut off, or there was no time for it
+  0 every step ran, except those whose needs are not installed
+  1 a step failed: a test, a requirement of lora_torch, or the step itself
+  2 usage   3 a step was cut off, or there was no time for it
 """
-STARTING = 20.0  # seconds: in less, a process that imports torch has hardly begun
-ENDING = 10.0  # of a step's seconds, in which a process that is told to end writes what it has
-RARELY = 2.0  # seconds between two writings of the report
-Said = tuple[str, str]  # the state of a step: done, failed, cut off, not run, not here; and what came of it
+STARTING = 20.0  # seconds that a step must have left: importing torch takes most of that
+ENDING = 10.0  # seconds, within the limit of a step, in which a process that is told to end writes its results
+RARELY = 2.0  # least seconds between two writings of the report
+Said = tuple[str, str]  # the state of a step: running, done, failed, cut off, not run, not here; and its result in words
 Told = Callable[[str], None]
 
 
 class Step(NamedTuple):
     name: str
     files: str
-    needs: float  # seconds, without which it is not begun
+    needs: float  # seconds that must be left for the step to begin
     action: Callable[[argparse.Namespace, Path, float, Told], Said]
 
 
 class OutOfTime(Exception):
-    """The seconds of a step are over."""
+    """The time of a step is over."""
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("out", metavar="OUT", help="the folder that is written to; it is made where it is missing")
-    add("--minutes", type=positive(float), default=8.0, metavar="M", help="that all steps may take together (default: 8)")
+    add("out", metavar="OUT", help="the folder to write to; it is made if it is missing")
+    add("--minutes", type=positive(float), default=8.0, metavar="M",
+        help="minutes that all steps together may take (default: 8)")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is for a rehearsal (default: cuda)")
-    add("--small", action="store_true", help="a rehearsal: every step, with so little in it that it takes no time")
+    add("--small", action="store_true", help="a rehearsal: every step, but with little work in it")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -140,7 +142,7 @@ def tests(arguments: argparse.Namespace, folder: Path, seconds: float, told: Tol
 
 
 def verdict(arguments: argparse.Namespace, folder: Path, seconds: float, told: Told) -> Said:
-    """Of lora_torch, and then of the others. The runner has a process for each of them, and a limit for each answer."""
+    """Runs lora_torch, and then the other torch subjects. The runner gives each its own process, and each answer a limit."""
     others = [name for name, missing in built_in().items() if not missing and name != "lora_torch"
               and "torch" in import_module(f"conformance.subjects.{name}").NEEDS]
     options = plan.Options(device=arguments.device)
@@ -212,8 +214,9 @@ STEPS = (
 
 
 def process(command: list[str], log: Path, seconds: float, told: Told, folder: Path | None = None) -> tuple[int | None, str]:
-    """Its exit status, or None if its time was over; and what it printed, which goes to the file `log` as it comes. It is ended
-    with all that it started, and by a clock of its own even where this process has been killed."""
+    """Runs a command. Gives its exit status, or None if its time was over, and its output, which also goes to `log`.
+
+    When its time is over it is ended, with all processes that it started. An alarm ends it even if this process was killed."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "1"}
     end = time.monotonic() + seconds - min(ENDING, seconds / 4)
     with log.open("wb") as file:
@@ -241,7 +244,7 @@ def last_line(text: str) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Writes the file as a whole or not at all."""
     part = path.with_name(f"{path.name}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)

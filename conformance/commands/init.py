@@ -1,11 +1,11 @@
-"""conformance init: a subject to start from."""
+"""conformance init: writes a subject to start from."""
 
 import argparse
 from importlib.resources import files
 from pathlib import Path
 
 HELP = "write a commented subject to start from, which passes as it stands"
-SKELETONS = {  # by language: the file, its ending, and what comes next
+SKELETONS = {  # by language: the file in skeletons/, its ending, and the command to run next
     "c": ("lora.c", ".c", "cc -O2 -o {program} {path} && conformance run cmd:{program}"),
     "javascript": ("lora.js", ".js", "conformance run 'cmd:node {path}'"),
     "python": ("lora.py", ".py", "conformance run 'cmd:python {path}'"),
@@ -16,8 +16,8 @@ SUBJECT = "subject.py", ".py", "conformance run {path}:MySubject"
 def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="the file to write; it must not exist")
     parser.add_argument("--language", choices=SKELETONS,
-                        help="a program that speaks the protocol, in this language, in place of a Python subject: for what "
-                             "cannot be imported here")
+                        help="write a program in this language that speaks the protocol, instead of a Python subject: for an "
+                             "implementation that cannot be imported here")
 
 
 def run(arguments: argparse.Namespace) -> int:

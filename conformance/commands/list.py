@@ -1,4 +1,4 @@
-"""conformance list: every requirement."""
+"""conformance list: lists every requirement."""
 
 import argparse
 import json
@@ -9,11 +9,11 @@ from rich.text import Text
 from conformance.commands.shared import console
 from conformance.requirements import all_requirements
 
-HELP = "every requirement: id, level, group, sentence"
+HELP = "list every requirement: id, level, group, sentence"
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="as JSON, with formula, sources and faults")
+    parser.add_argument("--json", action="store_true", help="print JSON, with formula, sources and faults")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""conformance release: what a release says of the world's implementations, and of itself."""
+"""conformance release: makes what a release needs, a run over all built-in subjects and all generated text."""
 
 import argparse
 import datetime
@@ -14,27 +14,29 @@ from conformance.report import json as json_report
 from conformance.run import plan
 from conformance.run.loading import built_in
 
-HELP = "make what a release of this project needs: a full run, and all that is generated from it"
+HELP = "make what a release needs: a full run, and all that is generated from it"
 EPILOG = """\
-First, by hand: the version in conformance/__init__.py, and an entry of that
-name on top of CHANGELOG.md. The report names the version that made it.
+First, by hand: set the version in conformance/__init__.py, and write an entry
+with that name at the top of CHANGELOG.md. The report names the version that
+made it.
 
 Then, in a checkout that has the environments of all built-in subjects
 (`conformance subjects --install all`), this command
   1. runs every built-in subject, as `conformance run all --timeout 60
-     --resume --json build/release.json` does. The same command goes on with
-     what was cut off, and begins anew what another state of the code began;
+     --resume --json build/release.json` does. If it is cut off, start it
+     again: it goes on where it was, unless the code has changed since;
   2. writes results/full.json, and results/requirements.json, the sentences
      that were asked;
   3. writes all that is generated: SPEC.md, findings/FINDINGS.md, and the
      counts in README.md and the other pages, as
      `python -m conformance.report.generated` does.
 
-Last, by hand: a script in findings/scripts/ for each failure that has none.
-The command names them, and writes FINDINGS.md when there are none.
+Last, by hand: write a script in findings/scripts/ for each failure that has
+none. The command names these failures, and writes FINDINGS.md once there are
+none.
 
 exit status:
-  0 done   1 a failure has no script; with --check, something is to be done
+  0 done   1 a failure has no script; with --check, something is left to do
   2 usage  3 something is missing: an environment, an entry of CHANGELOG.md,
              the answers of a subject. No report was written
 """
@@ -43,7 +45,7 @@ PART, TIMEOUT = generated.ROOT / "build" / "release.json", 60.0
 
 def declare(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument("--check", action="store_true", help="run and write nothing; say what a release would have to do")
+    parser.add_argument("--check", action="store_true", help="run and write nothing; say what is left to do for a release")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -75,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def lacking() -> list[str]:
-    """A line for each thing without which nothing is run."""
+    """A line for each thing that is missing and without which the run does not start."""
     heading = re.search(r"^## (.*)$", (generated.ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     newest = heading[1] if heading else "nothing"
     named = [] if newest == __version__ else [
@@ -85,7 +87,7 @@ def lacking() -> list[str]:
 
 
 def behind() -> list[str]:
-    """A line for each thing that the committed results and pages do not know."""
+    """A line for each difference between the package and the committed results and pages."""
     made, here = page.asked(), json_report.as_dict([], plan.Options())["options"]
     told = [] if (made.version, made.code) == (here["version"], here["code"]) else [
         f"results/full.json is of version {made.version} (code {made.code}), this is {here['version']} (code {here['code']})"]
@@ -98,7 +100,8 @@ def behind() -> list[str]:
 
 
 def asked_everything() -> list[str]:
-    """Runs every built-in subject, or goes on with it. A line for each subject that was not asked everything."""
+    """Runs every built-in subject, or continues a run that was cut off. Gives a line for each subject that was not asked
+    everything."""
     parser = argparse.ArgumentParser()
     run_command.declare(parser)
     given = parser.parse_args(["all", "--timeout", str(TIMEOUT), "--resume", "--json", str(PART)])

@@ -1,4 +1,4 @@
-"""conformance run: a verdict on each implementation."""
+"""conformance run: checks implementations and gives a verdict on each."""
 
 import argparse
 import threading
@@ -18,23 +18,24 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("subjects", nargs="*", default=["lora_torch"], metavar="SUBJECT",
         help="a built-in name, package.module:attribute, path/to/file.py:attribute, or 'cmd:PROGRAM ARGUMENTS'; "
              "all stands for every built-in one (default: lora_torch)")
-    add("--only", nargs="+", default=[], metavar="ID|GROUP", help="these requirements or groups alone")
-    add("--level", choices=("must", "should", "may"), default="may", help="leave out what is below this level")
+    add("--only", nargs="+", default=[], metavar="ID|GROUP", help="only these requirements or groups")
+    add("--level", choices=("must", "should", "may"), default="may",
+        help="leave out requirements below this level (default: may)")
     add("--dtype", nargs="+", choices=plan.DTYPES, default=list(plan.DTYPES), metavar="D",
-        help=f"of {', '.join(plan.DTYPES)}: these alone")
+        help=f"only these, of {', '.join(plan.DTYPES)}")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where layers are built (default: cpu)")
     add("--examples", type=positive(int), default=DEFAULT.examples, metavar="N",
-        help=f"cases per requirement, about (default: {DEFAULT.examples})")
-    add("--seed", type=int, default=0, metavar="N", help="of the cases (default: 0); one seed gives the same run again")
+        help=f"approximate number of cases per requirement (default: {DEFAULT.examples})")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the cases (default: 0); the same seed gives the same run")
     add("--jobs", type=positive(int), default=DEFAULT.jobs, metavar="N",
-        help=f"processes at a time (default: one per core, here {DEFAULT.jobs})")
+        help=f"processes that run at the same time (default: one per core, here {DEFAULT.jobs})")
     add("--timeout", type=positive(float), default=DEFAULT.timeout, metavar="S",
-        help=f"seconds that one requirement may take (default: {DEFAULT.timeout:g}); a tenth after three in "
-             "a row that took longer, until one is answered")
+        help=f"seconds that one requirement may take (default: {DEFAULT.timeout:g}); after three timeouts in a "
+             "row a tenth of that, until the subject answers again")
     add("--memory", type=positive(float), default=DEFAULT.memory, metavar="GIB",
-        help=f"that a program of another process may take (default: {DEFAULT.memory:g})")
-    add("--json", metavar="F", help="write the report to F as JSON, anew with every subject that is done")
-    add("--resume", action="store_true", help="leave out the subjects of which F, from --json, has the report of an equal run")
+        help=f"memory that a program in another process may take, in GiB (default: {DEFAULT.memory:g})")
+    add("--json", metavar="F", help="write the report to F as JSON, again after every subject")
+    add("--resume", action="store_true", help="continue the run in F, from --json: leave out subjects that are done")
     add("--junit", metavar="F", help="write the report to F as JUnit XML")
 
 

@@ -1,4 +1,4 @@
-"""conformance selftest: how good the suite itself is."""
+"""conformance selftest: tests the suite itself."""
 
 import argparse
 import json
@@ -8,16 +8,18 @@ from conformance.commands.shared import CORES, check_files, console, positive
 from conformance.report import selftest as report
 from conformance.run import selftest
 
-HELP = "try the suite on implementations that are known to be bad, and on honest ones"
+HELP = "test the suite itself, on known-bad implementations and on honest ones"
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--jobs", type=positive(int), default=CORES, metavar="N", help="processes at a time")
+    add("--jobs", type=positive(int), default=CORES, metavar="N",
+        help="processes that run at the same time (default: one per core)")
     add("--examples", type=positive(int), default=selftest.HONEST_CASES, metavar="N",
-        help=f"cases per requirement for honest implementations, about (default: {selftest.HONEST_CASES})")
-    add("--seed", type=int, default=0, metavar="N", help="of the cases (default: 0)")
-    add("--json", metavar="F", help="write the kill matrix to F as JSON")
+        help="approximate number of cases per requirement for honest implementations "
+             f"(default: {selftest.HONEST_CASES})")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the cases (default: 0)")
+    add("--json", metavar="F", help="write to F as JSON which requirements failed which implementation")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""What several commands need: the console, and arguments that are checked before the work begins."""
+"""Helpers that several commands use: the console, and checks of arguments before the work begins."""
 
 import argparse
 import os
@@ -11,12 +11,12 @@ CORES = os.cpu_count() or 1
 
 
 def console() -> Console:
-    """80 columns wide where the output is no terminal."""
+    """The console to print to. It is 80 columns wide if the output is not a terminal."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 80)
 
 
 def positive(kind: type):
-    """The type of an argument that is a number above zero and of at most a million."""
+    """The argparse type of an argument that is a number above zero and at most a million."""
     def parse(text: str):
         value = kind(text)
         if not 0 < value <= 1e6:
@@ -28,7 +28,7 @@ def positive(kind: type):
 
 
 def check_files(*files: str | None) -> None:
-    """Raises ValueError for a file that cannot be written because its folder is not there, or because it is a folder."""
+    """Raises ValueError for a file that cannot be written because its folder does not exist, or because it is a folder."""
     for file in filter(None, files):
         if not Path(file).resolve().parent.is_dir():
             raise ValueError(f"{file}: there is no folder {Path(file).parent}")

@@ -1,4 +1,4 @@
-"""conformance subjects: the built-in ones, and the environments that they need."""
+"""conformance subjects: lists the built-in subjects, and makes the environments that they need."""
 
 import argparse
 import sys
@@ -9,13 +9,13 @@ from conformance.drivers import environments
 from conformance.report import terminal
 from conformance.run.loading import built_in, environment, missing_here
 
-HELP = "the built-in subjects, and which of them can run here"
+HELP = "list the built-in subjects and say which can run here, or install some"
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--install", nargs="+", default=[], metavar="NAME",
-                        help="make the environments that these need, or with all every environment that is needed, in "
-                             "~/.cache/conformance or $CONFORMANCE_CACHE")
+                        help="make the environments that these subjects need; all stands for every one. They are made in "
+                             "$CONFORMANCE_CACHE or ~/.cache/conformance")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def install(names: list[str]) -> int:
-    """Makes the environments of the subjects of these names."""
+    """Makes the environments that the subjects of these names need."""
     known = built_in()
     for name in names:
         if name != "all" and name not in known:

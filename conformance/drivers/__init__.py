@@ -1,1 +1,1 @@
-"""How a subject is reached: torch modules, JAX functions, Hugging Face models, programs, other environments."""
+"""Adapts implementations to the interface: torch modules, JAX functions, Hugging Face models, programs, other environments."""

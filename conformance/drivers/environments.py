@@ -1,6 +1,7 @@
-"""The Python environments of subjects whose packages exclude ours, or each other's: what is in them, and how they are made.
+"""Makes the Python environments for libraries whose packages conflict with this project's or with each other's.
 
-Each lies in a folder of its own, `$CONFORMANCE_CACHE` or `~/.cache/conformance`, and is complete once its mark is written.
+Each has its own folder below `environments` in `$CONFORMANCE_CACHE` or `~/.cache/conformance`. It is complete once its file
+made.json is written.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 from conformance.truth import cache
 
 PACKAGE = Path(__file__).parents[1]
-# Makes this package importable in another interpreter without the packages that lie beside it, and serves a subject.
+# Run by the interpreter of an environment: imports this package, without the packages in the same folder, and serves a subject.
 BOOT = """
 import importlib.util, sys
 place = sys.argv[1]
@@ -28,7 +29,7 @@ program(sys.argv[2])
 
 @dataclass(frozen=True)
 class Environment:
-    """`steps` are the arguments of one `pip install` each, `pins` what all of them keep to."""
+    """What is installed in an environment. Each of `steps` holds the arguments of one `pip install`. `pins` hold for all."""
 
     size: str
     steps: tuple[str, ...]
@@ -63,16 +64,16 @@ ENVIRONMENTS = {
 
 
 class CannotInstall(Exception):
-    """An environment could not be made; the message is what pip said last."""
+    """An environment could not be made. The message quotes pip."""
 
 
 def folder(name: str) -> Path:
-    """Where the environment of that name is, or would be."""
+    """The folder of the environment, whether it exists or not."""
     return cache.folder() / "environments" / name
 
 
 def made(name: str) -> bool:
-    """Whether it is there, whole, and by the recipe that stands here."""
+    """Whether the environment exists, is complete, and was made with the steps and pins that are in this file now."""
     try:
         whole = json.loads(_mark(name).read_text(encoding="utf-8")) == _recipe(name)
         return whole and (folder(name) / "bin" / "python").exists()
@@ -81,12 +82,13 @@ def made(name: str) -> bool:
 
 
 def command(name: str, subject: str) -> list[str]:
-    """What runs a built-in subject in it, as a program that speaks the protocol."""
+    """The command that serves a built-in subject from the environment, as a program that speaks the protocol."""
     return [str(folder(name) / "bin" / "python"), "-I", "-c", BOOT, str(PACKAGE), subject]
 
 
 def make(name: str, told: Callable[[int, int, str], None]) -> None:
-    """Makes it, unless it is there; `told` hears the step, of how many, and what pip says. Raises CannotInstall."""
+    """Makes the environment, unless it exists. `told` gets the step, the number of steps and what pip prints. Raises
+    CannotInstall."""
     if made(name):
         return
     place, steps = folder(name), ENVIRONMENTS[name].steps

@@ -1,10 +1,10 @@
-"""Hugging Face's GPT2LMHeadModel as a Model, for the libraries that put a method on one: `build` makes it, `GPT2` drives it.
+"""Makes Hugging Face's GPT2LMHeadModel a Model, for libraries that add a method to it. `build` makes it, `GPT2` drives it.
 
     embed_tokens → transformer.wte        layers.0.attention_norm → transformer.h.0.ln_1        norm → transformer.ln_f
     embed_positions → transformer.wpe     layers.0.qkv_proj → transformer.h.0.attn.c_attn       …
 
-Its linear layers are Conv1D, which have their weight (in, out). It counts positions from 0, or from behind its cache, whatever
-the mask is (`generate` alone derives them from the mask), so that none are passed to it.
+Its linear layers are Conv1D, whose weight is (in, out). Its forward pass counts positions from 0, or from the end of its cache,
+and does not look at the mask (only `generate` derives positions from it). So no positions are passed to it.
 """
 
 from collections.abc import Callable
@@ -29,21 +29,21 @@ MODULES = {
 
 
 class Place(NamedTuple):
-    """Where an array is: the path of a parameter, and the view of it that is laid out as the array."""
+    """Where an array is stored: the path of a parameter, and the view of it that has the layout of the array."""
 
     path: str
     view: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
 
 def path_of(place: str) -> str:
-    """Of the module that Hugging Face has at the place: "layers.0.o_proj" is transformer.h.0.attn.c_proj."""
+    """The path of Hugging Face's module for a place: "layers.0.o_proj" is transformer.h.0.attn.c_proj."""
     *layer, part = place.split(".")
     return ".".join(["transformer", *(["h", layer[1]] if layer else []), MODULES[part]])
 
 
 def base_places(names, root: str = "", inner: tuple[str, ...] = ()) -> dict[str, Place]:
-    """Those of the base arrays of these names, in a model whose GPT-2 is at `root`. The modules at `inner`, places such as
-    "layers.0.o_proj", were wrapped: theirs are one level further down, in base_layer."""
+    """The places of the base arrays of these names, in a model whose GPT-2 is at `root`. `inner` are places such as
+    "layers.0.o_proj" whose module was wrapped: its arrays are one level further down, in base_layer."""
     found = {}
     for name in names:
         place, _, field = name.rpartition(".")
@@ -72,12 +72,12 @@ def build(config: ModelConfig, arrays: Arrays) -> Any:
 
 
 def read(module: nn.Module, place: Place) -> Tensor:
-    """The array as it is now; shares its memory with the parameter."""
+    """The current array. It shares its memory with the parameter."""
     return place.view(attrgetter(place.path)(module))
 
 
 def write(module: nn.Module, place: Place, array: np.ndarray, name: str) -> None:
-    """Overwrite it. Raises ValueError for a shape that it does not have."""
+    """Overwrites the array. Raises ValueError for another shape."""
     with torch.no_grad():
         tensor = read(module, place)
         if array.shape != tuple(tensor.shape):  # copy_ would broadcast
@@ -86,8 +86,8 @@ def write(module: nn.Module, place: Place, array: np.ndarray, name: str) -> None
 
 
 class GPT2(Model):
-    """A causal language model with Hugging Face's forward. `base_at` says where the arrays of the base are, `own_at` where
-    those of the method; several arrays can be parts of one parameter. A parameter that holds none goes by its path."""
+    """Drives a causal language model that has Hugging Face's forward. `base_at` says where the arrays of the base are stored,
+    `own_at` where those of the method are. One parameter can hold several arrays. One that holds none has its path as name."""
 
     def __init__(self, module: Any, base_at: dict[str, Place], own_at: dict[str, Place]):
         self.module, self.base_at, self.own_at = module, base_at, own_at
@@ -123,7 +123,7 @@ class GPT2(Model):
         torch.optim.SGD([p for p in self.module.parameters() if p.requires_grad], lr).step()
 
     def named(self, of: Callable[[nn.Parameter], Tensor | None]) -> dict[str, Tensor]:
-        """What `of` gives for each parameter, unless it is None, by the names of the arrays in it and laid out as they are."""
+        """Name of each array → what `of` gives for its parameter, in the layout of the array. None is left out."""
         names: dict[str, list[str]] = {}
         places = self.base_at | self.own_at
         for name, place in places.items():
@@ -136,7 +136,7 @@ class GPT2(Model):
 
 
 def plain(config: ModelConfig, arrays: Arrays) -> GPT2:
-    """The model of the methods "none" and "full"."""
+    """The model without an added method, for the methods "none" and "full"."""
     module = build(config, arrays)
     module.requires_grad_(config.method == "full")
     return GPT2(module, base_places(arrays), {})

@@ -1,20 +1,20 @@
-"""JAX subjects: a pure function of parameters and x as a Layer.
+"""Makes a pure JAX function of parameters and x a Layer.
 
     class Mine(Subject):
         name, version = "mine", "1.0"
         def build(self, config, weight, bias):
-            draw = partial(my_lora.init, jax.random.key(config.seed), ...)  # of a pytree of all that trains
+            draw = partial(my_lora.init, jax.random.key(config.seed), ...)  # draws a pytree of all that trains
             layer = JaxLayer(apply, None, draw, jax.eval_shape(draw), {"kernel": weight.T, "bias": bias},
                              W="kernel", b="bias", A="lora.a", B="lora.b", transposed="W")
             layer.set_base(weight, bias)
             return layer
 
-`apply(static, trained, frozen, x, key)` gives y. Compiling takes longer than all else by far. So it is compiled, as its users
-compile it, once for all layers whose `static` is equal and whose arrays have the same shapes (it must be one function for all
-layers, and read nothing else); and what a layer starts from, a pure function of its seed, is drawn when it is looked at, which
-it is not if the factors are set first.
+`apply(static, trained, frozen, x, key)` gives y. Compiling takes by far the most time. So `apply` is compiled once for all
+layers whose `static` is equal and whose arrays have the same shapes. For this it must be one function for all layers, and
+depend on its arguments alone. The initial values of a layer are drawn when they are first read. They are never drawn if the
+factors are set before.
 """
-# Where JAX is not installed, a stub that knows little of it stands in.
+# Where JAX is not installed, pyright reads a stub of it that lacks most names.
 # pyright: reportAttributeAccessIssue=false
 
 import os
@@ -29,10 +29,10 @@ import numpy as np
 
 from conformance.subject import Arrays, Layer, Unsupported
 
-# Of the machine code alone, which runs once or twice for each shape: compiling takes two thirds of the time without it.
+# Without optimisation of the machine code, compiling takes two thirds of the time. The code runs only once or twice per shape.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 jax.config.update("jax_platforms", "cpu")
-if os.path.exists(os.path.join(sys.prefix, "made.json")):  # an environment of ours: what was compiled is kept for the next run
+if os.path.exists(os.path.join(sys.prefix, "made.json")):  # made by environments.py: keep compiled code
     jax.config.update("jax_compilation_cache_dir", os.path.join(sys.prefix, "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     with suppress(AttributeError):  # an old JAX does not have it
@@ -56,8 +56,8 @@ def _backward_of_trained(function, static, trained, frozen, x, key, dy):
 
 
 def to_jax(array: np.ndarray, dtype=None) -> jax.Array:
-    """A copy, of another dtype if one is given."""
-    return jax.device_put(np.array(array, dtype))  # which compiles nothing, as jnp.array does
+    """A copy of the array on JAX's side, with another dtype if one is given."""
+    return jax.device_put(np.array(array, dtype))  # jnp.array would compile something
 
 
 def to_array(array: jax.Array) -> np.ndarray:
@@ -66,7 +66,8 @@ def to_array(array: jax.Array) -> np.ndarray:
 
 
 def dotted(path: tuple) -> str:
-    """The name of a leaf of a pytree: the keys that lead to it, without the attribute in which a variable has its array."""
+    """The name of a leaf of a pytree: the keys that lead to it, joined by dots. The key "value", which variables have, is left
+    out."""
     keys = [str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry)))) for entry in path]
     return ".".join(key for key in keys if key != "value")
 
@@ -77,17 +78,17 @@ def leaves(tree) -> dict[str, jax.Array]:
 
 
 def replaced(tree, arrays: dict[str, Any]):
-    """The pytree with other arrays under some of its dotted names."""
+    """A copy of the pytree with `arrays` in the place of the leaves of these dotted names."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: arrays.get(dotted(path), leaf), tree)
 
 
 class JaxLayer(Layer):
-    """A Layer around `function`. W, b, A and B are the dotted names of their arrays in the pytrees `trained`, which holds all
-    that the library says trains, and `frozen`; those named in `transposed` are stored the other way round: W (in, out).
-    Both may hold shapes (jax.ShapeDtypeStruct) at first; `draw()` gives what `trained` starts from.
+    """A Layer around `function`. W, b, A and B are the dotted names of its arrays in two pytrees: `trained`, which holds all
+    that the library says trains, and `frozen`. `transposed` names the arrays that are stored transposed: W (in, out). Both
+    pytrees may hold shapes (jax.ShapeDtypeStruct) at first. `draw()` gives the initial values of `trained`.
 
-    JAX has no state: gradients are added up here, and a step is p − lr · dp of all that is in `trained`, in NumPy, which
-    compiles nothing."""
+    A JAX function has no state, so the gradients are added up here. A step is p − lr · dp for every array in `trained`, in
+    NumPy, which compiles nothing."""
 
     def __init__(self, function: Callable, static, draw: Callable, trained, frozen, *, W: str, b: str | None, A: str, B: str,
                  transposed: str = ""):
@@ -97,7 +98,7 @@ class JaxLayer(Layer):
         self.transposed = transposed
         self._x_needs_grad = True
         self._last: Any = None  # the arguments of the last forward pass
-        self.gradients: dict[str, np.ndarray] = {}  # of what is in `trained`, added up, by its dotted names
+        self.gradients: dict[str, np.ndarray] = {}  # for `trained`, added up, by dotted name
 
     @property
     def trained(self):
@@ -113,13 +114,13 @@ class JaxLayer(Layer):
         self._trained = tree
 
     def array(self, name: str) -> np.ndarray:
-        """W, b, A or B as it is now, in the layout of the contract."""
+        """The current W, b, A or B, in the layout of conformance/subject.py."""
         trained = self._trained if name in "Wb" else self.trained
         found = to_array((leaves(trained) | leaves(self.frozen))[self.paths[name]])
         return found.T if name in self.transposed else found
 
     def set(self, arrays: Arrays) -> None:
-        """Nothing is set if a shape is not the one that is there."""
+        """Overwrites W, b, A or B. Raises ValueError for another shape, and then changes nothing."""
         changed, now = {}, leaves(self.frozen) | leaves(self._trained)
         for name, array in arrays.items():
             have, array = now[self.paths[name]], array.T if name in self.transposed else array
@@ -132,7 +133,7 @@ class JaxLayer(Layer):
         self.set({"W": weight} | ({} if bias is None else {"b": bias}))
 
     def key(self):
-        """What this forward pass draws its dropout from, or whatever else changes from pass to pass."""
+        """The key for the random numbers of this forward pass, for instance of its dropout. None if it draws nothing."""
         return None
 
     def adapter(self) -> Arrays:
@@ -188,7 +189,7 @@ class JaxLayer(Layer):
         self.trained = replaced(self.trained, {path: to_jax(array) for path, array in stepped.items()})
 
     def save(self, directory) -> None:
-        """`trained` alone, with Orbax, as Flax's guide to saving and loading does."""
+        """Saves only `trained`, with Orbax, as Flax's guide to saving and loading does."""
         import orbax.checkpoint
 
         with orbax.checkpoint.StandardCheckpointer() as checkpointer:

@@ -1,7 +1,7 @@
-"""A subject that is a program of another process, in any language: the harness's side of protocol.py.
+"""Drives a subject that is a program in another process, in any language. This is the harness's side of protocol.py.
 
-The program is started when the subject is loaded, and again when it has died or has been stopped because it took too long;
-either costs the case in hand and no more. What it prints beside its answers is kept for the message about its end.
+The program is started when the subject is loaded. It is started again after it died, or was stopped because it took too long.
+This costs only the current case. Other output of the program is kept for the message about its end.
 """
 
 import json
@@ -26,30 +26,30 @@ LIMIT = 10.0  # seconds for one answer
 START = 120.0  # for the first one: programs import
 LINE = 1 << 28  # bytes of one line
 MEMORY = 8.0  # GiB of a program's own data
-USERS_PATH = "CONFORMANCE_USERS_PYTHONPATH"  # what PYTHONPATH was before it was that of a worker: programs get this one
-# Of the libraries under NumPy and PyTorch, unless the user wants otherwise: cases are small, and one process per core is
-# busy already. Threads that wait for each other make both slower, by half.
+USERS_PATH = "CONFORMANCE_USERS_PYTHONPATH"  # holds the user's PYTHONPATH, which programs get; a worker's own is another
+# One thread each for the libraries under NumPy and PyTorch, unless the user set another number. Cases are small, and every core
+# already has a busy process. Threads that wait for each other make both processes slower, by half.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 class ProgramError(Exception):
-    """The program answered with an error; its words are the message."""
+    """The program answered with an error, whose text is the message."""
 
 
 class ProtocolError(Exception):
-    """What came is no answer as PROTOCOL.md has it."""
+    """The program's answer does not follow PROTOCOL.md."""
 
 
 class Died(SystemExit):
-    """The program ended, and said no more."""
+    """The program ended without an answer."""
 
 
 class Hung(SystemExit):
-    """The program took too long, and was stopped."""
+    """The program took too long and was stopped."""
 
 
 def ended(code: int) -> str:
-    """How a process came to its end, in words."""
+    """How a process ended, in words, from its return code."""
     if code >= 0:
         return f"exited with status {code}"
     with suppress(ValueError):
@@ -77,7 +77,7 @@ class Program:
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         os.set_blocking(self._stdin.fileno(), False)
         _limit_memory(self._process.pid, memory)
-        self._handed: OrderedDict[tuple[int, str, str], np.ndarray] = OrderedDict()  # changes of which are told
+        self._handed: OrderedDict[tuple[int, str, str], np.ndarray] = OrderedDict()  # whose changes are reported
         self.strided = False
 
     @property
@@ -85,7 +85,7 @@ class Program:
         return self._process.poll() is None and not self._stdin.closed
 
     def ask(self, method: str, seconds: float | None = None, **arguments) -> Any:
-        """The result. Raises Unsupported, ProgramError, ProtocolError, Died or Hung."""
+        """Sends a request and gives the result. Raises Unsupported, ProgramError, ProtocolError, Died or Hung."""
         self._asked += 1
         for name, value in arguments.items():
             self._remember(name, value)
@@ -93,7 +93,7 @@ class Program:
         answer = self._answer(json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode() + b"\n",
                               seconds or self.limit)
         for change in answer.get("changed", ()):
-            with suppress(KeyError, ValueError):  # long ago; or read-only, so that nothing can have come of it here
+            with suppress(KeyError, ValueError):  # the array is forgotten, or read-only here
                 self._handed[change["id"], change["argument"], change["key"]][...] = decode(change["value"])
         if "unsupported" in answer:
             raise Unsupported(str(answer["unsupported"]))
@@ -108,7 +108,7 @@ class Program:
             raise ProtocolError(f"the result of {method} cannot be read: {type(error).__name__}: {error}") from error
 
     def stop(self) -> None:
-        """Also when nobody has it any more."""
+        """Ends the process. This also happens when the Program is garbage-collected."""
         self._finalizer()
 
     def _remember(self, name: str, value) -> None:
@@ -119,7 +119,7 @@ class Program:
             self._handed.popitem(last=False)
 
     def _answer(self, line: bytes, seconds: float) -> dict:
-        """Sends the line, and reads until the answer to it has come: other lines are noise."""
+        """Sends the line, and reads until the answer to it comes. Other lines are ignored."""
         deadline, left = time.monotonic() + seconds, memoryview(line)
         while True:
             ready, free, _ = select.select([self._stdout], [self._stdin] if left else [], [],
@@ -182,7 +182,8 @@ def _stopped(process: subprocess.Popen, noise) -> None:
 
 
 def _limit_memory(pid: int, gib: float) -> None:
-    """On its data, and not on its addresses, of which runtimes reserve more than there are. Where the system can."""
+    """Limits the data of the process to so many GiB, where the system can do that. Its address space is not limited: runtimes
+    reserve more of it than there is memory."""
     with suppress(ImportError, AttributeError, OSError):
         import resource
 
@@ -190,7 +191,7 @@ def _limit_memory(pid: int, gib: float) -> None:
 
 
 class _Remote:
-    """A layer or a model of a program."""
+    """A layer or a model that lives in a program."""
 
     def __init__(self, program: Program, number: int):
         self._program, self._number = program, number
@@ -219,10 +220,10 @@ for _kind, _remote in (Layer, RemoteLayer), (Model, RemoteModel):
 
 
 class ProcessSubject(Subject):
-    """The implementation that a program is."""
+    """A subject whose layers live in a program."""
 
     def __init__(self, command: list[str], limit: float = LIMIT, memory: float = MEMORY):
-        """Starts the program and greets it. Raises OSError, or what Program.ask does."""
+        """Starts the program and sends it `hello`. Raises OSError, or what Program.ask raises."""
         self.command, self.limit, self.memory = command, limit, memory
         self._built, self._forgotten = 0, []
         self._program = self._started()
@@ -231,7 +232,7 @@ class ProcessSubject(Subject):
         return self._new(RemoteLayer, "build", (config, weight, bias))
 
     def script(self, calls: list[Call], spec: str) -> str | None:
-        """In the words of the program, where it has any."""
+        """The script that the program itself writes. None if it cannot write Python scripts."""
         if not self._speaks_python or not self._program.running:
             return None
         told = []
@@ -284,10 +285,10 @@ class ProcessSubject(Subject):
 
 
 class ProcessModels(ProcessSubject):
-    """One that offers whole models, too."""
+    """A ProcessSubject whose program also offers whole models."""
 
     def __init__(self, subject: ProcessSubject):
-        """The same program."""
+        """Takes over the program of `subject`."""
         vars(self).update(vars(subject))
 
     def build_model(self, config, arrays):

@@ -1,12 +1,12 @@
-"""How the harness talks to an implementation in another process: messages, arrays, and the Python side of the program.
+"""The messages between the harness and an implementation in another process, and a server for implementations in Python.
 
-PROTOCOL.md says it in full and protocol.schema.json for machines. One JSON object per line: a request on the program's
-standard input, one answer on its standard output.
+PROTOCOL.md describes the protocol in full, and protocol.schema.json is its JSON schema. Each message is one line with a JSON
+object: a request on the program's standard input, one answer to it on its standard output.
 
     {"id":7,"method":"forward","layer":1,"x":{"shape":[1,2],"dtype":"float32","data":"AACAPwAAAEA="}}
     {"id":7,"result":{"shape":[1,1],"dtype":"float32","data":"AABAQA=="}}
 
-Here are `encode` and `decode`, for both sides, and `serve`, which makes a program of a Subject: that of another interpreter.
+Both sides use `encode` and `decode`. `serve` makes a program of a Subject, for instance in another interpreter.
 """
 
 import base64
@@ -25,12 +25,13 @@ from conformance.record.script import Name, memory
 from conformance.subject import Call, Layer, LayerConfig, Subject, Unsupported
 
 VERSION = 1
-REMEMBERED = 64  # arrays handed over last, of which a later change is told
+REMEMBERED = 64  # the number of arrays, handed over last, whose later changes are reported
 WIRE = {"weight": "W", "bias": "b"}  # parameters of `build` that have other names in a message
 
 
 def encode(value: Any, strided: bool = False) -> Any:
-    """What JSON can hold of an argument or an answer; with `strided`, arrays as they lie in memory. Raises TypeError."""
+    """An argument or an answer as JSON can hold it. With `strided`, arrays keep their layout in memory. Raises TypeError for
+    anything that a message cannot hold."""
     if isinstance(value, np.ndarray):
         return _array(value, strided)
     if isinstance(value, LayerConfig | ModelConfig):
@@ -51,7 +52,7 @@ def encode(value: Any, strided: bool = False) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """Back again; arrays are copies of their own, lists become tuples."""
+    """The value that `encode` encoded. Arrays are new copies, and lists become tuples."""
     if isinstance(value, list):
         return tuple(map(decode, value))
     if not isinstance(value, dict):
@@ -82,14 +83,14 @@ def _array(array: np.ndarray, strided: bool) -> dict:
 
 
 def parameters(kind: type, method: str, args: tuple) -> dict[str, Any]:
-    """The arguments of a method of Layer, Model or Subject by the names that they have in a message."""
+    """The arguments of a method of Layer, Model or Subject, under their names in a message."""
     bound = inspect.signature(getattr(kind, method)).bind(None, *args)
     bound.apply_defaults()
     return {WIRE.get(name, name): value for name, value in list(bound.arguments.items())[1:]}
 
 
 def numbers(config: dict) -> dict:
-    """The fields of a configuration, those that are no finite numbers among them."""
+    """The configuration with "NaN" and "Infinity" as numbers."""
     return {key: _number(value) for key, value in config.items()}
 
 
@@ -98,7 +99,7 @@ def _number(value: Any) -> Any:
 
 
 def serve(subject: Subject) -> None:
-    """Answers requests until there are no more. What the subject prints goes to standard error."""
+    """Answers requests until standard input ends. What the subject prints goes to standard error."""
     requests, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -111,7 +112,7 @@ def serve(subject: Subject) -> None:
 
 
 class _Server:
-    """The layers and models of a program, by the numbers that the harness gave them."""
+    """Answers requests. It keeps the program's layers and models, under the numbers that the harness gave them."""
 
     def __init__(self, subject: Subject):
         self.subject = subject
@@ -166,7 +167,7 @@ class _Server:
         }
 
     def call(self, told: dict) -> Call:
-        """A call of a failure, as Subject.script wants it."""
+        """The Call that a request describes, for Subject.script."""
         request = told["request"]
         arguments = decode({key: value for key, value in request.items() if key not in ("method", "layer")})
         if "config" in arguments:
@@ -177,7 +178,7 @@ class _Server:
         return Call(told["name"], method, args, answer, told["raised"], target, told["shown"], told["changed"])
 
     def changed(self) -> list[dict]:
-        """The arrays handed over that are not as they were."""
+        """The arrays among the last arguments that have changed since they were handed over or last reported."""
         found = []
         for entry in self.handed:
             id, name, key, array, before = entry
@@ -188,7 +189,7 @@ class _Server:
 
 
 def program(name: str) -> None:
-    """Serves a built-in subject: what runs in its environment."""
+    """Serves a built-in subject. This runs in the environment of the subject."""
     import importlib
 
     serve(importlib.import_module(f"conformance.subjects.{name}").subject())

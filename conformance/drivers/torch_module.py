@@ -1,4 +1,4 @@
-"""A bare nn.Module class, or a function that returns a module, as a Subject."""
+"""Makes a bare nn.Module class, or a function that returns a module, a Subject. It finds W, b, A and B in the module."""
 
 import copy
 import inspect
@@ -16,7 +16,7 @@ from conformance.torch import TorchLayer, set_seed
 
 
 class ModuleLayer(TorchLayer):
-    """The layer of a bare module, of which a file holds the whole state."""
+    """The layer of a bare module. Its file holds the whole state_dict."""
 
     def load(self, directory) -> None:
         state, have = torch.load(f"{directory}/state.pt", weights_only=True), self.module.state_dict()
@@ -29,7 +29,7 @@ class ModuleLayer(TorchLayer):
         return [f"{name}.load_state_dict(torch.load({directory} + '/state.pt', weights_only=True))"]
 
 
-_NAMES = {  # of constructor arguments, as they are in use
+_NAMES = {  # names that are in use for each constructor argument
     "in_features": ("in_features", "in_dim", "d_in", "input_dim", "in_channels", "features_in", "n_in", "fan_in", "in_size"),
     "out_features": (
         "out_features", "out_dim", "d_out", "output_dim", "out_channels", "features_out", "n_out", "fan_out", "out_size",
@@ -49,9 +49,11 @@ _BASE = ("linear", "base_layer", "base", "layer", "module", "original_layer", "o
 
 
 class ModuleSubject(Subject):
-    """A bare nn.Module class whose constructor takes (in_features, out_features, rank | r, alpha | lora_alpha), or an
-    nn.Linear in the place of the sizes; or a function that does, and returns a module. A, B, W and b are found by their
-    shapes, by name where shapes leave a choice, and by whether the module computes with them."""
+    """The Subject of a bare nn.Module class, or of a function that returns a module.
+
+    The class or function takes (in_features, out_features, rank | r, alpha | lora_alpha), or an nn.Linear in the place of the
+    sizes. A, B, W and b are found by their shapes. Where shapes leave a choice, names decide the order in which candidates are
+    tried, and a trial shows whether the module computes with them."""
 
     def __init__(self, cls: Callable[..., nn.Module]):
         self.cls, self.name = cls, getattr(cls, "__name__", type(cls).__name__)
@@ -72,7 +74,7 @@ class ModuleSubject(Subject):
 
     def script(self, calls: list[Call], spec: str) -> str | None:
         place, _, name = spec.rpartition(":")
-        if name != getattr(self.cls, "__qualname__", ""):  # not the class as it stands
+        if name != getattr(self.cls, "__qualname__", ""):  # the user did not name the class itself
             return None
         outer = name.split(".")[0]
         imports = [f"from {place} import {outer}"]
@@ -98,7 +100,7 @@ class ModuleSubject(Subject):
     def _constructed(self, config: LayerConfig) -> nn.Module:
         set_seed(config)
         dtype, device, usual = getattr(torch, config.dtype), torch.device(config.device), torch.get_default_dtype()
-        if dtype == torch.float64:  # a buffer that is made in float32 would have lost its digits before .to()
+        if dtype == torch.float64:  # a buffer made in float32 would lose digits before .to()
             torch.set_default_dtype(dtype)
         try:
             module = self.cls(**self._arguments(config))
@@ -109,7 +111,8 @@ class ModuleSubject(Subject):
         return module.to(device=device, dtype=dtype)
 
     def _arguments(self, config: LayerConfig) -> dict:
-        """What the constructor is given."""
+        """The arguments for the constructor. Raises TypeError if one that it needs is unknown, Unsupported for an option that
+        it does not take."""
         dtype, device = getattr(torch, config.dtype), torch.device(config.device)
         wanted = {
             "in_features": config.in_features, "out_features": config.out_features, "rank": config.rank,
@@ -122,7 +125,7 @@ class ModuleSubject(Subject):
             if key == "scaling" and not isinstance(argument.default, str):
                 continue  # a number that overrides alpha / rank, not the name of a rule
             if key == "bias" and isinstance(argument.default, str):
-                continue  # which biases train, as PEFT has it
+                continue  # says which biases train, as in PEFT
             if key == "dtype" and isinstance(argument.default, str):
                 wanted["dtype"] = config.dtype
             if key is not None:
@@ -151,7 +154,7 @@ class ModuleSubject(Subject):
         return given
 
     def _found(self, config: LayerConfig) -> dict:
-        """Where the arrays are, found once on a layer whose sizes are all different."""
+        """Where the arrays are. They are found once, on a layer whose sizes all differ."""
         key = (config.bias, config.dtype)
         if key not in self._places:
             probe = LayerConfig(7, 5, 3, 6.0, bias=config.bias, dtype=config.dtype)
@@ -160,8 +163,8 @@ class ModuleSubject(Subject):
 
 
 def places_in(module: nn.Module, in_features: int, out_features: int, rank: int) -> dict:
-    """The arguments of TorchLayer for a module of these sizes, which must be different from each other: of all arrays that
-    have the shapes, those with which the module computes, the likeliest names first."""
+    """The arguments of TorchLayer for a module of these sizes, which must all differ. Of several arrays with a fitting shape it
+    takes those that the module computes with. It tries the likeliest names first."""
     fitting = _fitting(module, in_features, out_features, rank)
     candidates = [dict(zip("WABb", places, strict=True)) for places in product(*fitting)]
     shapes = {"W": (out_features, in_features), "A": (in_features, rank), "B": (rank, out_features)}
@@ -175,7 +178,7 @@ def places_in(module: nn.Module, in_features: int, out_features: int, rank: int)
 
 
 def _computes_with(module: nn.Module, places: dict, shapes: dict) -> bool:
-    """Whether y is x Wᵀ + b with those W and b and with a B of zeros, and another one with another B."""
+    """Whether y is x Wᵀ + b when these arrays hold some W and b and B = 0, and differs from that when B is not 0."""
     rng = np.random.default_rng(0)
     try:
         layer = TorchLayer(copy.deepcopy(module), **places)
@@ -187,13 +190,13 @@ def _computes_with(module: nn.Module, places: dict, shapes: dict) -> bool:
         base = layer.forward(x)
         layer.set_adapter({"A": A, "B": B})
         y = layer.forward(x)
-    except Exception:  # it cannot be copied, or does not work: that is for the requirements to find
+    except Exception:  # it cannot be copied, or fails: the requirements will show that
         return False
     return np.array_equal(base, W.T if b is None else W.T + b) and not np.array_equal(y, base)
 
 
 def _fitting(module: nn.Module, in_features: int, out_features: int, rank: int) -> list[list[str | None]]:
-    """The paths of all arrays of the shapes of W, A, B and b, those with a fitting name first."""
+    """For each of W, A, B and b, the paths of all arrays of its shape, those with a fitting name first."""
     shapes = {"W": (out_features, in_features), "A": (in_features, rank), "B": (rank, out_features), "b": (out_features,)}
     hints = {"W": ("weight", "base", "linear"), "b": ("bias",), "A": ("a", "down"), "B": ("b", "up")}
     tensors, found = [*module.named_parameters(), *module.named_buffers()], []

@@ -1,1 +1,1 @@
-"""What the suite found in the world's LoRA implementations: one script for each cause, and the page made of them."""
+"""What the suite found in public LoRA implementations: one script for each cause, and FINDINGS.md, which is made of them."""

@@ -1,11 +1,11 @@
-"""Reads the scripts of findings/scripts/, one for each cause, and makes findings/FINDINGS.md of them, of results/full.json, the
-report of a full run, and of results/requirements.json, the requirements that this run asked, as they were worded then.
+"""Makes findings/FINDINGS.md from three sources: the scripts of findings/scripts/, one for each cause; results/full.json, the
+report of a full run; and results/requirements.json, the requirements that this run asked, in the words of that time.
 
-So the page speaks of what was asked, and stays true when requirements come, go or are worded otherwise. What is different
-since then stands in one region of it, `since`, which report/generated.py fills.
+So the page describes what was asked. It stays true when requirements are added, removed or reworded. Its region `since`, which
+report/generated.py fills, lists what has changed since the run.
 
-A script needs the library alone. Its docstring says what is wrong, which requirements that fails, and why; its last lines,
-`# prints:`, are what it prints.
+A script needs only the library. Its docstring says what is wrong, which requirements fail for this reason, and why. Its last
+lines, after `# prints:`, are what it prints.
 """
 
 import ast
@@ -38,7 +38,7 @@ class Finding:
     """One cause, in one library."""
 
     file: str
-    subject: str  # the built-in one
+    subject: str  # the name of the built-in subject
     sentence: str
     requirements: tuple[str, ...]
     kind: str
@@ -49,7 +49,7 @@ class Finding:
 
 
 def read(path: Path) -> Finding:
-    """Raises ValueError for a script that is not as it should be."""
+    """The finding that a script describes. Raises ValueError for a script without the parts that it must have."""
     text = path.read_text(encoding="utf-8")
     docstring = ast.get_docstring(ast.parse(text)) or ""
     head, _, rest = docstring.partition("\n\n")
@@ -75,7 +75,7 @@ def all_findings() -> list[Finding]:
 
 
 class Sentence(NamedTuple):
-    """A requirement as it was worded when it was asked."""
+    """A requirement in the words that it had when it was asked."""
 
     level: str
     title: str
@@ -84,7 +84,7 @@ class Sentence(NamedTuple):
 
 @dataclass(frozen=True)
 class Asked:
-    """What the full run asked, and the state of the package that asked it."""
+    """The requirements that the full run asked, with the version and the code hash of the package at that time."""
 
     version: str
     code: str
@@ -109,23 +109,23 @@ def asked() -> Asked:
 
 
 def worded_now() -> dict[str, Sentence]:
-    """The requirements as they stand in the package."""
+    """The requirements of the package as it is now."""
     return {r.id: Sentence(r.level, r.title, r.sentence) for r in all_requirements()}
 
 
 def others() -> list[str]:
-    """The built-in subjects that other people wrote: those that have an environment."""
+    """The built-in subjects that other people wrote. They are the ones that have an environment."""
     return [name for name in built_in() if environment(name) is not None]
 
 
 def reports() -> list[dict]:
-    """Of the full run, without this project's own, and without subjects that are gone."""
+    """The reports of the full run on libraries of other people, without subjects that no longer exist."""
     known = others()
     return [report for report in full_run()["reports"] if report["subject"]["spec"] in known]
 
 
 def unexplained(found: list[Finding], ran: list[dict]) -> list[str]:
-    """Failures without a finding, and findings without a failure: there must be none."""
+    """A line for each failure without a finding and each finding without a failure. There must be none."""
     failed = {(r["subject"]["spec"], row["id"]) for r in ran for row in r["requirements"] if row["status"] in FAILING}
     told = {(finding.subject, id) for finding in found for id in finding.requirements}
     return [f"{subject} {id} fails, and no finding says why" for subject, id in sorted(failed - told)] + [
@@ -133,7 +133,7 @@ def unexplained(found: list[Finding], ran: list[dict]) -> list[str]:
 
 
 def printed(finding: Finding) -> str | None:
-    """What its script prints in a process of its own; None if its library is not here."""
+    """What the script of the finding prints, run in its own process. None if its library is not installed."""
     name = environment(finding.subject)
     if not missing_here(finding.subject):
         python = sys.executable
@@ -151,7 +151,7 @@ def printed(finding: Finding) -> str | None:
 
 
 def summary(found: list[Finding], ran: list[dict]) -> str:
-    """In one sentence, which the README has, too."""
+    """The number of implementations, faults and choices in one sentence. The README has it, too."""
     faults = [finding for finding in found if finding.kind == "fault"]
     kinds, faulty = {environment(report["subject"]["spec"]) for report in ran}, {finding.subject for finding in faults}
     return (f"{len(ran)} implementations that nobody here wrote, in {len(kinds)} environments of their own: "
@@ -159,7 +159,7 @@ def summary(found: list[Finding], ran: list[dict]) -> str:
 
 
 def since(then: Asked) -> list[str]:
-    """What is different from the run: a line for each kind of difference that there is."""
+    """What has changed since the full run: a line for each kind of change that there is."""
     before, now = then.requirements, worded_now()
     judged = {report["subject"]["spec"] for report in full_run()["reports"]}
     differences = {
@@ -172,7 +172,7 @@ def since(then: Asked) -> list[str]:
 
 
 def page(found: list[Finding], ran: list[dict], run: dict, then: Asked) -> str:
-    """FINDINGS.md, with nothing in its region `since`."""
+    """The text of FINDINGS.md, with an empty region `since`."""
     where = run["environment"]
     lines = [
         "# What the suite found in the world's LoRA implementations", "",

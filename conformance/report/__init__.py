@@ -1,1 +1,1 @@
-"""What a run has to say: on the terminal, as JSON, as JUnit."""
+"""Writes reports of runs, of the self-test and of benchmarks, SPEC.md, and all other generated text."""

@@ -51,7 +51,7 @@ def show(console: Console, results: list[Result], swept: dict[str, list[Result]]
 
 
 def write(folder: Path, results: list[Result], swept: dict[str, list[Result]], environment: dict) -> list[str]:
-    """Writes all files that can be written here, and returns their names: without matplotlib there is no picture."""
+    """Writes the files of the report and returns their names. Without matplotlib there is no picture."""
     write_json(folder, results, swept, environment)
     names = ["bench.json", "bench.md"]
     if find_spec("matplotlib"):
@@ -62,7 +62,7 @@ def write(folder: Path, results: list[Result], swept: dict[str, list[Result]], e
 
 
 def write_json(folder: Path, results: list[Result], swept: dict[str, list[Result]], environment: dict) -> None:
-    """Whole or not at all: whoever is cut off while it is written leaves the file that was there."""
+    """Writes bench.json as a whole or not at all. If the process is stopped meanwhile, the old file stays."""
     folder.mkdir(parents=True, exist_ok=True)
     document = {
         "schema": 1, "environment": environment, "workloads": [_as_dict(result) for result in results],
@@ -101,7 +101,7 @@ def _size(count: float) -> str:
 
 
 def _beside(result: Result) -> list[str]:
-    """What does not go into the table: what was not measured, kernels, and the goal."""
+    """Lines below the table: subjects that were not measured, kernels, and whether lora_torch meets its goal."""
     lines = [f"{cost.subject}: not measured: {cost.reason}" for cost in result.costs if cost.reason]
     for cost in result.costs:
         if cost.measured.get("same_bits_20_times") is False:
@@ -139,7 +139,7 @@ def _sweep_table(name: str, grown: list[Result]) -> Table:
 
 
 def _as_dict(result: Result) -> dict:
-    """milliseconds: forward and backward of each round; ratio: over the frozen layer's in the same round."""
+    """The result for JSON. milliseconds: forward and backward of each round. ratio: to the frozen layer's in the same round."""
     subjects = []
     for cost in result.costs:
         forward, backward = ([passes[i] for passes in cost.ratios] for i in (0, 1))

@@ -1,7 +1,7 @@
-"""Writes all that is generated: `python -m conformance.report.generated`. A test fails while a file on disk is stale.
+"""Writes all generated text: `python -m conformance.report.generated`. A test fails while a file on disk is stale.
 
 SPEC.md and findings/FINDINGS.md are generated whole. README.md and the other pages of the checkout are written by hand, except
-what stands between two comments: a number of COUNTS in a line, or a text of REGIONS in lines of its own.
+for the text between two comments: a number from COUNTS within a line, or a text from REGIONS on lines of its own.
 
     <!-- count: mutants -->439<!-- /count -->
 
@@ -26,14 +26,14 @@ from conformance.run.diagnosis import catalogue
 from conformance.run.loading import built_in, environment
 
 ROOT = Path(__file__).parents[2]
-MARKS = {  # by kind: where such a region begins, and where it ends
+MARKS = {  # for each kind of region: its first comment, its name, its text and its last comment
     "count": re.compile(r"(<!-- count: (\S+) -->)(.*?)(<!-- /count -->)"),
     "generated": re.compile(r"^(<!-- generated: (\S+) -->\n)(.*?)^(<!-- /generated -->)$", re.M | re.S),
 }
 
 
 def recreated() -> int:
-    """The public reports that a mutant re-creates."""
+    """The number of public bug reports that some mutant re-creates."""
     return len({report for mutant in all_mutants() for report in mutant.reports})
 
 
@@ -46,7 +46,7 @@ def of_kind(kind: str) -> int:
 
 
 def groups() -> str:
-    """A table of the groups, and of the mutants that are written for each."""
+    """A table of the groups, with the number of requirements and of mutants in each."""
     asked, musts = (Counter(r.group for r in all_requirements() if r.level.startswith(level)) for level in ("", "MUST"))
     bad = Counter(mutant.group for mutant in all_mutants())
     rows = [f"| {g.id} | {g.title} | {asked[g.id]} | {musts[g.id]} | {bad[g.id]} |" for g in all_groups().values()]
@@ -55,7 +55,7 @@ def groups() -> str:
 
 
 def selftest() -> str:
-    """What `conformance selftest` tries."""
+    """A sentence with the numbers of what `conformance selftest` tries."""
     return (f"`conformance selftest` tries {len(all_mutants())} known-bad layers and models, which re-create {recreated()} of "
             f"the {len(catalogue())} public bug reports in the catalogue, and {len(honest_subjects())} honest ones, which "
             "differ in what is free.")
@@ -71,7 +71,7 @@ COUNTS: dict[str, Callable[[], int]] = {
     "reports": recreated,
     "reports_total": lambda: len(catalogue()),
     "subjects": lambda: len(built_in()),
-    # of the full run that is committed:
+    # numbers of the full run that is committed:
     "implementations": lambda: len(page.reports()),
     "environments": lambda: len({environment(report["subject"]["spec"]) for report in page.reports()}),
     "faulty": lambda: len({finding.subject for finding in page.all_findings() if finding.kind == "fault"}),
@@ -88,7 +88,7 @@ REGIONS: dict[str, Callable[[], str]] = {
 
 @cache
 def written(kind: str, name: str) -> str:
-    """What stands in the region of that name. Raises ValueError for a name that is not there."""
+    """The text for the region of that kind and name. Raises ValueError for an unknown name."""
     known = COUNTS if kind == "count" else REGIONS
     if name not in known:
         raise ValueError(f"<!-- {kind}: {name} --> is not known; there are {', '.join(known)}")
@@ -97,7 +97,7 @@ def written(kind: str, name: str) -> str:
 
 
 def filled(text: str) -> str:
-    """The text with its regions as they should be. Raises ValueError for a region that has no end, or no known name."""
+    """The text with its regions brought up to date. Raises ValueError for a region without an end or with an unknown name."""
     for kind, marks in MARKS.items():
         begun, ended = text.count(f"<!-- {kind}: "), text.count(f"<!-- /{kind} -->")
         if not len(marks.findall(text)) == begun == ended:
@@ -108,12 +108,12 @@ def filled(text: str) -> str:
 
 
 def pages() -> list[Path]:
-    """What is written by hand and may have regions."""
+    """The pages that are written by hand and may have regions."""
     return [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
 
 
 def findings() -> str:
-    """FINDINGS.md. Raises ValueError while a failure has no finding, or a finding no failure."""
+    """The text of FINDINGS.md. Raises ValueError while a failure has no finding, or a finding no failure."""
     found, ran = page.all_findings(), page.reports()
     if problems := page.unexplained(found, ran):
         raise ValueError("\n".join(problems))
@@ -121,14 +121,14 @@ def findings() -> str:
 
 
 def files() -> dict[Path, Callable[[], str]]:
-    """Every file that is generated, or that has regions which are, and what makes its text."""
+    """Every generated file and every page that may have regions → the function that makes its text."""
     by_hand = {path: lambda path=path: filled(path.read_text(encoding="utf-8")) for path in pages()}
     return {spec.PATH: spec.render, page.PATH: findings, **by_hand}
 
 
 def stale(write: bool = False) -> list[Path]:
-    """The files that are not as they should be; with `write` they are made so. Raises ValueError for a file that cannot be
-    made, after all that can be."""
+    """The files that are out of date. With `write` they are brought up to date. Raises ValueError if the text of a file cannot
+    be made, after all the others are done."""
     found, problems = [], []
     for path, fresh in files().items():
         try:

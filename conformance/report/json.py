@@ -1,4 +1,4 @@
-"""The JSON report of the contract, §4.3."""
+"""Writes the report of `conformance run --json`, and reads it again for --resume."""
 
 import hashlib
 import importlib.metadata
@@ -36,7 +36,7 @@ def as_dict(reports: list[Report], options: Options) -> dict:
 
 
 def write(path: str, reports: list[Report], options: Options) -> None:
-    """Whole or not at all: a run that is interrupted leaves what was there."""
+    """Writes the file as a whole or not at all. A run that is interrupted meanwhile leaves the old file."""
     text = json.dumps(as_dict(reports, options), indent=1, ensure_ascii=False) + "\n"
     part = Path(f"{path}.part")
     part.write_text(text, encoding="utf-8")
@@ -44,8 +44,9 @@ def write(path: str, reports: list[Report], options: Options) -> None:
 
 
 def read(path: str, options: Options, planned: tuple[Requirement, ...]) -> dict[str, Report]:
-    """By spec, the reports of the file that a run with these options and requirements need not make again: those of subjects
-    that could be loaded and were asked everything. Raises ValueError for a file of another run."""
+    """The reports in the file that a run with these options and requirements need not make again, by spec. These are the
+    reports of subjects that were loaded and asked everything. Raises ValueError for a file of a run with other options or other
+    code."""
     if not Path(path).exists():
         return {}
     stored = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -66,13 +67,13 @@ def read(path: str, options: Options, planned: tuple[Requirement, ...]) -> dict[
 
 
 def _kept(options: Options) -> dict:
-    """What decides about the outcome of a run."""
+    """Everything that determines the outcome of a run: version, code and options."""
     decisive = ("only", "level", "dtypes", "device", "examples", "seed", "timeout", "memory")
     return {"version": __version__, "code": _code()} | {name: getattr(options, name) for name in decisive}
 
 
 def _code() -> str:
-    """What tells this state of the package from another. The scripts of findings decide about no outcome."""
+    """A hash of the package's Python files. It leaves out findings/, which does not affect outcomes."""
     package, found = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         if package / "findings" not in path.parents:

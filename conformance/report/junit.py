@@ -1,5 +1,6 @@
-"""JUnit XML, for CI systems: a suite per subject, a case per requirement. A SHOULD that fails is a skipped case with
-its message, since it does not make a subject nonconformant."""
+"""Writes JUnit XML for CI systems: one suite per subject, one case per requirement.
+
+A SHOULD that fails is a skipped case with a message, because it does not make a subject nonconformant."""
 
 from pathlib import Path
 from xml.etree import ElementTree as xml

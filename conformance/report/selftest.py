@@ -1,4 +1,5 @@
-"""The kill matrix for people: each mutant and what failed it, each honest variation, the score by group."""
+"""The report of `conformance selftest` on the terminal: each mutant with the requirements that failed it, each honest
+implementation, and the score of each group."""
 
 from contextlib import contextmanager
 

@@ -1,6 +1,7 @@
-"""The report for people: progress while it runs, each failure with all that is needed to see it again, then the verdict.
+"""The report of a run on the terminal: progress while it runs, each failure with all that is needed to see it again, then the
+verdict.
 
-Readable at 80 columns and without colour: colours repeat what words say.
+It is readable at 80 columns and without colour: colours repeat what words say.
 """
 
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ def progress(console: Console, specs: list[str], planned: int):
 
 @contextmanager
 def steps(console: Console):
-    """Yields the callback for `environments.make`: a bar on a terminal, elsewhere a line for each step."""
+    """Yields the callback for `environments.make`. It draws a bar on a terminal, and elsewhere prints a line for each step."""
     columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task, last = bars.add_task("", total=None), [-1]

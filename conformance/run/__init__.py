@@ -1,1 +1,1 @@
-"""From a plan to a verdict: workers, the search for the smallest failing case, the likely cause, and the self-test."""
+"""Runs the requirements and decides the verdict: workers, the search for a small failing case, its cause, the self-test."""

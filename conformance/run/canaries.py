@@ -1,8 +1,8 @@
-"""Checks with wrong expected values, sent through the same path as all others: each must fail. The values are such as no
-layer gives, wrong or not.
+"""Checks with wrong expected values. They run like all other checks, and each must fail: no layer, right or wrong, gives these
+values.
 
-A run in which one passes has compared nothing: the subject's adapter answers with what was expected, the search tried no
-case, or the comparison is broken. Its verdict is void.
+If a canary passes, the run has compared nothing: the code that drives the subject answers with the expected values, or no case
+was tried, or the comparison is broken. The verdict is then void.
 """
 
 from conformance.requirements import Requirement, requirement

@@ -1,8 +1,8 @@
 """Cases that are drawn once and used for many requirements and many subjects.
 
-Many requirements ask for cases of the same kind, and drawing one takes longer than most checks of it. So the cases of a kind
-are kept, with what is known of their truth, and every requirement of that kind begins with the same ones. Hypothesis is asked
-again where a case fails, to find a smaller one.
+Many requirements need cases of the same kind, and drawing a case takes longer than most checks of it. So the cases of a kind
+are kept, with the true values that were computed for them. Every requirement of that kind starts with the same cases. If a
+case fails, Hypothesis searches for a smaller one.
 """
 
 from collections.abc import Iterator
@@ -21,14 +21,14 @@ from conformance.truth.compare import Mismatch
 from conformance.truth.model_case import ModelCase
 
 HEALTH = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large, HealthCheck.large_base_example]
-AT_A_TIME = 12  # drawn
+AT_A_TIME = 12  # cases drawn at once
 _kept: dict[tuple, list[Case | ModelCase]] = {}
 
 
 def cases(requirement: Requirement, dtypes: tuple[str, ...], seed: int = 0) -> Iterator[Case | ModelCase]:
-    """The cases of the requirement's kind, none of them minimal, one after another and without end.
+    """The cases of the requirement's kind, one after another and without end. None of them is minimal.
 
-    Raises Unsupported if there is none in these dtypes. Ends at once if none can be drawn at all."""
+    Raises Unsupported if this kind has no case in these dtypes. Ends at once if no case can be drawn."""
     of, n = requirement.cases, 0
     kept = _kept.setdefault((of, dtypes, seed), [])
     while True:
@@ -41,14 +41,14 @@ def cases(requirement: Requirement, dtypes: tuple[str, ...], seed: int = 0) -> I
 
 
 def first(requirement: Requirement, dtypes: tuple[str, ...], count: int, seed: int = 0) -> list[Case | ModelCase]:
-    """About `count` cases of the requirement (times its own share of examples, at least one)."""
+    """About `count` cases of the requirement: `count` times its `examples`, at least one."""
     with suppress(Unsupported):
         return list(islice(cases(requirement, dtypes, seed), share(requirement, count)))
     return []
 
 
 def share(requirement: Requirement, count: int) -> int:
-    """How many cases the requirement is to be decided on, where `count` is the usual number."""
+    """The number of cases that decide the requirement, if `count` is the usual number."""
     return max(1, round(count * requirement.examples))
 
 
@@ -67,13 +67,13 @@ def _drawn(strategy, count: int, seed: int) -> list[Case | ModelCase]:
 
 
 def fitted(case: Case | ModelCase, subject: Subject) -> Case | ModelCase:
-    """The case as it can be put to the subject: see Subject.scale."""
+    """The case with the scale that the subject has, if its scale is fixed: see Subject.scale."""
     return case.at_scale(getattr(subject, "scale", None)) if isinstance(case, Case) else case
 
 
 def judge(requirement: Requirement, subject: Subject, cases: list) -> tuple[str, int]:
-    """pass, fail, error or unsupported, as `examine` has it without the search for the smallest case; and how many cases
-    were decided."""
+    """The status that `examine` gives, without the search for a smaller case: pass, fail, error or unsupported. And the number
+    of cases that were decided."""
     decided = 0
     for case in cases:
         try:

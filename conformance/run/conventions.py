@@ -1,7 +1,8 @@
-"""What an implementation is free to choose, found out by trying: layout, scale, initialisation, place of the dropout, merging,
-number formats; and how an adapter of one implementation becomes that of another. None of it is right or wrong.
+"""Finds out by experiment what an implementation has chosen where it is free to choose: layout, scale, initialisation, place of
+the dropout, merging, number formats. Also how an adapter of one implementation becomes an adapter of another.
 
-Each probe asks a layer and says what it saw. What cannot be had is "not offered", what breaks "no answer: …".
+Each probe asks a layer and says in words what it saw. A probe that the subject does not offer says "not offered". A probe that
+breaks says "no answer: …".
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ SCALES: dict[str, Callable[[float, float], float]] = {
     "alpha": lambda alpha, rank: alpha,
     "always 1": lambda alpha, rank: 1.0,
 }
-SPREADS: dict[str, Callable[[int, int], float]] = {  # standard deviations that are in use, of the number of inputs and the rank
+SPREADS: dict[str, Callable[[int, int], float]] = {  # standard deviations in use, from the inputs and the rank
     "1 / √(3 in)": lambda n, r: (3 * n) ** -0.5, "√(2 / in)": lambda n, r: (2 / n) ** 0.5, "1 / √in": lambda n, r: n**-0.5,
     "1 / √(3 rank)": lambda n, r: (3 * r) ** -0.5, "√(2 / rank)": lambda n, r: (2 / r) ** 0.5,
     "1 / √rank": lambda n, r: r**-0.5, "1 / rank": lambda n, r: 1 / r, "0.01": lambda n, r: 0.01, "0.02": lambda n, r: 0.02,
@@ -34,7 +35,7 @@ EXTENTS = {"uniform": 3**0.5, "normal, cut at 2 σ": 2 / 0.8796, "normal": 4.0} 
 
 
 def conventions(subject: Subject) -> dict[str, str]:
-    """Probe → what was found."""
+    """The name of each probe → what it found."""
     return {name: _answer(probe, subject) for name, probe in PROBES.items()}
 
 
@@ -49,17 +50,17 @@ def _answer(probe: Callable[[Subject], str], subject: Subject) -> str:
 
 
 def _config(subject: Subject, n_in: int = 7, n_out: int = 5, rank: int = 3, **more) -> LayerConfig:
-    """Sizes that are all different, so that a shape tells an axis; and a scale that the implementation has."""
+    """A configuration with a scale that the implementation has. All sizes differ, so that a shape identifies its axes."""
     return LayerConfig(n_in, n_out, rank, **{"alpha": rank * _scale(subject), "bias": False} | more)
 
 
 def _scale(subject: Subject) -> float:
-    """The only one, or 1."""
+    """The fixed scale of the implementation, or 1 if its scale can be chosen."""
     return subject.scale or 1.0
 
 
 def _built(subject: Subject, config: LayerConfig, W: np.ndarray | None = None) -> Layer:
-    """Around W, or zeros; with a bias of zeros where there is no layer without one."""
+    """A layer around W, or around zeros. It has a bias of zeros if the subject has no layers without a bias."""
     if W is None:
         W = np.zeros((config.out_features, config.in_features), DTYPES[config.dtype])
     try:
@@ -77,7 +78,7 @@ def layout(subject: Subject) -> str:
 
 
 def scale_rule(subject: Subject, scaling: str = "standard") -> str:
-    """From the output of a layer whose factors hold a single 1 each."""
+    """Reads the scale off the output of a layer with W = 0 and with identities, cut to shape, as factors."""
     fixed, found, seen = subject.scale, list(SCALES), []
     for alpha, rank in ((1.0, 1), (8.0, 2), (3.0, 4), (5.0, 7)):
         alpha = alpha if fixed is None else fixed * rank
@@ -123,7 +124,7 @@ def random_factor_law(subject: Subject) -> str:
 
 
 def dropout_site(subject: Subject) -> str:
-    """Of A with powers of two in two columns, and B of 1 and 64: which of their sums come out tells what was dropped."""
+    """A holds powers of two in its two columns, and B holds 1 and 64. The sums that come out then show what was dropped."""
     layer = _built(subject, _config(subject, 8, 6, 2, dropout=0.5))
     A, B = np.zeros((8, 2), np.float32), np.ones((2, 6), np.float32)
     A[:4, 0] = A[4:, 1] = 1, 2, 4, 8
@@ -212,11 +213,11 @@ def _probed(subject: Subject) -> Layer:
     return layer
 
 
-# --- from one to another ----------------------------------------------------------------------------------------
+# --- converting an adapter ----------------------------------------------------------------------------------------
 
 
 class Stored(NamedTuple):
-    """Where an implementation has A and B, and in which order their axes are."""
+    """The names under which an implementation stores A and B, and the order of their axes."""
 
     A: str
     B: str
@@ -225,7 +226,7 @@ class Stored(NamedTuple):
 
     @classmethod
     def of(cls, layer: Layer) -> "Stored":
-        """Of a layer with the sizes of _config. Raises Unsupported if they are not stored as two matrices."""
+        """Reads them off a layer with the sizes of _config. Raises Unsupported if A and B are not stored as two matrices."""
         stored, arrays = layer.stored(), layer.adapter()
         if len(stored) != 2:
             raise Unsupported("two arrays")
@@ -240,10 +241,10 @@ class Stored(NamedTuple):
 
 
 def conversion(source: Subject, target: Subject) -> list[str]:
-    """What makes an adapter of `source` one of `target`, in words; tried, and both compute the same bits."""
+    """How an adapter of `source` becomes an adapter of `target`, in words. It is tried: both must compute the same bits."""
     source, target = Traced(source), Traced(target)
     has, wants = source.scale, target.scale
-    scale = 2.0 if has is None else has  # of the source: twice what alpha = rank would give, where there is an alpha
+    scale = 2.0 if has is None else has  # of the source; 2 if it can be chosen
     configs = _config(source, alpha=3 * scale), _config(target, alpha=3 * (scale if wants is None else wants))
     layers = [_built(subject, config) for subject, config in zip((source, target), configs, strict=True)]
     theirs, ours = map(Stored.of, layers)

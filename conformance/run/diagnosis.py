@@ -1,7 +1,8 @@
-"""Of a failure, the likely cause: the known fault that gives the same answers, and the simplest relation of got to want.
+"""Finds the likely cause of a failure: a known fault that gives the same answers, and a simple relation of "got" to "want".
 
-A counterexample that has been made small fits many faults. So the subject is asked again on a few cases that have not, and
-only what fits all of them is said; and it is asked what else such a fault would fail. Says nothing rather than guess.
+A case that has been made small fits many faults. So the subject is asked again on a few cases that have not, and only what
+fits all of them is reported. The subject is also asked about the other requirements that such a fault fails. If no cause fits
+clearly, none is reported.
 """
 
 import json
@@ -21,11 +22,11 @@ from conformance.truth.case import Case, Together, exact_in_any_order
 from conformance.truth.compare import Mismatch, alike, ratio_of, same_number, wide
 from conformance.truth.model_case import ModelCase
 
-CASES = 6  # beside the smallest one
+CASES = 6  # in addition to the smallest one
 
 
 class Heard(Traced):
-    """Keeps a copy of every answer, and what came of the check."""
+    """Runs a check on a subject, and keeps a copy of every answer and the result of the check."""
 
     def __init__(self, requirement: Requirement, subject: Subject, case: Case | ModelCase):
         super().__init__(subject)
@@ -49,7 +50,7 @@ class Heard(Traced):
         return result
 
     def same_as(self, other: "Heard") -> bool:
-        """Whether the two failed in the same way: the same answers throughout, within what rounding allows to both."""
+        """Whether both failed the check with the same answers, within what rounding allows to both."""
         if self.failure is None or other.failure is None or len(self.answers) != len(other.answers):
             return False
         words = [f.what if f.error is not None else str(f) for f in (self.failure, other.failure)]
@@ -61,7 +62,7 @@ class Heard(Traced):
 
 
 def diagnose(requirement: Requirement, subject: Subject, case: Case | ModelCase) -> str | None:
-    """One sentence, or None. May ask the subject a few dozen times, in the dtype of the case."""
+    """The likely cause in one sentence, or None. It may ask the subject a few dozen times, in the dtype of the case."""
     drawn = case_bank.first(requirement, (case.config.dtype,), round(CASES / requirement.examples))
     cases = [case]
     for other in drawn:
@@ -75,7 +76,8 @@ def diagnose(requirement: Requirement, subject: Subject, case: Case | ModelCase)
 
 
 def _known_fault(requirement: Requirement, subject: Subject, heard: list[Heard]) -> str | None:
-    """Those that the requirement is known to fail come first, then those of its group, then reported ones."""
+    """The known fault that gives the same answers, in words. Preferred are faults that the requirement is known to catch, then
+    those of its group, then those that were reported in public."""
     def likelihood(mutant: Mutant) -> tuple[bool, ...]:
         return requirement.id not in mutant.kills, mutant.group != requirement.group, not mutant.reports
 
@@ -83,13 +85,15 @@ def _known_fault(requirement: Requirement, subject: Subject, heard: list[Heard])
     if not found:
         return None
     mutant = _likeliest(requirement, sorted(found, key=likelihood), subject, heard[0].case.config.dtype)
-    likeness = "looks like" if heard[0].failure and heard[0].failure.error is None else "matches"  # without numbers, or by them
+    likeness = "looks like" if heard[0].failure and heard[0].failure.error is None else "matches"  # "matches": numbers agree
     return mutant and f"{likeness} a known fault: {mutant.words.rstrip('.')}{_reports(mutant)}"
 
 
 def _likeliest(requirement: Requirement, found: list[Mutant], subject: Subject, dtype: str) -> Mutant | None:
-    """Of mutants that the requirement cannot tell from the subject, the one that fails most like it where any of them is
-    known to fail; the first of several. None if none fails like it in most of the cases that one of the two fails."""
+    """The mutant that fails most like the subject. `found` are the mutants that this requirement cannot tell from the subject.
+
+    They are compared on the other requirements that one of them is known to fail, and the first of several equals is taken.
+    None if the best agrees with the subject in at most half of the cases that one of the two fails."""
     alike, told = dict.fromkeys(found, 0), dict.fromkeys(found, 0)
     others = {id for mutant in found for id in mutant.kills} - {requirement.id}
     for other in all_requirements():
@@ -125,7 +129,8 @@ def catalogue() -> dict[str, dict]:
 
 
 def _relation(heard: list[Heard]) -> str | None:
-    """The simplest relation of got to want that holds in every case; the smallest one has too few numbers to have one."""
+    """The simplest relation of got to want that holds in every case. The smallest case has too few numbers and is left out, if
+    there are others."""
     found = [dict(_relations(h)) for h in heard[1:] or heard]
     for name, text in found[0].items():
         if all(name in other for other in found):
@@ -134,7 +139,7 @@ def _relation(heard: list[Heard]) -> str | None:
 
 
 def _relations(heard: Heard):
-    """(kind, sentence) of every simple relation that holds in this case, the likeliest first."""
+    """(kind, sentence) for every simple relation that holds in this case, the likeliest first."""
     assert heard.failure is not None
     if heard.failure.arrays is None or isinstance(heard.case, ModelCase):
         return
@@ -159,7 +164,7 @@ def _relations(heard: Heard):
         part = "LoRA part, observed / expected" if base is not want and np.any(base) else "observed / expected"
         for name, value in names.items():
             if same_number(ratio, value):
-                yield f"ratio {name}", f"{part} = {name}"  # whose number differs from case to case
+                yield f"ratio {name}", f"{part} = {name}"  # its value differs from case to case
         yield f"ratio {ratio:.6g}", f"{part} = {ratio:.6g}"
     if got.ndim == 2 and got.shape[0] == got.shape[1] and np.array_equal(got, want.T):
         yield "transpose", "observed is the transpose of expected"
@@ -171,7 +176,7 @@ def _relations(heard: Heard):
 
 
 def _parts(case: Case, want: np.ndarray) -> dict[str, np.ndarray]:
-    """What the right answer is made of, if it is one of y, dx and W'."""
+    """The terms of the right answer `want`, if it is y, dx or W'. Otherwise {}."""
     W, x, dy = (wide(a) for a in (case.W, case.x, case.dy))
     truth = case.truth
     if want.shape == truth.y.shape and np.array_equal(want, truth.y):
@@ -185,7 +190,7 @@ def _parts(case: Case, want: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _bound(case: Case | ModelCase, name: str):
-    """The bound of an answer that is known by its name; None asks for equality."""
+    """The rounding bound of the answer of that name. None asks for equality."""
     if isinstance(case, ModelCase):
         return case.bound(name)
     if case.others:

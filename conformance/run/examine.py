@@ -1,4 +1,4 @@
-"""Tries one requirement on one subject, in this process: many cases, and of a failure the smallest one found."""
+"""Tries one requirement on one subject, in this process. After a failure it searches for a smaller failing case."""
 
 import shlex
 import time
@@ -22,17 +22,18 @@ from conformance.truth.case import DTYPES, Case, resolution
 from conformance.truth.compare import Mismatch
 from conformance.truth.model_case import ModelCase
 
-SHRINK_SECONDS = 10.0  # after the first failure, for slow subjects; most searches end with the calls
-SHRINK_CALLS = 250  # cases tried to make it smaller; the smallest found by then is reported
-TRIES = 10  # cases, at most, for each that is to be decided: some are not offered, or hold too little
-WITHOUT_METHOD = 4  # cases, none decided, in which a method of a layer that could be built is not offered: it never is
-UNSUPPORTED_IN_A_ROW = 24  # cases, none decided: the subject does not offer what the requirement needs
+SHRINK_SECONDS = 10.0  # limit of the search for a smaller failing case; only slow subjects reach it
+SHRINK_CALLS = 250  # limit of the cases tried in that search; the smallest found by then is reported
+TRIES = 10  # cases tried, at most, for each one to be decided: some are not offered, and some cannot tell
+# A requirement is not offered after so many undecided cases in which a method of a layer that was built was not offered,
+WITHOUT_METHOD = 4
+UNSUPPORTED_IN_A_ROW = 24  # or after so many undecided cases of which any part was not offered
 
 
 @dataclass
 class Outcome:
-    """What came of one requirement. `status` is one of the contract's: pass, fail, unsupported, indeterminate, error,
-    crash, timeout. `worst` is the largest error / bound; `failure` holds the parts of a report of a failure."""
+    """The result of one requirement. `status` is pass, fail, unsupported, indeterminate, error, crash or timeout. `worst` is
+    the largest error / bound. `failure` holds the parts of the report of a failure."""
 
     id: str
     status: str
@@ -40,13 +41,13 @@ class Outcome:
     examples: int = 0
     seconds: float = 0.0
     worst: float | None = None
-    resolution: float | None = None  # the relative error of the scale that the best rounding case would have shown
+    resolution: float | None = None  # the smallest relative error of the scale that a rounding case would have shown
     diagnosis: str | None = None
     reproduce: str | None = None
     failure: dict = field(default_factory=dict)
 
     def as_dict(self) -> dict:
-        """For JSON and XML: text that both can hold, and no number that is none."""
+        """The outcome for JSON and XML: only text that both can hold, and None for NaN and infinities."""
         return {key: _plain(value) for key, value in asdict(self).items()}
 
 
@@ -60,11 +61,11 @@ def _plain(value):
 
 
 class _Enough(BaseException):
-    """Ends a search. No Exception, so that Hypothesis lets it through."""
+    """Ends a search. It is not an Exception, so that Hypothesis does not catch it."""
 
 
 def command(spec: str, id: str, seed: int, device: str = "cpu", asked: tuple[str, ...] = tuple(DTYPES)) -> str:
-    """What is typed to try the requirement again. `asked` are the dtypes that the run was allowed."""
+    """The command line that tries the requirement again. `asked` are the dtypes that the run was allowed to use."""
     restricted = f" --dtype {' '.join(asked)}" if set(asked) != set(DTYPES) else ""
     placed = f" --device {device}" if device != "cpu" else ""
     return f"conformance run {shlex.quote(spec)} --only {id} --seed {seed}{placed}{restricted}"
@@ -72,9 +73,11 @@ def command(spec: str, id: str, seed: int, device: str = "cpu", asked: tuple[str
 
 def examine(requirement: Requirement, subject: Subject, spec: str, *, dtypes: tuple[str, ...], examples: int, seed: int,
             device: str = "cpu", explain: bool = True, asked: tuple[str, ...] = tuple(DTYPES)) -> Outcome:
-    """The verdict on one requirement, of about `examples` cases of the dtypes in play. Never raises for what a subject
-    does; an error in the harness itself is an `error` that says so. A failure is made small and diagnosed, unless
-    `explain` is false. `asked` as for `command`."""
+    """The outcome of one requirement, from about `examples` cases in these dtypes.
+
+    Never raises for what a subject does. An error in the harness itself gives the status `error`, with a message that says so.
+    After a failure it searches for a smaller case and for the likely cause, unless `explain` is false. `asked` is passed to
+    `command`."""
     started = time.perf_counter()
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -91,7 +94,7 @@ def examine(requirement: Requirement, subject: Subject, spec: str, *, dtypes: tu
 
 
 class _Search:
-    """The cases of one requirement, tried on one subject. It remembers the smallest failure, so that it can be cut short."""
+    """Tries the cases of one requirement on one subject. It remembers the smallest failure, so that it can stop at any time."""
 
     def __init__(self, requirement: Requirement, subject: Subject, spec: str, device: str, explain: bool):
         self.requirement, self.subject, self.spec, self.device, self.explain = requirement, subject, spec, device, explain
@@ -102,7 +105,7 @@ class _Search:
         self.deadline, self.calls = float("inf"), 0
 
     def run(self, dtypes: tuple[str, ...], examples: int, seed: int) -> None:
-        """Tries the cases of the bank, and makes the first failure small. What is found is kept; nothing is raised for it."""
+        """Tries the cases of the bank. After a failure it searches for a smaller case. Failures are kept, not raised."""
         wanted = case_bank.share(self.requirement, examples)
         try:
             for case in islice(case_bank.cases(self.requirement, dtypes, seed), TRIES * wanted):
@@ -118,19 +121,19 @@ class _Search:
             self.shrink(dtypes, examples, seed)
 
     def shrink(self, dtypes: tuple[str, ...], examples: int, seed: int) -> None:
-        """Has Hypothesis find a smaller case that fails."""
+        """Uses Hypothesis to find a smaller case that fails."""
         settings = hypothesis.settings(
             max_examples=2 * case_bank.share(self.requirement, examples), database=None, deadline=None, derandomize=False,
             report_multiple_bugs=False, print_blob=False, suppress_health_check=case_bank.HEALTH,
             verbosity=hypothesis.Verbosity.quiet, phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
         )
-        with suppress(_Enough, Mismatch, SubjectError, HypothesisException, Unsupported):  # what fails is in self.best
+        with suppress(_Enough, Mismatch, SubjectError, HypothesisException, Unsupported):  # the failure is in self.best
             hypothesis.seed(seed)(settings(hypothesis.given(self.requirement.cases(dtypes))(self.attempt)))()
 
     def attempt(self, case: Case | ModelCase) -> None:
         if self.best is not None:
             self.calls += 1
-            hung = isinstance(getattr(self.best[2], "error", None), Hung)  # each try would take as long again
+            hung = isinstance(getattr(self.best[2], "error", None), Hung)  # each further try would take as long
             if not self.explain or hung or time.perf_counter() > self.deadline or self.calls > SHRINK_CALLS:
                 raise _Enough
         if self.device != "cpu":
@@ -193,12 +196,13 @@ class _Search:
 
 
 class CannotBuild(Exception):
-    """The subject builds no layer at all; the message is the subject's own."""
+    """The subject cannot build any layer. The message quotes what it raised."""
 
 
 def offered_dtypes(subject: Subject, dtypes: tuple[str, ...], device: str = "cpu") -> tuple[str, ...]:
-    """Those of the dtypes in which the subject builds a layer on the device, with a bias or without. A dtype for which it
-    raises stays in, so that the failure is seen. Raises CannotBuild if nothing could be built and something raised."""
+    """The dtypes in which the subject offers a layer on the device, with or without a bias, or a model. A dtype for which
+    building raises is included, so that the failure is seen. Raises CannotBuild if nothing could be built and something raised.
+    """
     offered, errors, built = [], [], 0
     for dtype in dtypes:
         attempts = [_built(subject, dtype, bias, device) for bias in (True, False)]
@@ -213,7 +217,7 @@ def offered_dtypes(subject: Subject, dtypes: tuple[str, ...], device: str = "cpu
 
 
 def _built(subject: Subject, dtype: str, bias: bool, device: str) -> BaseException | None:
-    """What came of building a small layer: None if it went well."""
+    """What building a small layer raised, or None."""
     W = np.ones((2, 3), DTYPES[dtype])
     alpha = getattr(subject, "scale", None) or 2.0
     try:
@@ -224,7 +228,7 @@ def _built(subject: Subject, dtype: str, bias: bool, device: str) -> BaseExcepti
 
 
 def _described(case: Case) -> str:
-    """The case in a few words; its arrays are in the script."""
+    """The case in a few words. The script shows its arrays."""
     config = case.config
     text = f"in {config.in_features}, out {config.out_features}, rank {config.rank}, alpha {config.alpha:g}"
     text += f", x {case.x.shape}, {config.dtype}"

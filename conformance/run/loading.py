@@ -1,4 +1,4 @@
-"""From what a user types to a Subject: a built-in name, `package.module:attribute`, `path/to/file.py:attribute`, or
+"""Loads the Subject that a user names: a built-in name, `package.module:attribute`, `path/to/file.py:attribute`, or
 `cmd:PROGRAM ARGUMENTS`."""
 
 import importlib
@@ -15,11 +15,11 @@ from conformance.subject import Subject
 
 
 class LoadError(Exception):
-    """The subject could not be loaded; the message says what was looked for, and why it was not found."""
+    """The subject could not be loaded. The message says what was looked for, and why it was not found."""
 
 
 def built_in() -> dict[str, str]:
-    """Name → why it cannot run here, and what would change that; "" if it can. Imports none of them."""
+    """Name of each built-in subject → why it cannot run here and how to install it, or "" if it can. Imports no library."""
     found = {}
     for info in pkgutil.iter_modules(subjects.__path__):
         missing, name = missing_here(info.name), environment(info.name)
@@ -31,12 +31,12 @@ def built_in() -> dict[str, str]:
 
 
 def missing_here(name: str) -> list[str]:
-    """What a built-in subject imports that this interpreter does not have."""
+    """The packages that a built-in subject needs and that this interpreter does not have."""
     return [package for package in _module(name).NEEDS if not _installed(package)]
 
 
 def environment(name: str) -> str | None:
-    """The environment of a built-in subject, for where this interpreter does not have what it imports."""
+    """The name of the environment that a built-in subject uses if its packages are not installed here. None if it has none."""
     return getattr(_module(name), "ENVIRONMENT", None)
 
 
@@ -52,7 +52,7 @@ def _installed(name: str) -> bool:
 
 
 def load(spec: str, limit: float = LIMIT, memory: float = MEMORY) -> Subject:
-    """The subject that `spec` names. A program of another process may take `limit` seconds for an answer, and `memory` GiB.
+    """The subject that `spec` names. A subject that is another program has `limit` seconds for each answer, and `memory` GiB.
     Raises LoadError with the reason."""
     if spec.startswith("cmd:"):
         return _program(spec, shlex.split(spec.removeprefix("cmd:")), limit, memory)
@@ -72,7 +72,8 @@ def load(spec: str, limit: float = LIMIT, memory: float = MEMORY) -> Subject:
 
 
 def as_subject(value, spec: str) -> Subject:
-    """A Subject as it is, or made of its class, or one around an nn.Module class. Whatever has a `build` is a Subject."""
+    """The Subject that `value` is or stands for: a Subject, a class of one, an nn.Module class, or a function that returns a
+    module. Anything with a method `build` counts as a Subject. Raises LoadError for anything else."""
     if callable(getattr(value, "build", None)):
         return value() if isinstance(value, type) else value
     torch = sys.modules.get("torch")  # whoever defines an nn.Module has imported it
@@ -81,7 +82,7 @@ def as_subject(value, spec: str) -> Subject:
     if module or function:
         from conformance.drivers.torch_module import ModuleSubject
 
-        return ModuleSubject(value)  # pyright: ignore[reportArgumentType] what it returns is seen when it is called
+        return ModuleSubject(value)  # pyright: ignore[reportArgumentType] only a call shows what it returns
     kind = f"the class {value.__name__}" if isinstance(value, type) else f"an instance of {type(value).__name__}"
     raise LoadError(
         f"{spec} is {kind}; expected a conformance.Subject (class or instance) or a torch.nn.Module class, or a function "
@@ -114,7 +115,7 @@ def _program(spec: str, command: list[str], limit: float, memory: float) -> Subj
 
 
 def _candidates(module) -> str:
-    """The names of what could be a subject in it."""
+    """The names in the module that could be subjects."""
     names = [n for n, value in vars(module).items() if not n.startswith("_") and (
         getattr(value, "__module__", "") == module.__name__ or isinstance(value, Subject))]
     return ", ".join(names) or "nothing of its own"
@@ -127,7 +128,7 @@ def _from_file(path: Path):
     assert module_spec is not None and module_spec.loader is not None  # it ends in .py
     loader, module = module_spec.loader, importlib.util.module_from_spec(module_spec)
     sys.modules.setdefault(path.stem, module)  # pickle and dataclasses look a module up by its name
-    sys.path.append(str(path.resolve().parent))  # last: a file of its own name must not stand in for another's
+    sys.path.append(str(path.resolve().parent))  # last, so that none of its files hides an installed module
     return _executed(lambda: loader.exec_module(module) or module, str(path))
 
 

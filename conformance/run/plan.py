@@ -1,4 +1,4 @@
-"""What a run is asked for, and which requirements that is."""
+"""The options of a run, and the requirements that they select."""
 
 import os
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Options:
 
 
 def plan(options: Options) -> tuple[Requirement, ...]:
-    """The requirements of a run. Raises ValueError for an id or a group that is not there."""
+    """The requirements of a run. Raises ValueError for an unknown id or group."""
     every = all_requirements()
     known = {r.id for r in every} | {r.group for r in every}
     unknown = [name for name in options.only if name.upper() not in known]

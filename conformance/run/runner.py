@@ -1,4 +1,4 @@
-"""Hands the requirements of a run out to workers, and collects their outcomes. Knows nothing of numerics."""
+"""Gives the requirements of a run to workers, and collects their outcomes. It compares no numbers itself."""
 
 import threading
 import time
@@ -15,18 +15,19 @@ from conformance.run.plan import Options, plan
 from conformance.run.verdict import Report
 from conformance.run.worker import INTERRUPTED, OURS, Unloadable, Worker
 
-A_BATCH = 8  # requirements
-# Each process on CUDA has a context of its own, which takes memory of the GPU, and the GPU does the work of one process at a
-# time. With two, one makes cases and judges answers in NumPy while the GPU works for the other.
+A_BATCH = 8  # requirements that one worker takes at a time
+# Each process that uses CUDA has its own context, which takes GPU memory, and the GPU works for one process at a time. With two
+# processes, one makes cases and judges answers in NumPy while the GPU works for the other.
 CUDA_JOBS = 2
-HUNG_IN_A_ROW, HANGING = 3, 10  # timeouts in a row, after which the limit is a tenth, until the subject answers again
+HUNG_IN_A_ROW, HANGING = 3, 10  # after 3 timeouts in a row the limit is divided by 10, until the subject answers again
 Progress = Callable[[Report, Outcome | None], None]
 
 
 def run(specs: list[str], options: Options, progress: Progress = lambda report, outcome: None,
         done: Mapping[str, Report] = MappingProxyType({})) -> list[Report]:
-    """One report per subject, in the order given; those in `done` are taken from there. `progress` is told of each outcome as
-    it comes, and of the end of a subject, with None; it may be called from several threads."""
+    """One report per subject, in the order given. Reports in `done` are returned as they are, without a run.
+
+    `progress` is called with each outcome as it comes, and with None at the end of a subject, possibly from several threads."""
     planned = plan(options)
     jobs = min(options.jobs, CUDA_JOBS) if options.device == "cuda" else options.jobs
     each = max(1, jobs // max(1, sum(spec not in done for spec in specs)))
@@ -50,7 +51,7 @@ def run(specs: list[str], options: Options, progress: Progress = lambda report, 
 
 
 def _batches(planned: tuple[Requirement, ...]) -> list[list[Requirement]]:
-    """Requirements whose cases are of one kind, some at a time: one worker draws their cases and uses them for all."""
+    """Batches of requirements with the same kind of case. One worker draws the cases once and uses them for the batch."""
     kinds: dict[object, list[Requirement]] = {}
     for requirement in planned:
         kinds.setdefault(requirement.cases, []).append(requirement)
@@ -58,7 +59,7 @@ def _batches(planned: tuple[Requirement, ...]) -> list[list[Requirement]]:
 
 
 def _taken(waiting: deque[list[Requirement]]) -> Iterator[Requirement]:
-    """One requirement after another, until nothing waits any more; another worker may take from the same deque."""
+    """One requirement after another, until the deque is empty. Several workers may take from the same deque."""
     with suppress(IndexError):
         while True:
             yield from waiting.popleft()
@@ -69,7 +70,7 @@ def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, 
     report = Report(spec, spec.rpartition(":")[2], planned=planned)
     waiting, lock, started = deque(_batches((*canaries.ALL, *planned))), threading.Lock(), time.perf_counter()
     unloadable: list[str] = []
-    asked: list[bool] = []  # for its conventions
+    asked: list[bool] = []  # not empty once some worker was asked for the subject's conventions
     sent = {"dtypes": options.dtypes, "examples": options.examples, "seed": options.seed, "device": options.device,
             "timeout": options.timeout, "memory": options.memory}
 
@@ -82,7 +83,7 @@ def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, 
                 report.name, report.version = worker.about["name"], worker.about["version"]
             for requirement in _taken(waiting):
                 outcome = worker.examine(requirement.id)
-                stopped = outcome.failure.get("what") == OURS  # and not a program, of which each answer has a limit of its own
+                stopped = outcome.failure.get("what") == OURS  # not a program's: its answers have a limit each
                 hung = hung + 1 if outcome.status == "timeout" and stopped else 0
                 worker.timeout = options.timeout / (HANGING if hung >= HUNG_IN_A_ROW else 1)
                 with lock:
@@ -103,7 +104,7 @@ def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, 
     for thread in threads:
         thread.join()
     if any(worker.cancelled for worker in workers):
-        report.unloadable = INTERRUPTED  # whatever was recorded: it is not to be taken for whole
+        report.unloadable = INTERRUPTED  # even if outcomes were recorded: the report is not complete
     elif len(report.outcomes) < len(planned):
         report.unloadable = unloadable[0] if unloadable else ""
     report.seconds = time.perf_counter() - started

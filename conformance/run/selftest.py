@@ -1,7 +1,8 @@
-"""The tester is tested: every known-bad implementation must be failed, every honest one passed, no requirement idle.
+"""Tests the suite itself: it must fail every known-bad implementation (a mutant) and pass every honest one, and every
+requirement must fail some mutant.
 
-All subjects are tried on the same bank of cases, a few for each requirement, in one process per core. A requirement that a
-mutant names and that its bank does not fail is searched again as in a run.
+All of them are tried on the same bank of cases, a few for each requirement, in one process per core. If a requirement that a
+mutant names does not fail it on these cases, it is tried again as in a run, on more cases.
 """
 
 import os
@@ -24,22 +25,22 @@ from conformance.subject import Subject
 from conformance.truth.case import DTYPES, Case
 from conformance.truth.model_case import ModelCase
 
-CASES = 8  # for a mutant, of each requirement that it names
-OTHER_CASES = 3  # for a mutant, of each requirement that it does not name: which of them fail it is told, and not demanded
-HONEST_CASES = 24  # of each requirement, for what must pass
-EXAMPLES = 48  # of the second search, of a requirement that is named and passed
+CASES = 8  # cases for a mutant, for each requirement that it names
+OTHER_CASES = 3  # cases for a mutant, for each other requirement: those that fail it are listed, but need not fail it
+HONEST_CASES = 24  # cases for an honest implementation, for each requirement
+EXAMPLES = 48  # cases of the second try, for a requirement that a mutant names and that passed it
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of one subject: the requirements that failed it, and of a mutant those that it names and that did not."""
+    """The result of one subject: the requirements that failed it, and for a mutant those that had to (`kills`)."""
 
     name: str
     group: str
     reports: tuple[str, ...]
     kills: tuple[str, ...]
     by: tuple[str, ...]
-    cases: int  # that were decided, of all requirements together
+    cases: int  # decided cases of all requirements together
 
     @property
     def killed(self) -> bool:
@@ -68,13 +69,13 @@ class SelfTest:
 
     @property
     def wronged(self) -> list[Trial]:
-        """Honest variations that a MUST failed."""
+        """Honest implementations that some MUST failed."""
         must = {r.id for r in all_requirements() if r.level == "MUST"}
         return [trial for trial in self.honest if must & set(trial.by)]
 
     @property
     def problems(self) -> list[str]:
-        """All that makes the self-test fail, in words."""
+        """Everything that makes the self-test fail, in words."""
         found = [f"{trial.name} survives" for trial in self.mutants if not trial.killed]
         found += [f"{trial.name} is not failed by {' '.join(trial.missed)}" for trial in self.mutants if trial.missed]
         found += [f"{trial.name} names no requirement" for trial in self.mutants if not trial.kills]
@@ -82,7 +83,7 @@ class SelfTest:
         return found + [f"{id} is failed by no mutant" for id in self.idle]
 
     def by_group(self) -> dict[str, tuple[int, int]]:
-        """Group → killed, all."""
+        """Group → (mutants that were failed, all mutants)."""
         found = {id: [trial.killed for trial in self.mutants if trial.group == id] for id in groups()}
         return {id: (sum(killed), len(killed)) for id, killed in found.items() if killed}
 
@@ -101,10 +102,10 @@ class SelfTest:
 
 def run(jobs: int = os.cpu_count() or 1, progress: Callable[[Trial], None] = lambda trial: None, *,
         examples: int = HONEST_CASES, seed: int = 0) -> SelfTest:
-    """Tries every mutant and every honest variation; `progress` is told of each as it is done. `examples` is the number of
-    cases of a requirement for honest variations, about, and `seed` that of the cases."""
+    """Tries every mutant and every honest implementation, and calls `progress` with each result as it comes. `examples` is the
+    approximate number of cases of a requirement for honest implementations. `seed` is the seed of the cases."""
     started, found = time.perf_counter(), SelfTest()
-    for name, threads in ONE_THREAD.items():  # what the processes of the pool start with
+    for name, threads in ONE_THREAD.items():  # the processes of the pool inherit it
         os.environ.setdefault(name, threads)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         for trial in _trials(pool, examples, seed):
@@ -129,7 +130,7 @@ def _cases(requirement: Requirement, count: int, seed: int) -> list[Case | Model
 
 
 def _tried(subject: Subject, count: Callable[[Requirement], int], seed: int) -> tuple[list[str], int]:
-    """The requirements that failed it, and the number of cases that were decided; `count` says how many each is to have."""
+    """The requirements that failed the subject, and the number of decided cases. `count` says how many each gets."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         judged = {r.id: case_bank.judge(r, subject, _cases(r, count(r), seed)) for r in all_requirements()}

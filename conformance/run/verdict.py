@@ -1,4 +1,4 @@
-"""The report on one subject, and the verdict that follows from its outcomes."""
+"""The report on one subject, and the verdict that its outcomes give."""
 
 from dataclasses import dataclass, field
 
@@ -6,12 +6,12 @@ from conformance.requirements import Requirement, all_requirements, profiles
 from conformance.run.examine import Outcome
 
 FAILING = ("fail", "error", "crash", "timeout")
-CORE, CORE_OF_MODELS = "FWD-01", "MODEL-01"  # a run that did not decide the formula itself has said nothing
+CORE, CORE_OF_MODELS = "FWD-01", "MODEL-01"  # the formula itself: without it there is no verdict
 
 
 @dataclass
 class Report:
-    """All that a run says of one subject."""
+    """Everything that a run found out about one subject."""
 
     spec: str
     name: str = ""
@@ -21,11 +21,11 @@ class Report:
     canaries: dict[str, Outcome] = field(default_factory=dict)
     seconds: float = 0.0
     unloadable: str = ""
-    conventions: dict[str, str] = field(default_factory=dict)  # see conventions.py; of a run of everything
+    conventions: dict[str, str] = field(default_factory=dict)  # see conventions.py; only of a run of all requirements
 
     @property
     def verdict(self) -> str:
-        """conformant, nonconformant, void, or error: see the contract's table of exit statuses."""
+        """conformant, nonconformant, void or error. README.md has the table of the exit statuses that belong to them."""
         if self.unloadable or not any(o.status in ("pass", "fail") for o in self.outcomes.values()):
             broke = any(o.status in FAILING for o in self.outcomes.values())
             return "error" if self.unloadable or broke else "void"
@@ -39,18 +39,18 @@ class Report:
 
     @property
     def _models_alone(self) -> bool:
-        """Whether the subject has no layer of its own and its models were decided."""
+        """Whether the subject offers no single layer, and the formula of its models was decided."""
         statuses = {id: outcome.status for id, outcome in self.outcomes.items() if id in (CORE, CORE_OF_MODELS)}
         return statuses == {CORE: "unsupported", CORE_OF_MODELS: "pass"}
 
     @property
     def whole(self) -> bool:
-        """Whether every requirement was asked, and not some of them."""
+        """Whether the run asked every requirement."""
         return len(self.planned) == len(all_requirements())
 
     @property
     def passed_canaries(self) -> list[str]:
-        """Checks that must fail and did not: nothing that was found can be relied on."""
+        """Checks that must fail and passed. If there is one, no outcome of the run can be relied on."""
         return [id for id, outcome in self.canaries.items() if outcome.status == "pass"]
 
     @property
@@ -66,7 +66,7 @@ class Report:
         return outcome.status if outcome else "unsupported"
 
     def _profile(self, name: str) -> str:
-        """conformant, partial, nonconformant or not offered. Requirements of features that are not offered do not count."""
+        """conformant, partial, nonconformant or not offered. An optional requirement counts only if the feature is offered."""
         members = [r for r in self.planned if r.profile == name and r.level == "MUST"]
         offered = any(self.status(r) != "unsupported" for r in members if profiles()[name] in r.needs)
         needed = [self.status(r) for r in members if not r.optional or self.status(r) != "unsupported"]

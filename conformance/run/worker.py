@@ -1,8 +1,8 @@
-"""Each subject runs in a process of its own: `Worker` is this side of it, `serve` the other.
+"""Runs each subject in its own process. `Worker` is the harness's side, `serve` the side of the subject's process.
 
-One JSON object per line: the worker says `ready` or `unloadable` first, then answers each requirement id with an
-outcome. What the subject prints goes to a file, and reading from standard input gets it nothing, so that neither can
-disturb the talk. A worker that dies, or that does not answer in time, costs one requirement: the next starts a new one.
+The two exchange one JSON object per line. The subject's process first says `ready` or `unloadable`. Then it answers each
+requirement id with an outcome. The subject's output goes to a file, and its standard input is empty, so that neither disturbs
+the exchange. A process that dies, or that does not answer in time, costs one requirement: a new one is started for the next.
 """
 
 import contextlib
@@ -18,17 +18,17 @@ from json import dumps, loads  # before a subject can have changed them
 from conformance.drivers.process import ONE_THREAD, USERS_PATH, ended
 from conformance.run.examine import Outcome, command
 
-OUR_OWN = ("lora_ref", "lora_torch", "article")  # subjects of which no code comes from others
+OUR_OWN = ("lora_ref", "lora_torch", "article")  # subjects that import no library except NumPy and torch
 OURS, INTERRUPTED = "the subject's process", "the run was interrupted"
-START_SECONDS = 120.0  # at least, for importing what a subject needs
+START_SECONDS = 120.0  # the least limit for loading a subject, which may import a lot
 
 
 class Unloadable(Exception):
-    """The subject could not be loaded, in the worker's words."""
+    """The subject could not be loaded. The message gives the reason."""
 
 
 class Worker:
-    """Examines requirements of one subject, one at a time, in a process that is started when it is needed."""
+    """Examines requirements for one subject, one at a time, in a process that is started when it is needed."""
 
     def __init__(self, spec: str, options: dict, timeout: float):
         self.spec, self.options, self.timeout = spec, options, timeout
@@ -38,7 +38,7 @@ class Worker:
         self._lines: queue.Queue[str | None] = queue.Queue()
 
     def start(self) -> None:
-        """Raises Unloadable."""
+        """Starts the process and waits until the subject is loaded. Raises Unloadable."""
         if self.cancelled:
             raise Unloadable(INTERRUPTED)
         self._noise = tempfile.TemporaryFile()  # noqa: SIM115 it lives as long as the process
@@ -63,7 +63,7 @@ class Worker:
         self.about = answer["ready"]
 
     def examine(self, id: str) -> Outcome:
-        """Raises Unloadable if a new process is needed and cannot be had."""
+        """The outcome of the requirement. Raises Unloadable if a new process is needed and cannot be started."""
         if self._process is None:
             self.start()
         assert self._process is not None and self._process.stdin is not None
@@ -87,7 +87,7 @@ class Worker:
         return Outcome(id, status, message, seconds=seconds, reproduce=again, failure=failure)
 
     def conventions(self) -> dict[str, str]:
-        """What conventions.py finds out; nothing of a process that does not live to tell."""
+        """What run/conventions.py finds out about the subject. {} if the process ends before it answers."""
         with contextlib.suppress(Unloadable):
             if self._process is None:
                 self.start()
@@ -102,7 +102,7 @@ class Worker:
         return {}
 
     def cancel(self) -> None:
-        """From another thread: end the process, and start no other."""
+        """Ends the process and starts no other. It is called from another thread."""
         self.cancelled = True
         self._kill()
 
@@ -115,15 +115,15 @@ class Worker:
         if self._process is not None:
             self._kill()
             self._process.wait()
-            self._reader.join(timeout=2)  # at the end of the output, unless a process that it left behind holds it open
+            self._reader.join(timeout=2)  # it ends with the output, unless a process left behind keeps that open
             for file in (self._process.stdin, self._process.stdout, self._noise):
                 if file is not None:
-                    with contextlib.suppress(OSError):  # of what was written and not sent
+                    with contextlib.suppress(OSError):  # for what was written and not sent
                         file.close()
             self._process = None
 
     def _answer(self, seconds: float) -> dict | str:
-        """The next answer, or how it failed to come."""
+        """The next answer, or in words why there is none."""
         assert self._process is not None
         try:
             line = self._lines.get(timeout=seconds)
@@ -134,7 +134,7 @@ class Worker:
         return ended(self._process.wait())
 
     def _last_words(self) -> str:
-        """The last line of what it printed: of a crash, often the reason."""
+        """The last line that the process printed. After a crash it often gives the reason."""
         self._noise.seek(0)
         lines = self._noise.read().decode(errors="replace").strip().splitlines()
         return f"; it last printed: {lines[-1][:200]}" if lines else ""
@@ -148,11 +148,11 @@ def _read(process: subprocess.Popen[str], lines: queue.Queue) -> None:
 
 
 def serve(spec: str, options: dict) -> None:
-    """The worker's side: load the subject, then answer until there is nothing more to read."""
+    """The side of the subject's process: loads the subject, then answers until there is nothing more to read."""
     questions, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    os.dup2(2, 1)  # what the subject prints goes where its errors go
+    os.dup2(2, 1)  # what the subject prints goes to standard error
 
     def say(answer: dict) -> None:
         answers.write(dumps(answer) + "\n")
@@ -186,7 +186,7 @@ def serve(spec: str, options: dict) -> None:
             seed=options["seed"], device=options["device"], asked=tuple(options["dtypes"]),
         )
         if isinstance(subject, ProcessSubject):
-            subject.revive()  # at the cost of what ended it, and not of the next
+            subject.revive()  # now, so that only the requirement that ended it is lost
         say({"outcome": outcome.as_dict()})
 
 

@@ -1,1 +1,1 @@
-"""What `conformance init` writes: a Python subject, and programs in C, JavaScript and Python."""
+"""The files that `conformance init` writes: a Python subject, and programs in C, JavaScript and Python."""

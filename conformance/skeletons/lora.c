@@ -1,14 +1,15 @@
-/* A LoRA layer that `cc -O2 -o my-lora lora.c` makes and `conformance run cmd:./my-lora` checks; it passes as it stands.
-   Replace the arithmetic by calls of yours, and keep the layout: x (n, in), W (out, in), b (out), A (in, rank), B (rank, out),
-   rows first, float32. One request per line comes in on standard input, one answer per line goes out: conformance/PROTOCOL.md,
-   which says why a search for "key": is all the parsing that a request needs. What is not offered is "unsupported". */
+/* A LoRA layer as a program. `cc -O2 -o my-lora lora.c` compiles it, `conformance run cmd:./my-lora` checks it, and it passes as
+   it stands. Replace the arithmetic with calls of your implementation, and keep the layout: x (n, in), W (out, in), b (out),
+   A (in, rank), B (rank, out), rows first, float32. Each line of standard input is a request, and each gets one line as answer.
+   conformance/PROTOCOL.md describes them, and says why a search for "key": is all the parsing that a request needs. What is not
+   offered is answered with "unsupported". */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 typedef struct { int dims, shape[8], size; float *n; } Array;
 typedef struct { int in, out, r; double scale; float *W, *b, *A, *B, *dA, *dB; Array x; } Layer;
-static Layer *layers[1 << 20]; /* by the numbers that the harness gives them */
+static Layer *layers[1 << 20]; /* under the numbers that the harness gives them */
 static const char DIGITS[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 static const char *find(const char *line, const char *key) { /* what stands behind "key": */
     char quoted[32];
@@ -46,7 +47,7 @@ static void put(const char *before, int dims, const int *shape, const float *n) 
 static void put_factors(Layer *l, const char *before, const float *A, const float *B) {
     put(before, 2, (int[]){l->in, l->r}, A), put(",\"B\":", 2, (int[]){l->r, l->out}, B), putchar('}');
 }
-/* out (n, m) += factor · left (n, k) right (k, m); of each the strides of its rows and of its columns */
+/* out (n, m) += f · l (n, k) r (k, m). l0 and r0 are the strides of the rows, l1 and r1 those of the columns. */
 static void add(float *out, double f, const float *l, int l0, int l1, const float *r, int r0, int r1, int n, int k, int m) {
     for (int i = 0; i < n * m; i++) {
         double sum = 0;
@@ -68,7 +69,7 @@ static const char *build(const char *line, Layer *l) { /* what stands behind "id
     for (int i = 0; i < l->in * l->r; i++) l->A[i] = (2.0 * rand() / RAND_MAX - 1) / l->in;
     return "\"result\":null";
 }
-static void answer(const char *line, Layer *l) { /* prints it */
+static void answer(const char *line, Layer *l) { /* prints the answer */
     const char *method = find(line, "method") + 1;
     int in = l->in, out = l->out, r = l->r, n = l->x.dims ? l->x.size / in : 0, shape[8];
     memcpy(shape, l->x.shape, sizeof shape);

@@ -1,7 +1,7 @@
-// A LoRA layer that `conformance run 'cmd:node lora.js'` can check; it passes as it stands. Replace the arithmetic by calls of
-// yours, and keep the layout: x (n, in), W (out, in), b (out), A (in, rank), B (rank, out), rows first. One request per
-// line comes in on standard input, one answer per line goes out on standard output: conformance/PROTOCOL.md. What is not
-// offered is answered with "unsupported", and then neither passed nor failed.
+// A LoRA layer as a program. `conformance run 'cmd:node lora.js'` checks it, and it passes as it stands. Replace the arithmetic
+// with calls of your implementation, and keep the layout: x (n, in), W (out, in), b (out), A (in, rank), B (rank, out), rows
+// first. Each line of standard input is a request, and each gets one line as answer: see conformance/PROTOCOL.md. What is not
+// offered is answered with "unsupported". The requirements that need it are then neither passed nor failed.
 'use strict';
 
 class Unsupported extends Error {}
@@ -20,7 +20,7 @@ function encode(shape, dtype, numbers) {
   return { shape, dtype, data: Buffer.from(kind.from(numbers).buffer).toString('base64') };
 }
 
-// left (n, k) times right (k, m), where either may be read as its transpose
+// left (n, k) times right (k, m). With leftT or rightT that matrix is stored transposed.
 function product(left, right, n, k, m, { leftT = false, rightT = false } = {}) {
   const out = new Float64Array(n * m);
   for (let i = 0; i < n; i++)

@@ -1,7 +1,9 @@
-"""A LoRA layer in a process of its own, for an interpreter that need not have the suite: `conformance run 'cmd:python lora.py'`
-checks it, and it passes as it stands. Replace the arithmetic by calls of yours, and keep the layout: x (…, in), W (out, in),
-b (out), A (in, rank), B (rank, out). One request per line comes in on standard input, one answer per line goes out:
-conformance/PROTOCOL.md. A method that you leave out is answered with "unsupported", and neither passed nor failed.
+"""A LoRA layer as a program of its own. `conformance run 'cmd:python lora.py'` checks it, and it passes as it stands. The
+interpreter that runs it need not have the suite.
+
+Replace the arithmetic with calls of your implementation, and keep the layout: x (…, in), W (out, in), b (out), A (in, rank),
+B (rank, out). Each line of standard input is a request, and each gets one line as answer: see conformance/PROTOCOL.md. A method
+that you leave out is answered with "unsupported". The requirements that need it are then neither passed nor failed.
 """
 
 import base64
@@ -13,7 +15,7 @@ import numpy as np
 
 
 class Unsupported(Exception):
-    """What is not offered."""
+    """Raised for what the layer does not offer."""
 
 
 def decode(value):
@@ -101,7 +103,7 @@ def answer(layers, method, layer=None, **given):
 
 def main():
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints goes where its errors go
+    os.dup2(2, 1)  # what a library prints goes to standard error
     layers = {}
     for line in sys.stdin:
         request = json.loads(line)

@@ -1,9 +1,9 @@
-"""A subject for `conformance run`: your LoRA layer, seen through a few NumPy calls. It passes as it stands.
+"""A subject for `conformance run`: your LoRA layer behind a few methods that take NumPy arrays. It passes as it stands.
 
-Replace the arithmetic by calls of your implementation, and keep the layout: x (…, in), W (out, in), b (out),
-A (in, rank), B (rank, out). If yours stores A and B the other way round, transpose them here. A method that you leave
-out makes the requirements that need it "not offered". An nn.Module class needs none of this: run it as it is,
-`conformance run file.py:Class`; if it is built or merged in another way, see conformance.torch.TorchLayer.
+Replace the arithmetic with calls of your implementation, and keep the layout: x (…, in), W (out, in), b (out),
+A (in, rank), B (rank, out). If yours stores A and B transposed, transpose them here. If you leave a method out, the
+requirements that need it are "not offered". An nn.Module class needs none of this: `conformance run file.py:Class`. If it
+is built or merged in an unusual way, see conformance.torch.TorchLayer.
 """
 
 import numpy as np

@@ -1,8 +1,9 @@
-"""AdapterHub's `adapters`: its LoRA on the down-projection of a tiny Llama, its bottleneck adapters on Hugging Face's GPT-2.
+"""AdapterHub's `adapters`: LoRA, and bottleneck adapters on GPT-2.
 
-The LoRA merges with merge_adapter and reset_adapter; files are those of save_adapter.
+Its LoRA is tested on the down-projection of a tiny Llama, its bottleneck adapters on Hugging Face's GPT-2. The LoRA merges with
+merge_adapter and unmerges with reset_adapter. Its files are written by save_adapter.
 
-Its GPT-2 gives an adapter the sub-layer's output y and the residual h, and no norm, since GPT-2 has its norms first:
+GPT-2 has its norms before each part, so an adapter gets the part's output y and the residual h, and no norm:
 
     DoubleSeqBnConfig    y + Ad(y) + h, behind attention and behind the MLP                                       "houlsby"
     SeqBnConfig          y + Ad(y + h) + h (original_ln_before adds h first, residual_before_ln leaves y outside)  "pfeiffer"
@@ -13,8 +14,8 @@ from typing import Any
 
 NEEDS = ("torch", "transformers", "adapters")
 ENVIRONMENT = "torch-old"
-ADAPTER = "adapter"  # its name
-PLACES = {  # where the library has them in a layer
+ADAPTER = "adapter"  # the name of the adapter in the library
+PLACES = {  # where the library has the adapters in a layer
     "attention.output": "attention_adapters", "mlp.output": "output_adapters", "output": "output_adapters",
 }
 FIELDS = {
@@ -40,14 +41,14 @@ def subject():
 
     spec = importlib.util.find_spec("adapters")
     adapters: Any = importlib.import_module("adapters")  # a type checker takes the name for this file
-    adapters.__spec__ = spec  # which it leaves at None, and then find_spec raises
+    adapters.__spec__ = spec  # the library sets it to None, and find_spec would then raise
     logging.getLogger("adapters").setLevel(logging.ERROR)
     composition: Any = importlib.import_module("adapters.composition")
     ForwardContext: Any = importlib.import_module("adapters.context").ForwardContext
     lora, default = "model.layers.0.mlp.down_proj", "default"
 
     class Alone(nn.Module):
-        """The down-projection alone, which sees (batch, sequence, width) in a model."""
+        """Only the down-projection. It gets (batch, sequence, width), as in a model."""
 
         def __init__(self, model: Any):
             super().__init__()
@@ -122,7 +123,7 @@ def subject():
             self.module.set_active_adapters(ADAPTER if on else None)
 
     def own_places(config: ModelConfig) -> dict[str, Place]:
-        """Where the library has the arrays of the adapters."""
+        """Where the library stores the arrays of the adapters."""
         found = {}
         for place in places(config):
             _, layer, part = place.split(".", 2)
@@ -133,8 +134,8 @@ def subject():
         return found
 
     def method_options(config: ModelConfig) -> Any:
-        """The library's configuration. Its bottleneck is width // reduction_factor, of floats: half a unit more than the
-        bottleneck rounds down to it."""
+        """The library's configuration. It computes the bottleneck as width // reduction_factor, in floats. So the factor is
+        made for half a unit more than the bottleneck, which rounds down to the bottleneck."""
         if config.form == "parallel":
             raise Unsupported("adapters beside the MLP that see what it sees: ParBnConfig has them see it before the norm")
         options = {

@@ -1,4 +1,4 @@
-"""The layer that the project's source article describes, written afresh: no merge, no dropout, one initialiser."""
+"""A plain LoRA layer, as an article teaches it: no merge, no dropout."""
 
 NEEDS = ("torch",)
 

@@ -1,4 +1,6 @@
-"""Flax's nnx.LoRALinear. It has no alpha, no dropout and no merge; files hold its state of nnx.LoRAParam, saved with Orbax."""
+"""Flax's nnx.LoRALinear.
+
+It has no alpha, no dropout and no merge. Files hold its nnx.LoRAParam state, saved with Orbax."""
 
 NEEDS = ("jax", "flax", "orbax")
 ENVIRONMENT = "jax"
@@ -33,7 +35,7 @@ def subject():
                 return nnx.LoRALinear(
                     config.in_features, config.out_features, lora_rank=config.rank, use_bias=config.bias,
                     param_dtype=config.dtype, lora_param_dtype=config.dtype, rngs=nnx.Rngs(config.seed),
-                    kernel_init=nnx.initializers.zeros,  # the given one takes its place, and a draw takes long to compile
+                    kernel_init=nnx.initializers.zeros,  # it is overwritten, and a draw takes long to compile
                 )
 
             graph, trained, frozen = nnx.split(nnx.eval_shape(module), nnx.LoRAParam, ...)

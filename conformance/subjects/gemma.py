@@ -1,6 +1,8 @@
-"""Gemma's peft.LoRADense around a linen Dense. It has no alpha and no dropout, and its fuse_params is not written yet; files
-hold the second half of split_params, saved with Orbax."""
-# Where JAX is not installed, a stub that knows little of it stands in.
+"""Gemma's peft.LoRADense around a Dense of flax.linen.
+
+It has no alpha and no dropout, and its merge, fuse_params, is not implemented yet. Files hold the second half of what
+split_params gives, saved with Orbax."""
+# Where JAX is not installed, pyright reads a stub of it that lacks most names.
 # pyright: reportAttributeAccessIssue=false
 
 from typing import Any
@@ -38,7 +40,7 @@ def subject():
             if config.dropout or config.scaling != "standard":
                 raise Unsupported("dropout" if config.dropout else f"{config.scaling} scaling")
             dtype = jax.numpy.dtype(config.dtype)
-            # The given kernel takes the place of its own, and a draw takes long to compile.
+            # The initial kernel is overwritten, and a draw takes long to compile.
             zeros = nn.initializers.zeros
             dense = nn.Dense(config.out_features, use_bias=config.bias, param_dtype=dtype, kernel_init=zeros)
             module = peft.LoRADense(rank=config.rank, wrapped=dense, dtype=dtype)

@@ -1,6 +1,8 @@
-"""Lorax, LoRA as a transform of a JAX function: init_lora, lora and merge_params, from which there is no way back. As in its
-README the gradient is that of all parameters, and wrap_optimizer leaves the frozen ones alone. It has no files."""
-# Where JAX is not installed, a stub that knows little of it stands in.
+"""Lorax: LoRA as a transform of a JAX function.
+
+It is driven through init_lora, lora and merge_params, and cannot unmerge. As in its README, the gradient is taken of all
+parameters, and wrap_optimizer does not change the frozen ones. It has no files."""
+# Where JAX is not installed, pyright reads a stub of it that lacks most names.
 # pyright: reportAttributeAccessIssue=false
 
 NEEDS = ("jax", "lorax", "optax")

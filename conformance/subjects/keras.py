@@ -1,5 +1,7 @@
-"""Keras's Dense with enable_lora, on PyTorch. Its files hold the merged kernel and no factors; merging in memory is what such a
-file does, without the file: the plain layer takes the variables that the layer with LoRA gives out."""
+"""Keras's Dense with enable_lora, on PyTorch.
+
+Its files hold the merged kernel and no factors. `merge` here does in memory what saving and loading such a file does: a plain
+Dense takes the variables that the layer with LoRA gives out."""
 
 import os
 from typing import Any
@@ -22,7 +24,7 @@ def subject():
     factors = {"A": "lora_kernel_a", "B": "lora_kernel_b"}
 
     class KerasLayer(Layer):
-        """W of the contract is (out, in), a kernel is (in, out); A and B are as in the contract."""
+        """Drives a Dense with LoRA. Its kernel is Wᵀ (in, out); its A and B have the layout of conformance/subject.py."""
 
         def __init__(self, config: LayerConfig, layer: Any):
             self.config, self.layer = config, layer

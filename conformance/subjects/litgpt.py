@@ -1,5 +1,6 @@
-"""LitGPT's LoRALinear, with its mark_only_lora_as_trainable; files hold what its lora_filter lets through, as its finetuning
-scripts save it. It merges and does not unmerge."""
+"""LitGPT's LoRALinear, with its mark_only_lora_as_trainable.
+
+Files hold what its lora_filter selects, as in its finetuning scripts. It merges and cannot unmerge."""
 
 from typing import Any
 

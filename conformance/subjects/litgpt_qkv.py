@@ -1,7 +1,8 @@
-"""LitGPT's LoRAQKVLinear: the layer under test is the value of a fused query, key and value, with two heads in one query group.
+"""LitGPT's LoRAQKVLinear: LoRA on a fused query, key and value.
 
-Query and value have an adapter, the key has none. What query and key compute is not looked at, but their weights and factors
-are not zero, so that what leaks from them shows. The library takes x as (batch, context, in) alone: it gets that.
+The layer under test is the value part, with two heads in one query group. Query and value have an adapter, the key has none.
+The outputs of query and key are not examined. Their weights and factors are not zero, so that a leak from them into the value
+shows. The library accepts x only as (batch, context, in), so x is reshaped.
 """
 
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 NEEDS = ("torch", "litgpt")
 ENVIRONMENT = "torch"
 HEADS, GROUPS = 2, 1
-ROWS = HEADS + 2 * GROUPS  # times the size of a head
+ROWS = HEADS + 2 * GROUPS  # rows of the fused matrix, in sizes of a head
 
 
 def subject():
@@ -24,13 +25,13 @@ def subject():
     lora: Any = importlib.import_module("litgpt.lora")
 
     class ValueLayer(TorchLayer):
-        """The tensors' last rows are those of the value."""
+        """Drives the value part of the fused layer: the last rows of each tensor."""
 
         module: Any
         rows: dict[str, int]
 
         def part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
-            """That of the value, in the library's layout."""
+            """The rows of the value, in the library's layout."""
             return whole[-self.rows[name]:]
 
         def tensor(self, name):

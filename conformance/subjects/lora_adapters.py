@@ -1,5 +1,6 @@
-"""lora-adapters' LoraLinear, through apply_adapter. It merges on eval() and unmerges on train(); files hold lora_state_dict, as
-its README shows."""
+"""lora-adapters' LoraLinear, through apply_adapter.
+
+It merges on eval() and unmerges on train(). Files hold lora_state_dict, as its README shows."""
 
 from typing import Any
 

@@ -1,5 +1,7 @@
-"""lora-pytorch's LoRA.from_module on one nn.Linear. merge_lora gives a plain module back; the library has no alpha, no files
-of its own and no freezing: it hides the base's parameters from parameters() and computes the base without gradients."""
+"""lora-pytorch's LoRA.from_module on one nn.Linear.
+
+merge_lora gives a plain module. The library has no alpha and no files of its own. It does not freeze the base: it hides the
+base's parameters from parameters() and computes the base without gradients."""
 
 from typing import Any
 

@@ -1,4 +1,6 @@
-"""lora_ref, the NumPy reference, with the state around it that a layer has. float32 and float64: it offers no halves."""
+"""lora_ref, this project's NumPy reference.
+
+lora_ref has pure functions, so the state of a layer is kept here. It offers float32 and float64, and no half precision."""
 
 import pkgutil
 from importlib import import_module
@@ -26,7 +28,7 @@ class RefLayer(Layer):
         self.scale = {"default": lora.scale(config.alpha, config.rank, config.scaling)}
         self.active = {"default": 1.0}
         self.scaling, self.dropout, self.training = config.scaling, config.dropout, True
-        lora.dropout_mask(self.rng, (), self.dropout)  # refuses what is no rate
+        lora.dropout_mask(self.rng, (), self.dropout)  # raises for a rate that is not valid
         self.caches: dict[str, lora.Cache] = {}
 
     def stored(self) -> Arrays:
@@ -53,7 +55,7 @@ class RefLayer(Layer):
         return self.forward_of(x, self.active if self.unmerged is None else {})
 
     def forward_of(self, x: np.ndarray, weights: dict[str, float]) -> np.ndarray:
-        """The base product is that of the first of these adapters, or, of none, of a LoRA of zeros."""
+        """y with these adapters. The first one also computes the base product; without adapters, a LoRA of zeros does."""
         rate = self.dropout if self.training else 0.0
         mask = lora.dropout_mask(self.rng, x.shape, rate, dtype=x.dtype) if rate else None
         nothing = type(self.p["default"])(*(0 * array for array in self.p["default"]))
@@ -81,7 +83,7 @@ class RefLayer(Layer):
         self.dp = {name: type(p)(*(0 * array for array in p)) for name, p in self.p.items()}
 
     def input_needs_grad(self, needed: bool = True) -> None:
-        pass  # dx is always computed, and never in the way
+        pass  # dx is always computed
 
     def trainable(self) -> dict[str, tuple[int, ...]]:
         return {n: a.shape for n, a in self.adapter().items() if n.rpartition(".")[2] not in self.method.FROZEN}
@@ -119,7 +121,7 @@ class RefLayer(Layer):
         if name in self.p:
             raise ValueError(f"add_adapter: there is an adapter {name!r} already")
         p = type(self.p["default"])(*(arrays[field].astype(self.W.dtype) for field in self.p["default"]._fields))
-        self.method.merge(self.W, self.b, p, 1.0)  # refuses factors that do not fit
+        self.method.merge(self.W, self.b, p, 1.0)  # raises for factors that do not fit
         self.p[name], self.dp[name] = p, type(p)(*(0 * array for array in p))
         self.scale[name] = lora.scale(alpha, p.A.shape[1], self.scaling)
 
@@ -137,7 +139,7 @@ class RefLayer(Layer):
         self.active = dict(weights)
 
     def combine(self, name: str, weights: dict[str, float]) -> None:
-        """The ranks side by side, each B with its weight and its scale."""
+        """Adds an adapter whose A and B hold those of the parts side by side, each B times its weight and its scale."""
         self.known(weights)
         A = np.hstack([self.p[part].A for part in weights])
         B = np.vstack([(weight * self.scale[part] * self.p[part].B).astype(self.W.dtype) for part, weight in weights.items()])
@@ -156,7 +158,7 @@ class RefLayer(Layer):
 
 
 class RefModel(Model):
-    """`lora_ref.transformer` with the state around it that a model has."""
+    """A Model around the pure functions of `lora_ref.transformer`. It keeps their state."""
 
     def __init__(self, config: ModelConfig, arrays: Arrays):
         self.config, (self.reference, self.methods) = config, reference(config)

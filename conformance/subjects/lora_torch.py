@@ -25,7 +25,7 @@ def subject():
         }
 
     def layer_of(method: str):
-        """The layer of a method's file: LinearLoRA itself, or one with the same arguments and the same places of its arrays."""
+        """The layer class of a method's file: LinearLoRA, or a class with the same arguments and the same names of arrays."""
         return importlib.import_module(f"lora_torch.{method}").LAYER
 
     def layer_methods() -> tuple[str, ...]:
@@ -34,7 +34,7 @@ def subject():
         return ("lora", *(name for name in names if hasattr(importlib.import_module(f"lora_torch.{name}"), "LAYER")))
 
     def method(config: ModelConfig):
-        """What the method's places are told."""
+        """The hyperparameters of the method at each of its places."""
         if config.method == "lora":
             return lora_torch.lora.Config(config.rank, config.alpha / config.rank)
         if config.method == "adapter":
@@ -49,7 +49,7 @@ def subject():
             methods = {place: method(config) for place in places(config)}
             self.module = lora_torch.Transformer(
                 own, methods, full=config.method == "full", device=config.device, dtype=getattr(torch, config.dtype))
-            self.names = set(arrays)  # of the base
+            self.names = set(arrays)  # the names of the base's arrays
             self.load(arrays)
 
         def load(self, arrays):

@@ -1,4 +1,6 @@
-"""loralib.Linear. It merges on eval() and unmerges on train(); files hold lora_state_dict, as its README shows."""
+"""loralib's Linear.
+
+It merges on eval() and unmerges on train(). Files hold lora_state_dict, as its README shows."""
 
 NEEDS = ("torch", "loralib")
 ENVIRONMENT = "torch"

@@ -1,6 +1,7 @@
-"""LyCORIS's LoCon on one nn.Linear, through create_lycoris and apply_to, as its README shows; files are those of save_weights.
+"""LyCORIS's LoCon on one nn.Linear, through create_lycoris and apply_to.
 
-Merging is restore() and then a merge, as in its example; of its two merges the one on the fly is that which can be undone.
+This follows its README. Files are written by save_weights. To merge, its example calls restore() and then a merge. The library
+has two merges. onfly_merge is used here, because it can be undone.
 """
 
 from typing import Any

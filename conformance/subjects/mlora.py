@@ -1,7 +1,8 @@
-"""mlora's Linear, in a decoder of one projection. It has no merge; files hold what its load_adapter reads.
+"""mlora's Linear, in a decoder of one projection.
 
-It has no layer without dropout, since its constructor asserts a rate above zero: the rate NONE, which drops nothing, stands for
-it. It takes (batch, sequence, in), and alphas that are whole numbers.
+It has no merge. Files hold what its load_adapter reads. Its constructor asserts a dropout rate above zero, so a layer without
+dropout gets the rate NONE, which is so small that nothing is dropped. It takes x as (batch, sequence, in), and only alphas that
+are whole numbers.
 """
 
 import json
@@ -32,7 +33,7 @@ def subject():
         loss = None
 
     class Decoder(nn.Module):
-        """As much of mlora's model as its functions for adapters ask for. Its output layer is what refuses unknown names."""
+        """The parts of mlora's model that its functions for adapters need. The output layer refuses unknown names."""
 
         layer_id_, inference = 0, False
 
@@ -72,7 +73,7 @@ def subject():
         config: LayerConfig
 
         def learned(self) -> dict:
-            """What mlora's trainer gives to the optimizer, under the names of the contract."""
+            """The parameters that mlora's trainer gives to the optimizer, under the names of conformance/subject.py."""
             found = {}
             for name in self.module.configs:
                 prefix = "" if name == default else f"{name}."
@@ -118,7 +119,7 @@ def subject():
 
         def remove_adapter(self, name):
             for held in (self.module.configs, self.module.output.layers_, self.module.linear.loras_):
-                held.pop(name)  # as its unload_adapter does
+                held.pop(name)  # as mlora's unload_adapter does
 
         def adapter(self):
             return {name: to_array(self.tensor(name)) for name in self.paths if name[-1] in "AB"}

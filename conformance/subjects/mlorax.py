@@ -1,6 +1,8 @@
-"""MLoRAx on one linen Dense. `apply_fn` merges in every forward pass; `merge_fn` gives merged parameters for the base model,
-and there is no way back from them. Files hold the trainable parameters, saved with Orbax."""
-# Where JAX is not installed, a stub that knows little of it stands in.
+"""MLoRAx on one Dense of flax.linen.
+
+`apply_fn` merges in every forward pass. `merge_fn` gives merged parameters for the base model, and cannot be undone. Files hold
+the trainable parameters, saved with Orbax."""
+# Where JAX is not installed, pyright reads a stub of it that lacks most names.
 # pyright: reportAttributeAccessIssue=false
 
 from typing import Any
@@ -23,7 +25,7 @@ def subject():
     mlorax: Any = importlib.import_module("mlorax")  # a type checker takes the name for this file
 
     def init(config: LayerConfig, frozen):
-        """What trains, the model as a function of that, and the merge."""
+        """What lora_init gives: the trainable parameters, the model as a function of them, and the merge."""
         spec = mlorax.LoRASpec(
             rank=config.rank, rules=["kernel"], alpha=config.alpha, dropout=config.dropout, seed=config.seed
         )
@@ -39,7 +41,7 @@ def subject():
 
     class MLoRAxLayer(JaxLayer):
         config: LayerConfig
-        base: dict  # the frozen parameters, which are not the merged ones
+        base: dict  # the frozen parameters, also while merged
         training = True
         passes = 0
 

@@ -1,4 +1,6 @@
-"""mlx-lm's LoRALinear, through linear_to_lora_layers. A merge is fuse(), which gives a plain layer; files are its trainer's."""
+"""mlx-lm's LoRALinear, through linear_to_lora_layers.
+
+It merges with fuse(), which gives a plain layer. Files are written as its trainer writes them."""
 
 from typing import Any
 
@@ -34,7 +36,7 @@ def subject():
         return np.array(array)
 
     def random_seed() -> int:
-        """The seed that gives the random numbers that come next."""
+        """The seed that would give the same random numbers as those that come next."""
         high, low = np.array(mx.random.state[0]).tolist()
         return high << 32 | low
 
@@ -55,7 +57,8 @@ def subject():
             return self.layers[0](x)
 
     class MlxLayer(Layer):
-        """mlx has no tape: `backward` runs the forward pass again, with the same random numbers, and adds up the gradients."""
+        """Drives mlx-lm's layer. mlx records no operations, so `backward` repeats the forward pass with the same random
+        numbers. The gradients are added up here."""
 
         def __init__(self, model: Model):
             self.model = model
@@ -165,7 +168,7 @@ def subject():
                 linear.bias = to_mlx(bias)
             model = Model(linear)
             model.freeze()
-            scale = config.alpha / (config.rank or 1)  # a rank of 0 is for mlx-lm to refuse
+            scale = config.alpha / (config.rank or 1)  # mlx-lm itself decides about a rank of 0
             options = {"rank": config.rank, "scale": scale, "dropout": config.dropout, "keys": ["proj"]}
             linear_to_lora_layers(model, 1, options)
             model.train()

@@ -1,5 +1,7 @@
-"""PEFT's LoRA on one nn.Linear, through get_peft_model, merge_adapter, save_pretrained and load_adapter; and its LoRA, prefix
-tuning, prompt tuning and P-tuning on Hugging Face's GPT-2."""
+"""PEFT: LoRA on one nn.Linear; LoRA, prefixes and prompts on GPT-2.
+
+The layer is driven through get_peft_model, merge_adapter, save_pretrained and load_adapter. LoRA, prefix tuning, prompt tuning
+and P-tuning are also put on Hugging Face's GPT-2."""
 
 from contextlib import ExitStack
 from dataclasses import replace
@@ -7,7 +9,7 @@ from typing import Any
 
 NEEDS = ("torch", "peft")
 ENVIRONMENT = "torch"
-LSTM = {"W": "weight_ih", "U": "weight_hh", "b": "bias_ih"}  # of one layer and one way
+LSTM = {"W": "weight_ih", "U": "weight_hh", "b": "bias_ih"}  # names in torch, for one layer and one direction
 
 
 def subject():
@@ -25,7 +27,7 @@ def subject():
     base = "base_model.model.0"
 
     def keys(arrays) -> dict:
-        """In the layout and under the names of an adapter's file."""
+        """The arrays in the layout and under the names of an adapter's file."""
         return {f"{base}.lora_{name}.weight": array.T.copy() for name, array in arrays.items()}
 
     class PeftLayer(TorchLayer):
@@ -103,7 +105,7 @@ def subject():
         return ["__base__" if name is None else name for name in names]
 
     def one_bias(lstm: nn.LSTM) -> None:
-        """torch's LSTM has two biases, which are added up. With the second at zero and frozen it has one, as it is defined."""
+        """Sets the LSTM's second bias to zero and freezes it. torch's LSTM adds two biases where the definition has one."""
         for name, parameter in lstm.named_parameters():
             if name.startswith("bias_hh"):
                 nn.init.zeros_(parameter.requires_grad_(False))
@@ -125,7 +127,7 @@ def subject():
             self.module.merge_adapter()
 
         def fold(self):
-            """What save_pretrained stores of a prompt's or a prefix's network, in a model as from_pretrained makes it."""
+            """Replaces the network by what save_pretrained stores of it, loaded into a model as from_pretrained makes it."""
             stored = peft.get_peft_model_state_dict(self.module)
             options = self.module.active_peft_config
             options.inference_mode = True
@@ -143,7 +145,7 @@ def subject():
                 self.off.enter_context(self.module.disable_adapter())
 
     class PeftPrompted(PeftModel):
-        """PEFT puts its prompts first, and gives logits for them, too."""
+        """Drops the logits of the prompts: PEFT puts prompts first, and gives logits for them, too."""
 
         def forward(self, tokens, mask=None):
             super().forward(tokens, mask)
@@ -151,7 +153,7 @@ def subject():
             return to_array(self.logits)
 
     def own_places(config: ModelConfig) -> dict[str, Place]:
-        """Where PEFT has the arrays of the method."""
+        """Where PEFT stores the arrays of the method."""
         encoder = "prompt_encoder.default"
         if config.method == "lora":
             factors = {place: f"base_model.model.{gpt2.path_of(place)}.lora_" for place in places(config)}
@@ -159,7 +161,7 @@ def subject():
                     for place, path in factors.items() for part in "AB"}
         if config.method == "prefix" and config.hidden_size is None:
             def part(i: int) -> Place:
-                """A row is keys of layer 0, values of layer 0, keys of layer 1, …"""
+                """The keys (i = 0) or the values (1). A row is keys of layer 0, values of layer 0, keys of layer 1, …"""
                 shape = config.layers, 2, -1
                 return Place(f"{encoder}.embedding.weight", lambda w: w.unflatten(1, shape)[:, :, i].transpose(0, 1))
 

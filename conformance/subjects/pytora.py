@@ -1,5 +1,6 @@
-"""pytora's apply_lora: a parametrization of nn.Linear's weight. remove_lora merges and leaves a plain layer; the library has no
-files and no freezing of its own."""
+"""pytora's apply_lora: a parametrization of nn.Linear's weight.
+
+remove_lora merges and leaves a plain layer. The library has no files and no freezing of its own."""
 
 from typing import Any
 

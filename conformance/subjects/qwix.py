@@ -1,6 +1,8 @@
-"""Qwix's LoraProvider on Flax's nnx.Linear. It has no merge; files hold the state of nnx.LoRAParam, saved with Orbax. Its
-dropout needs `qwix_rngs`, which are set for each forward pass."""
-# Where JAX is not installed, a stub that knows little of it stands in.
+"""Qwix's LoraProvider on Flax's nnx.Linear.
+
+It has no merge. Files hold its nnx.LoRAParam state, saved with Orbax. Its dropout needs `qwix_rngs`, which are set for each
+forward pass."""
+# Where JAX is not installed, pyright reads a stub of it that lacks most names.
 # pyright: reportAttributeAccessIssue=false
 
 from typing import Any
@@ -26,13 +28,13 @@ def subject():
     def adapted(config: LayerConfig):
         linear = nnx.Linear(
             config.in_features, config.out_features, use_bias=config.bias, param_dtype=config.dtype, rngs=nnx.Rngs(config.seed),
-            kernel_init=nnx.initializers.zeros,  # the given one takes its place, and a draw takes long to compile
+            kernel_init=nnx.initializers.zeros,  # it is overwritten, and a draw takes long to compile
         )
         rule = qwix.LoraRule(module_path=".*", rank=config.rank, alpha=config.alpha, dropout=config.dropout)
         x = jax.numpy.zeros((1, config.in_features), config.dtype)
         return qwix.apply_lora_to_model(linear, qwix.LoraProvider([rule]), x, rngs=nnx.Rngs(config.seed))
 
-    @functools.cache  # a class of its own is made for each module: one that is the same is compiled once
+    @functools.cache  # Qwix makes a class per module; the cache keeps equal ones equal, so that they are compiled once
     def parts(config: LayerConfig):
         return nnx.split(nnx.eval_shape(lambda: adapted(config)), nnx.LoRAParam, ...)
 

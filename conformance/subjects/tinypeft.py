@@ -1,5 +1,7 @@
-"""TinyPEFT's inject_lora on one nn.Linear, with its merge_lora_weights and unmerge_lora_weights; files hold what its
-get_lora_state_dict gives, as its README shows."""
+"""TinyPEFT's inject_lora on one nn.Linear.
+
+It merges with merge_lora_weights and unmerges with unmerge_lora_weights. Files hold what get_lora_state_dict gives, as its
+README shows."""
 
 from typing import Any
 
@@ -30,7 +32,7 @@ def subject():
             return self.module[0]
 
         def merge(self):
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints that it has merged
+            with contextlib.redirect_stdout(io.StringIO()):  # TinyPEFT prints that it has merged
                 tinypeft.merge_lora_weights(self.module)
 
         def merge_source(self, name):

@@ -1,4 +1,6 @@
-"""torchtune's LoRALinear. A merge is a plain layer's checkpoint, as its recipes write it; files hold get_adapter_state_dict."""
+"""torchtune's LoRALinear.
+
+To merge, it makes a checkpoint of a plain layer, as its recipes do. Files hold what get_adapter_state_dict gives."""
 
 from collections import OrderedDict
 
@@ -18,7 +20,7 @@ def subject():
     from conformance.subject import LayerConfig, Subject, Unsupported
     from conformance.torch import TorchLayer, set_seed
 
-    place = "q_proj"  # the functions for checkpoints take the state of a model, whose layers have one of the known names
+    place = "q_proj"  # the checkpoint functions take the state of a model, and know its layers by such names
 
     class TorchtuneLayer(TorchLayer):
         config: LayerConfig

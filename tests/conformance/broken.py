@@ -1,4 +1,4 @@
-"""Subjects that do not behave: each is the skeleton of `conformance init` with one thing wrong."""
+"""Subjects that raise, exit, hang or print. Each is the skeleton of `conformance init` with one fault."""
 
 import os
 import sys

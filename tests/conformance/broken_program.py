@@ -1,4 +1,4 @@
-"""A program that speaks the protocol and has the fault that its argument names, in what it does on forward."""
+"""A program that speaks the protocol. Its argument names the fault that it shows when it is asked for a forward pass."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One module that is right, and others with one thing wrong each. They know nothing of this project."""
+"""A correct LoRA module, and others with one fault each. They import nothing of this project."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""nn.Module classes as other people write them, for `conformance run modules.py:Class` with no adapter code."""
+"""nn.Module classes as other people write them. `conformance run modules.py:Class` checks them without any adapter code."""
 
 import torch
 from torch import nn
@@ -83,7 +83,7 @@ class NoFactors(nn.Module):
 
 
 class BackupFirst(Plain):
-    """Before W there is a buffer of its shape, for later, and before b one of its."""
+    """Registers a buffer of W's shape before W, and one of b's shape before b. The layer does not compute with them."""
 
     def __init__(self, in_features, out_features, rank, alpha, bias=True):
         nn.Module.__init__(self)

@@ -1,4 +1,4 @@
-"""derivations/lora.md is executed: each numbered equation must hold exactly, between values found in other ways.
+"""Executes derivations/lora.md: each numbered equation must hold exactly, between values that were computed in other ways.
 
 The equations are read from the page and turned into Python by `equations.py`. The arrays are small integers. Every name
 in an equation, on either side, is bound to a value from `values`, which uses loops and the complex step alone.

@@ -1,4 +1,4 @@
-"""derivations/transformer.md and methods.md are executed: each numbered equation holds to rounding, and no spoiled one does.
+"""Executes derivations/transformer.md and methods.md: each numbered equation holds up to rounding, and a mistake in it shows.
 
 A section of a page has its values in tests/pages, by its title: names for random arrays, and for what loops, other forms of the
 same function and the complex step make of them. No formula of the pages is used to find them.
@@ -38,7 +38,7 @@ def error(equation: Equation, right: str) -> float:
 
 
 def slips(node: ast.AST, source: str) -> Iterator[str]:
-    """What may stand in the place of a part of a formula by mistake."""
+    """Mistakes that can replace a part of a formula."""
 
     def of(part: ast.AST) -> str:
         return f"({ast.get_source_segment(source, part)})"

@@ -1,4 +1,4 @@
-"""What is refused, and in which words: where, what it is, what was expected, and why."""
+"""Bad arguments are refused, and the message names the function, what came, what was expected and why."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""lora_ref stands on NumPy alone."""
+"""lora_ref imports only NumPy and the standard library."""
 
 import json
 import subprocess

@@ -1,4 +1,5 @@
-"""The initialisers, by their moments. Seeds are fixed; with random ones a check would fail once in 1e10 runs."""
+"""The initialisers draw from the distributions that they state. Seeds are fixed. With random seeds a check would fail once in
+1e10 runs."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""lora_ref.lora and lora_ref.linear: meaning exactly, on integers; gradients by the complex step; the house rules."""
+"""lora_ref.lora and lora_ref.linear: exact results on integers, gradients compared with the complex step, and the rules that
+all functions of lora_ref keep for dtypes, memory and rounding."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""SGD and AdamW, number by number, as their papers have them."""
+"""SGD and AdamW compute the formulas of their papers, number by number."""
 
 from fractions import Fraction
 

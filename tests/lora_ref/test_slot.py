@@ -1,4 +1,4 @@
-"""A new method is one file: LoRA-FA, written here and put on the path, works in the transformer and in the comparison."""
+"""A new method is one file: LoRA-FA, defined here, works in the transformer and in the comparison without any other change."""
 
 import importlib
 

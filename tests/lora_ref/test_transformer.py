@@ -1,4 +1,4 @@
-"""lora_ref.transformer: every gradient with every method by the complex step, and what each method promises."""
+"""lora_ref.transformer: every gradient with every method agrees with the complex step, and each method has its properties."""
 
 import itertools
 import os
@@ -119,7 +119,7 @@ def test_prompts_equal_the_tokens_that_stand_there(positions):
 
 @pytest.mark.parametrize("method", ["full", "prefix", "prompt"])
 def test_padding_is_not_seen(method):
-    """Behind the tokens it changes nothing, and whatever stands in it changes nothing."""
+    """Padding after the tokens changes nothing, and neither does its content."""
     t = trial("gelu", method)
     methods = {"prompt": ptuning.Config((0, 1))} if method == "prompt" else t.methods
     short, _ = transformer.forward(t.tokens[:, :3], t.arrays, t.config, methods)
@@ -143,7 +143,7 @@ def test_a_later_token_is_not_seen():
 
 
 def test_a_fused_projection_is_three_separate_ones():
-    """The same numbers, and one LoRA on the fused matrix is three that share A."""
+    """A fused model gives the same numbers. One LoRA on the fused matrix is the same as three that share A."""
     t = trial("fused", "lora")
     own = {"layers.0.qkv_proj": lora.Config(2, 1.5)}
     arrays = {n: a for n, a in t.arrays.items() if n in transformer.shapes(t.config, own)}

@@ -1,4 +1,4 @@
-"""Lets the tests beside it import torch_layers under every one of pytest's import modes."""
+"""Lets the tests of this folder import torch_layers and torch_models in every import mode of pytest."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""LinearLoRA against lora_ref, the same formula written twice: bit for bit on exact cases, else within bounds."""
+"""LinearLoRA agrees with lora_ref: bit for bit on exact cases, and otherwise within bounds."""
 
 import ast
 import subprocess

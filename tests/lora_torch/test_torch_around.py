@@ -1,4 +1,4 @@
-"""LinearLoRA.around: a layer around an nn.Linear that is there already."""
+"""LinearLoRA.around: a layer around an existing nn.Linear."""
 
 import copy
 

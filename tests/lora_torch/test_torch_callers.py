@@ -1,4 +1,4 @@
-"""Who may call LinearLoRA, and with what: strides, checkpointing, autocast, torch.compile, torch.func, traces."""
+"""LinearLoRA works with inputs of all strides, and under checkpointing, autocast, torch.compile, torch.func and tracing."""
 
 import copy
 

@@ -1,4 +1,5 @@
-"""What only CUDA has: graphs, generators, the allocator. Most tests of the other files run on CUDA too, by their `device`.
+"""LinearLoRA with what only CUDA has: graphs, generators, the allocator. Most tests of the other files also run on CUDA,
+through their parameter `device`.
 
 All numbers are small integers, so that what CUDA gives is what the CPU gives, bit for bit.
 """

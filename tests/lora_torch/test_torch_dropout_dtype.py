@@ -1,4 +1,4 @@
-"""LinearLoRA: dropout, read off the output, and dtypes that are mixed."""
+"""LinearLoRA: dropout as the output shows it, and layers whose parts have different dtypes."""
 
 import pytest
 import torch

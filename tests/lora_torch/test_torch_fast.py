@@ -1,4 +1,4 @@
-"""The fast and the small path of LinearLoRA beside the plain one: the same bits, where each is taken, what it keeps."""
+"""The fast, the small and the plain path of LinearLoRA give the same bits. Also: when each is taken, and what it keeps."""
 
 import threading
 
@@ -55,7 +55,7 @@ def test_the_paths_agree_bit_for_bit_whatever_needs_a_gradient(dtype, device, da
 @pytest.mark.parametrize("rank", [1, 15, 16, 17])
 @pytest.mark.parametrize("n", [1, 127, 128, 512, 513])
 def test_each_form_of_the_thin_products_gives_the_same_bits(n_in, n_out, rank, n):
-    """In float64, where all of these sums of integers are exact."""
+    """The sums are of integers in float64, so they are exact."""
     layer, draws = LinearLoRA(n_in, n_out, rank, float(rank), dtype=torch.float64), torch.Generator().manual_seed(rank + n)
     fill(layer, draws)
     layer.fast = True
@@ -156,7 +156,7 @@ def with_another_base(layer: LinearLoRA) -> None:
 
 
 def with_another_forward(part: str):
-    """As a library does that moves weights before each call."""
+    """Replaces the forward of a part, as libraries do that move weights before each call."""
 
     def change(layer: LinearLoRA) -> None:
         module = layer.get_submodule(part)
@@ -167,7 +167,7 @@ def with_another_forward(part: str):
 
 
 def with_a_tensor_as(name: str):
-    """As libraries do that compute a weight before each call."""
+    """Replaces a parameter by a plain tensor, as libraries do that compute a weight before each call."""
 
     def change(layer: LinearLoRA) -> None:
         value = layer.pre_trained_weight.get_parameter(name).detach()
@@ -246,7 +246,7 @@ def test_a_wider_adapter_is_computed_in_its_own_dtype(wide, fast):
 
 
 class OnlyLinear(Tensor):
-    """A weight that knows how to be multiplied as a layer does, and nothing else; quantised ones are so."""
+    """A weight that supports F.linear and no other operation, like a quantised one."""
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):

@@ -1,4 +1,4 @@
-"""merge() and unmerge(): the same function, W back bit for bit, nothing else touched, nothing half done."""
+"""merge() and unmerge() keep the output, W returns bit for bit, nothing else changes, and a failed merge changes nothing."""
 
 import pytest
 import torch

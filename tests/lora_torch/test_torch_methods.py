@@ -1,4 +1,4 @@
-"""What each method adds to the transformer, what trains, what folds and merges. No tolerance."""
+"""What each method adds to the transformer, what trains, and what merge and fold do. All comparisons of outputs are exact."""
 
 
 import sys
@@ -295,7 +295,7 @@ def test_a_model_with_nothing_to_merge_or_fold_says_so():
 
 
 def test_a_method_is_one_file_that_nobody_else_knows_of(monkeypatch):
-    """As places.py tells it. The method adds a trained vector to what o_proj gives."""
+    """A method in a new file works as places.py describes. It adds a trained vector to the output of o_proj."""
     file = types.ModuleType("a_method_of_one_s_own")
 
     class Config(NamedTuple):

@@ -1,4 +1,4 @@
-"""LinearLoRA: what it refuses, and how it says so."""
+"""LinearLoRA refuses bad arguments and inputs, with a message that names what came and what was expected."""
 
 import math
 from typing import Any

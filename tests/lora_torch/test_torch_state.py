@@ -1,4 +1,5 @@
-"""Saving, loading, copying: the same state whether merged or not, step by step beside a model of the layer."""
+"""Saving, loading and copying a LinearLoRA, merged or not. Random sequences of steps run on the layer and on a model of its
+state."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""lora_torch.Transformer against lora_ref.transformer, the same model written twice: logits, loss, gradients, AdamW.
+"""lora_torch.Transformer agrees with lora_ref.transformer: logits, loss, gradients, and steps of AdamW.
 
 The reference runs in longdouble, and `lora_ref.error.noise` says how far an honest error of the dtype that is judged reaches.
 """
@@ -35,19 +35,19 @@ class Judged(NamedTuple):
 
 
 def torch_method(spec: Any) -> torch_transformer.Method:
-    """The same place told in lora_torch's words."""
-    if isinstance(spec, lora.Spec):
+    """The method's Config of lora_torch for a Config of lora_ref."""
+    if isinstance(spec, lora.Config):
         return lora_torch.lora.Config(rank=spec.rank, scale=spec.scale)
-    if isinstance(spec, adapter.Spec):
+    if isinstance(spec, adapter.Config):
         return lora_torch.adapter.Config(spec.bottleneck, activation=spec.activation, scale=spec.scale, init=spec.start)
-    if isinstance(spec, prefix.Spec):
-        return lora_torch.prefix.Config(length=spec.length, hidden_size=spec.hidden)
-    assert isinstance(spec, ptuning.Spec)
-    return lora_torch.ptuning.Config(spec.positions, encoder=spec.encoder, hidden_size=spec.hidden)
+    if isinstance(spec, prefix.Config):
+        return lora_torch.prefix.Config(length=spec.length, hidden_size=spec.hidden_size)
+    assert isinstance(spec, ptuning.Config)
+    return lora_torch.ptuning.Config(spec.positions, encoder=spec.encoder, hidden_size=spec.hidden_size)
 
 
 def torch_model(t: Trial) -> torch_transformer.Transformer:
-    """With the arrays of the trial, in their dtype. The base trains where there is no method."""
+    """A lora_torch.Transformer with the arrays of the trial, in their dtype. The base trains if there is no method."""
     config = torch_transformer.Config(**t.config._asdict())
     methods = {place: torch_method(spec) for place, spec in t.methods.items()}
     dtype = getattr(torch, str(next(iter(t.arrays.values())).dtype))
@@ -76,25 +76,25 @@ def reference(t: Trial, arrays: Arrays) -> Arrays:
     side of zero, gradients have no one truth."""
     logits, cache = transformer.forward(t.tokens, arrays, t.config, t.methods, t.mask)
     loss, kept = ops.loss(logits, t.targets)
-    found = {"logits": logits, "loss": np.asarray(loss)}
+    found = {"logits": logits, "loss": np.asanyarray(loss)}
     for place, spec in t.methods.items():
-        if isinstance(spec, adapter.Spec) and spec.activation == "relu":
-            x, p = cache.kept[place].x, cache.kept[place].p
+        if isinstance(spec, adapter.Config) and spec.activation == "relu":
+            x, p = cache.caches[place].x, cache.caches[place].p
             found[KINK + place] = rows(x) @ p.down + p.down_bias
-        if isinstance(spec, ptuning.Spec) and spec.encoder != "embedding":
-            p, x = cache.kept[place][:2]
+        if isinstance(spec, ptuning.Config) and spec.encoder != "embedding":
+            p, x = cache.caches[place][:2]
             found[KINK + place] = x @ p.W1.T + p.b1
     return found | transformer.backward(ops.loss_backward(kept), cache, trained(t))
 
 
 def clear_of_kinks(truth: Arrays, deviation: Arrays) -> bool:
-    """Whether no honest computation can have a pre-activation of another sign."""
+    """Whether rounding cannot change the sign of any pre-activation."""
     return all((np.abs(truth[name]) > reach() * deviation[name]).all() for name in truth if name.startswith(KINK))
 
 
 @cache
 def judged(config: str, method: str, dtype: str, masked: bool) -> Judged:
-    """Of the first seed that is clear of kinks."""
+    """The Judged of the first seed whose pre-activations are clear of zero."""
     for seed in itertools.count():
         t = trial(config, method, seed, dtype, masked)
         truth, deviation = noise.spread(lambda a, t=t: reference(t, a), t.arrays, UNITS[dtype])
@@ -108,7 +108,7 @@ def judged(config: str, method: str, dtype: str, masked: bool) -> Judged:
 @every_method
 @pytest.mark.parametrize("config", CONFIGS)
 def test_logits_loss_and_gradients_agree(config, method, dtype, masked):
-    """Of all that trains: of every array of the base with full fine-tuning."""
+    """The gradients of everything that trains agree: with full fine-tuning those of every array of the base."""
     t, truth, deviation = judged(config, method, dtype, masked)
     model = torch_model(t)
     logits, loss = torch_loss(t, model)
@@ -121,7 +121,8 @@ def test_logits_loss_and_gradients_agree(config, method, dtype, masked):
 
 @every_method
 def test_a_gradient_that_is_off_by_a_part_in_a_billion_is_refused(method):
-    """So that the bounds above are worth something. The gradient of the keys' biases alone is zero where no prefix is."""
+    """A gradient with a relative error of 1e-9 fails, so the bounds are narrow enough. Only the gradient of the keys' biases is
+    exempt: it is zero without a prefix."""
     _, truth, deviation = judged("gelu", method, "float64", False)
     for name in truth:
         expect_within_spread(truth[name], truth[name], deviation[name], name)
@@ -205,7 +206,7 @@ def trajectory(t: Trial, unit: float) -> tuple[torch_transformer.Transformer, li
 
 @pytest.mark.parametrize("config,method,dtype", TRAJECTORIES)
 def test_every_step_of_adamw_agrees(config, method, dtype):
-    """And frozen arrays stay, bit for bit, in both; the others all move."""
+    """Every step agrees. In both, frozen arrays stay bit for bit, and all others change."""
     done = None
     for seed in itertools.count():
         t = trial(config, method, seed, dtype)

@@ -56,7 +56,7 @@ def cases(draw: st.DrawFn, dtype: torch.dtype = torch.float32, device: str = "cp
 
 @torch.no_grad()
 def fill(layer: LinearLoRA, draws: torch.Generator) -> None:
-    """Small integers in every tensor of the layer, W and b too."""
+    """Puts small integers into every tensor of the layer, including W and b."""
     for name, parameter in layer.named_parameters():
         parameter.copy_(integers(parameter.shape, 1 if name.startswith("lora") else 2, draws))
 

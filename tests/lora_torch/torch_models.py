@@ -45,7 +45,7 @@ every_name = pytest.mark.parametrize("name", NAMES)
 
 
 def model_of(config: Config, methods: dict[str, Any], **options: Any) -> Transformer:
-    """Of weights ten times as large as at the start, and biases that are not zero; B of LoRA neither."""
+    """A model whose weights are ten times as large as initially, and whose biases and B of LoRA are not zero."""
     torch.manual_seed(3)
     model = Transformer(config, methods, **options)
     with torch.no_grad():

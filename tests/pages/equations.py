@@ -1,4 +1,4 @@
-"""What the tests of derivations/*.md share: the numbered equations of a page, and how they become Python."""
+"""Reads the numbered equations of derivations/*.md and turns them into Python, for the tests of these pages."""
 
 import re
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def text(page: str) -> str:
 
 
 def equations(page: str) -> list[Equation]:
-    """Every line of every block of the page; a line that is no equation fails."""
+    """The equations of the page: every line of every block. A line that is not an equation fails."""
     found = []
     for section in re.split(r"^## ", text(page), flags=re.M)[1:]:
         title = re.sub(r"^\d+\. ", "", section.splitlines()[0])
@@ -47,7 +47,7 @@ def name_of(equation: Equation) -> str:
 
 
 def check_numbers(page: str) -> None:
-    """The equations are numbered from 1, none stands outside the blocks that are read, and every reference has its own."""
+    """Fails unless equations are numbered from 1, all are in the blocks that are read, and every reference has an equation."""
     numbers = [equation.number for equation in equations(page)]
     assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) > 30
     assert len(re.findall(r"^ *\(\d+\)  ", text(page), re.M)) == len(numbers)

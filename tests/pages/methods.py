@@ -122,7 +122,7 @@ def _(condition: str) -> Names:
     past, alone = attend(q, P_k, P_v, every), attend(q, k, v, causal(T))
 
     def gated(gate: np.ndarray, past: np.ndarray, alone: np.ndarray) -> np.ndarray:
-        """Two attentions, mixed. That it is attention to both is what y says, which knows of no gate."""
+        """Two attentions, mixed by a gate. The value y, which has no gate, shows that this is attention to both."""
         return np.array([[a + gate[i] * (past[i, e] - a) for e, a in enumerate(row)] for i, row in enumerate(alone)])
 
     dgate, dpast, dalone = complex_step(gated, (gate, past, alone), dy)

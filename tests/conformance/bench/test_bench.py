@@ -1,4 +1,4 @@
-"""`conformance bench`: what it measures is what it says, and every step of it runs at small sizes."""
+"""`conformance bench`: its measurements are right where the true values are known, and every step runs at small sizes."""
 
 import argparse
 import json

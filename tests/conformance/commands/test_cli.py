@@ -1,4 +1,4 @@
-"""The command line, as a user meets it: in a process of its own, at 80 columns, without a terminal."""
+"""The command line as a user sees it: each command runs in its own process, 80 columns wide and without a terminal."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def test_a_should_alone_does_not_fail():
 
 
 def test_a_failure_says_all_that_is_needed():
-    """Sentence, smallest case, got, want, error / bound, and a script that shows it alone, which is run here."""
+    """The report has the sentence, the smallest case, got, want, error / bound, and a script. The script is run here."""
     done = conformance("run", f"{MODULES}:NotDivided", "--only", "SCALE-01")
     text = done.stdout
     for part in ("The scale MUST be alpha / rank", "case ", "got ", "want ", "error / bound", "to see it alone:"):

@@ -1,4 +1,4 @@
-"""`conformance gpu`, tried where there is no GPU: the whole as its rehearsal, and each way in which it can be cut short."""
+"""`conformance gpu`, tested without a GPU: a rehearsal of all steps, and each way in which the command can be cut short."""
 
 import argparse
 import json

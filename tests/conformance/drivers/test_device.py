@@ -1,5 +1,5 @@
-"""Torch layers on another device than the CPU, without one: a stand-in keeps its memory apart from NumPy's, as CUDA does, and
-torch's device "meta" refuses every operation that mixes its tensors with tensors of the CPU."""
+"""Torch layers on a device other than the CPU, tested without a GPU. A stand-in keeps its memory apart from NumPy's, as CUDA
+does. torch's device "meta" refuses every operation that mixes its tensors with tensors of the CPU."""
 
 import dataclasses
 import io
@@ -28,7 +28,7 @@ REQUIREMENTS = {r.id: r for r in all_requirements()}
 
 
 class Spoils(torch.autograd.Function):
-    """Passes x on, and writes into what it is given: x in the forward pass, dy or the x it saved in the backward pass."""
+    """Returns x, and writes to a tensor that it was given: x in the forward pass, dy or the saved x in the backward pass."""
 
     @staticmethod
     def forward(ctx, x, what):
@@ -94,7 +94,7 @@ def subject(what: str) -> Subject:
 
 @pytest.fixture
 def apart(monkeypatch):
-    """to_tensor as it is for CUDA: a copy of the memory, in its layout."""
+    """Makes to_tensor behave as for CUDA: it gives a copy of the memory, in the same layout."""
     monkeypatch.setattr(conformance.torch, "to_tensor", lambda array, device="cpu": placed(to_tensor(array), device))
 
 
@@ -203,7 +203,7 @@ def test_at_most_two_processes_have_a_context_on_a_gpu(monkeypatch, device, spec
 
 
 class Elsewhere(Subject):
-    """Builds on the CPU what a case wants on another device, so that scripts of such a case can be looked at."""
+    """Builds on the CPU the layers that a case wants on another device, so that its scripts can be checked."""
 
     def __init__(self, name: str):
         self.own, self.name = load(name), name

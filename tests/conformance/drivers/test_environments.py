@@ -1,4 +1,4 @@
-"""Environments of other packages: made once, whole or not at all, and what is served from them."""
+"""Environments for other packages are made once, and as a whole or not at all. Subjects are served from them."""
 
 import re
 import sys
@@ -26,7 +26,7 @@ def test_every_subject_can_be_had():
 
 
 def test_versions_are_pinned():
-    """The libraries that are judged; what they stand on is what they ask for."""
+    """The versions of the libraries under test are pinned. Those of their dependencies need not be."""
     for name, it in ENVIRONMENTS.items():
         judged = " ".join(step for step in it.steps)
         assert re.search(r"==\d", judged), name
@@ -61,6 +61,6 @@ def test_not_available_says_what_would_change_that(cache):
 
 
 def test_a_subject_is_served_without_our_packages():
-    """By an interpreter that sees neither this folder nor its tests."""
+    """The interpreter that serves it sees neither this folder nor its tests."""
     subject = ProcessSubject([sys.executable, "-I", "-c", BOOT, str(PACKAGE), "article"])
     assert subject.name == "article"

@@ -1,7 +1,7 @@
-"""lora_ref.transformer is GPT-2: Hugging Face's GPT2LMHeadModel with the same weights, to the rounding of float64.
+"""lora_ref.transformer agrees with Hugging Face's GPT2LMHeadModel with the same weights, up to the rounding of float64.
 
-A third writing of the model, by other people. Where there is padding, its positions have no target and their logits mean
-nothing: there a query sees itself in lora_ref, and not in Hugging Face's.
+This compares the model with an implementation by other people. Padded positions have no target and their logits are not
+compared: there a query sees itself in lora_ref, and not in Hugging Face's model.
 """
 
 from typing import Any
@@ -120,7 +120,7 @@ def test_logits_loss_and_every_gradient_agree(model, padding):
 
 @every_mask
 def test_past_keys_and_values_are_a_prefix(model, padding):
-    """One past for all samples, whose gradients sum over them."""
+    """Past keys and values that all samples share are a prefix. Their gradients sum over the samples."""
     rng = np.random.default_rng(11)
     past = tuple(torch.from_numpy(rng.standard_normal((CONFIG.layers, LENGTH, CONFIG.width))).requires_grad_() for _ in "kv")
     given = arrays(model) | {f"prefix.{name}": a.detach().numpy() for name, a in zip(("keys", "values"), past, strict=True)}
@@ -132,7 +132,7 @@ def test_past_keys_and_values_are_a_prefix(model, padding):
     ("transformer.h.0.attn.c_attn.weight", 1e-9), ("transformer.wpe.weight", 1e-9), ("transformer.ln_f.bias", 1e-9),
 ])
 def test_another_weight_is_refused(model, name, moved):
-    """So that the bounds are worth something."""
+    """With one weight changed the comparison fails, so the bounds are narrow enough."""
     truth, deviation = noise.spread(lambda given: ours(given, ""), arrays(model), UNIT)
     with torch.no_grad():
         model.get_parameter(name).mul_(1 + moved)

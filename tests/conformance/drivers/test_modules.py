@@ -1,4 +1,4 @@
-"""A bare nn.Module class is a subject as it stands."""
+"""A bare nn.Module class can be checked as it stands: its arrays are found, and its faults, too."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_a_fault_is_found():
 
 @pytest.mark.parametrize("name", ["Plain", "Nested", "Wrapper"])
 def test_arrays_are_found_in_either_layout(name):
-    """Even in a square layer with rank = in, where shapes alone could not tell."""
+    """They are found even in a square layer with rank = in, where shapes alone cannot identify them."""
     subject = load(f"{FILE}:{name}")
     n = 3
     W, A, B = (np.arange(k, k + n * n, dtype=np.float32).reshape(n, n) for k in (0, 10, 20))
@@ -46,7 +46,7 @@ def test_arrays_are_found_in_either_layout(name):
 
 @pytest.mark.parametrize("name", ["BackupFirst", "BiasOfB", "made_by_a_function"])
 def test_a_guess_is_tried_out(name):
-    """A buffer of the shape of W, or a bias of another part, is not what the module computes with."""
+    """A buffer of the shape of W, or the bias of another part, is not taken: the module does not compute with it."""
     report = runner.run([f"{FILE}:{name}"], plan.Options(only=("FWD-01", "INIT-02", "GRAD-02"), jobs=1, examples=6))[0]
     assert {id: o.message for id, o in report.outcomes.items() if o.status != "pass"} == {}
 

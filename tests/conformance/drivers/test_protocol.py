@@ -1,4 +1,5 @@
-"""The protocol: its page, its schema, the skeletons in three languages, and what a program that breaks costs."""
+"""The protocol: PROTOCOL.md and the schema are true, the skeletons in three languages pass, and a program that breaks fails
+only the requirement at hand."""
 
 import json
 import os
@@ -59,7 +60,7 @@ def run(spec: str, *only: str, timeout: float = 30.0, examples: int = 4, memory:
 
 
 def test_the_page_is_true(program):
-    """The conversation of PROTOCOL.md, held with each program: every line fits the schema, every answer is as it says."""
+    """Each program answers the requests in PROTOCOL.md as the page says, and every line fits the schema."""
     talk = subprocess.run(program, input="".join(json.dumps(m, separators=(",", ":")) + "\n" for m in TRANSCRIPT[::2]),
                           capture_output=True, text=True, check=True)
     answers = [json.loads(line) for line in talk.stdout.splitlines()]
@@ -125,7 +126,7 @@ def test_arrays_come_back_as_they_were(array, reverse, readonly, strided):
 
 
 def test_bits_come_back():
-    """NaN with its payload, −0, the smallest number of bfloat16: no number is touched on the way."""
+    """NaN with its payload, −0 and the smallest number of bfloat16 arrive with the same bits."""
     bits = np.array([0x7FC1, 0x8000, 0x0001, 0xFF80], np.uint16).view(ml_dtypes.bfloat16)
     assert decode(encode(bits)).tobytes() == bits.tobytes()
 
@@ -183,7 +184,8 @@ def statuses(report: verdict.Report) -> dict[str, str]:
     ],
 )
 def test_a_process_changes_no_verdict(name, only, tmp_path):
-    """Of an honest layer, of those that write into what they are given, and of a torch module: the same statuses and words."""
+    """In a process of their own, an honest layer, layers that write to their arguments, and a torch module get the same
+    statuses and messages."""
     file = tmp_path / "program.py"
     file.write_text(server(name)[-1])
     here, there = run(name, *only), run(f"cmd:{sys.executable} {file}", *only)
@@ -216,7 +218,7 @@ def test_a_program_of_ours_has_words_of_its_own(tmp_path):
 
 
 def test_a_program_has_the_packages_of_its_own(tmp_path):
-    """A worker's PYTHONPATH is not handed on."""
+    """A program does not inherit the PYTHONPATH of the worker."""
     file = tmp_path / "program.py"
     users = os.environ.get("PYTHONPATH", "")
     check = f"import os, sys\nif os.environ.get('PYTHONPATH', '') != {users!r}: sys.exit('it has the path of the worker')\n"

@@ -1,5 +1,5 @@
-"""The committed results: every failure of the full run has a finding, every finding is of a failure, its script prints what it
-says, and the page is made of these and of nothing else. So a new requirement asks for no new run."""
+"""The committed results: every failure of the full run has a finding, every finding belongs to a failure, and each script
+prints what it says. FINDINGS.md depends only on these, so a new requirement does not need a new run."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def test_every_failure_is_explained_and_nothing_else():
 
 
 def without_since(text: str) -> str:
-    """The page with nothing in the region that follows the requirements of today; test_generated.py holds that one."""
+    """The page with an empty region `since`, which depends on today's requirements. test_generated.py tests that region."""
     head, mark, rest = text.partition("<!-- generated: since -->\n")
     return head + mark + rest[rest.index("<!-- /generated -->"):]
 
@@ -26,7 +26,7 @@ def test_the_page_is_fresh():
 
 
 def test_the_sentences_are_those_of_the_run():
-    """requirements.json is of the same state of the package as full.json, and has what each subject was asked."""
+    """requirements.json and full.json are of the same state of the package, and name the same requirements."""
     then, run = findings.asked(), findings.full_run()
     assert (then.version, then.code) == (run["options"]["version"], run["options"]["code"])
     for report in run["reports"]:
@@ -46,7 +46,7 @@ def test_the_run_is_of_many():
 
 
 def test_what_is_different_since_then_is_told(monkeypatch):
-    """A requirement that came, one that went, one that is worded otherwise, and a subject: the page names them, and no more."""
+    """The page names a new requirement, a removed one, one with other words and a new subject, and nothing else."""
     row = findings.Sentence("MUST", "some title", "It MUST be so.")
     judged = [report["subject"]["spec"] for report in findings.full_run()["reports"]]
     monkeypatch.setattr(findings, "others", lambda: judged)
@@ -69,7 +69,7 @@ def test_a_page_with_a_failure_that_nothing_explains_is_not_written(monkeypatch)
 
 @pytest.mark.parametrize("subject", sorted({finding.subject for finding in FOUND}))
 def test_the_scripts_print_what_they_say(subject):
-    """Each in a process of its own, with the library alone, where the library is here."""
+    """Each script runs in its own process with only its library, if the library is installed."""
     found = [finding for finding in FOUND if finding.subject == subject]
     for finding in found:
         printed = findings.printed(finding)

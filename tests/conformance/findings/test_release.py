@@ -1,5 +1,5 @@
-"""In a copy of the package: a requirement comes, one goes, and no run over the world's libraries is needed; and what
-`conformance release` does of it."""
+"""Works in a copy of the package in which one requirement is new and another has new words. The tests of the findings pass
+without a new run, and `conformance release` brings everything up to date."""
 
 import json
 import os
@@ -59,7 +59,7 @@ sys.exit(main(["release", *sys.argv[2:]]))
 
 @pytest.fixture
 def copy(tmp_path) -> Path:
-    """A checkout in which FWD-99 is new, and FWD-02 is worded otherwise."""
+    """A copy of the checkout in which FWD-99 is new, and FWD-02 has other words."""
     pictures = shutil.ignore_patterns("__pycache__", "*.png", "*.svg")
     shutil.copytree(ROOT / "conformance", tmp_path / "conformance", ignore=pictures)
     for name in ("README.md", "CHANGELOG.md", "pyproject.toml", "tests/conformance/findings/test_findings.py"):
@@ -82,7 +82,7 @@ def rename(copy: Path, old: str, new: str) -> None:
 
 
 def python(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """In the copy, whose package it imports; lora_ref and lora_torch are those of this checkout."""
+    """Runs Python in the copy, with its package; lora_ref and lora_torch are those of this checkout."""
     paths = os.pathsep.join(map(str, (copy, ROOT)))
     return subprocess.run([sys.executable, *arguments], cwd=copy, env=os.environ | {"PYTHONPATH": paths}, capture_output=True,
                           text=True, timeout=300)
@@ -101,7 +101,7 @@ def page(copy: Path) -> str:
 
 
 def listed(copy: Path, what: str) -> list[str]:
-    """The ids of a line of the region `since`."""
+    """The ids in the line of the region `since` that begins so."""
     found = re.search(rf"^\* {what}: (.*)\.$", page(copy), re.M)
     return found[1].split(", ") if found else []
 
@@ -111,7 +111,7 @@ def name(copy: Path, version: str = __version__) -> None:
 
 
 def test_a_new_requirement_asks_for_no_run(copy):
-    """The tests of the findings pass. The page is stale in what it says of today alone, and one command writes that anew."""
+    """The tests of the findings pass. Only the region `since` of FINDINGS.md is out of date, and one command updates it."""
     rename(copy, FAILED, "FWD-98")
     before = page(copy)
     assert findings_pass(copy)
@@ -125,7 +125,7 @@ def test_a_new_requirement_asks_for_no_run(copy):
 
 
 def test_a_release(copy):
-    """It asks everything, and then nothing is left that was not asked."""
+    """It asks every requirement. After it, the region `since` lists no requirement that was not asked."""
     name(copy)
     told = python(copy, "-m", "conformance", "release", "--check")
     assert told.returncode == 1 and "SPEC.md is stale" in told.stdout and "results/full.json is of version" in told.stdout
@@ -147,7 +147,7 @@ def test_a_release(copy):
     ("a script", 1, f"{FAILED} does not fail, but a finding says so"),
 ])
 def test_a_release_that_lacks_something_says_so(copy, monkeypatch, lacking, status, said):
-    """And writes no report, except where a script is all that lacks."""
+    """It writes no report, unless only a script of findings is missing."""
     name(copy, "Next" if lacking == "an entry" else __version__)
     if lacking == "a script":
         rename(copy, FAILED, "FWD-98")

@@ -1,4 +1,4 @@
-"""The mutants and the honest models share no code with what they are judged by, and agree with it."""
+"""The mutants and the honest models share no code with the reference that judges them. The honest models agree with it."""
 
 import ast
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_no_file_of_the_mutants_imports_an_oracle(path: Path) -> None:
 
 @pytest.mark.parametrize("requirement", OF_MODELS, ids=lambda r: r.id)
 def test_the_honest_models_agree_with_the_reference(requirement: Requirement) -> None:
-    """All of them, in all that there is to ask of a model: none refuses anything."""
+    """Every honest model agrees in every method of Model, and refuses nothing."""
     cases = case_bank.draw(requirement, ("float32", "float64"), 3, seed=1)
     assert cases
     for subject in MODELS:

@@ -40,7 +40,7 @@ def failure(spec: str, id: str, dtypes=("float32",)):
 
 
 def run(script: str, where: Path, alone: bool = True) -> subprocess.CompletedProcess[str]:
-    """In a new process, elsewhere, with nothing of this project in its path."""
+    """Runs the script in a new process, in another folder, with nothing of this project on its path."""
     command = [sys.executable, *(["-I"] if alone else []), "-c", script + ALONE * alone]
     return subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=120)
 
@@ -124,7 +124,7 @@ def test_others_are_told_through_this_package(name, tmp_path):
 @pytest.mark.parametrize("name", list(DTYPES))
 @pytest.mark.parametrize("view", ["plain", "transposed", "strided", "broadcast", "reversed", "whole", "empty"])
 def test_literals_are_the_tensors(name, view):
-    """The same bits and the same strides."""
+    """The tensors that the script writes have the same bits and the same strides."""
     x = np.array([[1.1, -2, 3e-5], [0, np.inf, np.nan]]).astype(DTYPES[name])
     x = {"plain": x, "transposed": x.T, "strided": x[:, ::2], "broadcast": np.broadcast_to(x[:1], (3, 3)),
          "reversed": x[::-1], "whole": np.trunc(x[:, :2]), "empty": x[:0]}[view]

@@ -1,4 +1,4 @@
-"""What is generated is fresh, and what is counted is nowhere typed."""
+"""All generated text is up to date, and no page contains a hand-typed count of what the code can count."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def test_every_file_is_fresh(path):
 
 
 def test_the_pages_by_hand_have_regions():
-    """The README says what was found in the world by a region, and how many mutants there are by a count."""
+    """The README has a region for what was found in the world, and a count or a region for the number of mutants."""
     assert {generated.ROOT / name for name in ("README.md", "CHANGELOG.md", "conformance/SPEC.md")} <= set(FILES)
     text = (generated.ROOT / "README.md").read_text(encoding="utf-8")
     assert "<!-- generated: findings -->" in text
@@ -31,7 +31,7 @@ def test_the_pages_by_hand_have_regions():
 
 
 def typed(text: str) -> list[str]:
-    """Counts that are typed: outside of regions, and of blocks of code."""
+    """The counts in the text that were typed by hand: those outside regions and outside code blocks."""
     for marks in generated.MARKS.values():
         text = marks.sub("", text)
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
@@ -40,7 +40,7 @@ def typed(text: str) -> list[str]:
 
 @pytest.mark.parametrize("path", generated.pages(), ids=lambda path: path.name)
 def test_no_count_is_typed(path):
-    """In the changelog, of what is not released: the numbers of a release are history."""
+    """Of the changelog only the unreleased part is checked: the counts of a release do not change."""
     text = path.read_text(encoding="utf-8")
     if path.name == "CHANGELOG.md":
         text = "".join(re.findall(r"^## Unreleased$(.*?)(?=^## |\Z)", text, re.M | re.S))
@@ -53,7 +53,7 @@ def test_a_typed_count_is_seen():
 
 
 def test_the_counts_are_true():
-    """Counted again in another way: in the sources, and in SPEC.md."""
+    """The counts agree with counts that are taken in another way, from the sources and from SPEC.md."""
     text = spec.render()
     levels = re.findall(r"^\* level (\w+)", text, re.M)
     sources = "".join(path.read_text(encoding="utf-8") for path in (PACKAGE / "mutants").glob("*.py"))

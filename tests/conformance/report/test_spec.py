@@ -32,7 +32,7 @@ def test_each_says_what_it_must():
 
 
 def test_the_levels_of_the_specification():
-    """What the project decided to be a SHOULD; everything else is a MUST."""
+    """Exactly the requirements in this list are a SHOULD. All others are a MUST."""
     should = {r.id for r in REQUIREMENTS if r.level == "SHOULD"}
     assert should == {
         "ADAPT-08", "INIT-07", "INIT-10", "MERGE-08", "STATE-07", "STATE-08", "DTYPE-07",
@@ -46,7 +46,7 @@ def test_known_faults_exist():
 
 
 def test_spec_names_every_requirement_and_every_mutant():
-    """That the file on disk is this text is in test_generated.py."""
+    """The rendered text is checked here. test_generated.py checks that the file on disk is the same."""
     text = spec.render()
     assert re.findall(r"^### (\S+)", text, re.M) == [r.id for r in REQUIREMENTS]
     for mutant in all_mutants():

@@ -1,4 +1,4 @@
-"""What the probes find in layers that have chosen otherwise, one by one; and that adapters convert."""
+"""The probes of conventions.py find each choice in a layer that made another one, and adapters convert between layers."""
 
 import pytest
 
@@ -46,7 +46,7 @@ def test_what_breaks_is_told():
 
 
 def test_an_adapter_converts():
-    """Between layouts, and from a scale that is chosen to one that is not; `conversion` itself compares the outputs."""
+    """It converts between layouts, and from a free scale to a fixed one. `conversion` itself compares the outputs."""
     article, fixed = load("article"), load("conformance.mutants:FixedScale")
     assert conversion(article, fixed) == [
         "A (in, rank) = lora_A (in, rank), as it is", "B (rank, out) = lora_B (rank, out), as it is",

@@ -1,4 +1,4 @@
-"""Libraries that other people wrote, as far as they are installed here: the verdicts that stand in the closing notes."""
+"""Runs the suite on libraries that other people wrote, if they are installed here: exactly the expected requirements fail."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""What the suite can see: small errors of the scale, its own canaries, the likely cause of a failure."""
+"""The suite detects small errors of the scale, its canaries fail, and it names the likely cause of a failure."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ MUTANTS = {m.name: m for m in all_mutants()}
 
 
 def scaled_by(factor: float) -> LayerSubject:
-    """The honest layer with a scale that is off by a factor, everywhere alike."""
+    """The honest layer with its scale multiplied by a factor, in every method alike."""
     return LayerSubject(type("Off", (Honest,), {"scale_of": lambda self, config: factor * Honest.scale_of(self, config)}))
 
 
@@ -67,7 +67,7 @@ def test_canaries_fail_on_an_honest_layer(canary):
 
 
 def test_a_canary_that_passes_voids_the_run(monkeypatch):
-    """With a comparison that compares nothing the same path says pass, and the report says void."""
+    """If the comparison is replaced by one that compares nothing, the canaries pass and the verdict is void."""
     monkeypatch.setattr(canaries, "same", lambda got, want, what: 0.0)
     outcome = examine(canaries.ALL[0], scaled_by(1.0), "honest", dtypes=("float32",), examples=24, seed=0)
     assert outcome.status == "pass"
@@ -89,7 +89,7 @@ SUBTLE = {f"BUG-{n:02}" for n in (7, 15, 16, 26, 55, 64, 75, 84, 85, 96, 97, 98,
 
 @pytest.mark.parametrize("mutant", [m for m in all_mutants() if SUBTLE & set(m.reports)], ids=lambda m: m.name)
 def test_the_subtlest_reports_are_caught_and_named(mutant):
-    """By the cause itself, or by another that goes back to the same report and cannot be told from it."""
+    """The diagnosis names the mutant itself, or another mutant of the same report that gives the same answers."""
     requirement = REQUIREMENTS[mutant.kills[0]]
     outcome = examine(requirement, mutant.subject(), mutant.spec, dtypes=tuple(DTYPES), examples=24, seed=0)
     assert outcome.status == "fail", outcome.message
@@ -114,7 +114,7 @@ def test_the_likely_cause_is_the_cause(name):
 
 
 def test_simple_relations_are_named():
-    """Of layers that are no mutant, so that only the relation of got to want can be said."""
+    """The layers are no mutants, so the diagnosis can only name the relation of got to want."""
     class Thrice(Honest):
         def lora(self, x):
             return 3 * super().lora(x)

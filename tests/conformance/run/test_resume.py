@@ -1,4 +1,4 @@
-"""A run that was cut off goes on where it was."""
+"""`conformance run --resume` continues a run that was cut off, and refuses the report of another run."""
 
 import json
 import signal

@@ -1,7 +1,7 @@
-"""The tester is tested: known-bad layers must be failed, and by the right requirements; honest ones must pass.
+"""Tests the suite itself: known-bad layers must fail, at the right requirements, and honest ones must pass.
 
-`conformance selftest` tries all of them, on more cases, and .ci/run runs it. Here are some, so that the tests alone notice a
-suite that has lost its power; HYPOTHESIS_PROFILE=thorough tries all.
+`conformance selftest`, which .ci/run runs, tries all of them on more cases. These tests try some of them, so that they alone
+notice if the suite no longer detects faults. HYPOTHESIS_PROFILE=thorough tries all.
 """
 
 import json

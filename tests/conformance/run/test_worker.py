@@ -1,4 +1,5 @@
-"""A subject that raises, exits, dies, hangs, prints or answers nonsense costs one requirement, and the report says which."""
+"""A subject that raises, exits, dies, hangs, prints or answers nonsense fails only the requirement at hand, and the report says
+how."""
 
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def run(name: str, *only: str, timeout: float = 30.0, examples: int = 4) -> verd
     ],
 )
 def test_the_run_goes_on(name, status, says):
-    """FWD-01 meets the fault; INIT-03, which does not call forward, is examined all the same."""
+    """FWD-01 fails because of the fault. INIT-03, which does not call forward, is still examined."""
     report = run(name, "FWD-01", "INIT-03", timeout=2.0 if name == "hangs" else 30.0)
     assert report.outcomes["FWD-01"].status == status
     assert says in report.outcomes["FWD-01"].message

@@ -1,4 +1,4 @@
-"""What an exact case claims: that no honest way of computing it rounds."""
+"""Exact cases are exact: no correct way of computing them rounds."""
 
 from fractions import Fraction
 
@@ -90,7 +90,7 @@ def test_cases_are_not_degenerate(case):
 @settings(max_examples=30)
 @given(rounding(only=tuple(DTYPES))(tuple(DTYPES)))
 def test_truth_is_far_inside_the_bound(case):
-    """float64 against long double: the truth's own rounding is a small part of what a layer may err."""
+    """The truth in float64 and in long double differ by a small part of the bound for a layer."""
     W, A, B, x = (a.astype(np.float64) for a in (case.W, case.A, case.B, case.x))
     y = x @ W.T + (0 if case.b is None else case.b.astype(np.float64)) + case.scale * x @ (A @ B)
     assert (np.abs(y - case.truth.y) <= case.bound.y).all()

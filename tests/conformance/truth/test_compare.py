@@ -1,4 +1,4 @@
-"""The judge is judged: what is right passes, what is wrong by the least that counts does not."""
+"""The comparisons of compare.py accept right answers, and reject answers with the smallest error that counts."""
 
 import numpy as np
 import pytest

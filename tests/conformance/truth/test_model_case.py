@@ -1,4 +1,4 @@
-"""conformance.truth.model_case and cache: a spread is computed once, and never taken for that of another case."""
+"""model_case.py and cache.py: the spread of rounding errors of a case is computed once, and never used for another case."""
 
 import os
 import time
@@ -18,7 +18,7 @@ CONFIG = ModelConfig(vocabulary=5, width=4, layers=2, heads=2, kv_heads=2, mlp_w
 
 @pytest.fixture
 def computed(monkeypatch, tmp_path) -> list[int]:
-    """One entry for each spread that was computed; the folder is empty, and so is the memory."""
+    """A list with one entry for each spread that was computed. Folder and memory of the cache start empty."""
     monkeypatch.setenv("CONFORMANCE_CACHE", str(tmp_path))
     forget(monkeypatch)
     calls, spread = [], noise.spread
@@ -27,7 +27,7 @@ def computed(monkeypatch, tmp_path) -> list[int]:
 
 
 def forget(monkeypatch) -> None:
-    """As another process would start."""
+    """Empties the memory of the cache, so that it is as in a new process."""
     monkeypatch.setattr(cache, "_known", type(cache._known)())
     monkeypatch.setattr(cache, "_tidied", set())
 
@@ -59,7 +59,7 @@ def test_copies_find_what_the_case_has(computed):
 
 
 def test_another_case_or_question_is_another(computed, monkeypatch):
-    """Whatever a spread follows from is in its key."""
+    """The key of a spread contains everything that the spread depends on."""
     c = case()
     others = [
         c, c.replace(base=c.base | {"norm.bias": c.base["norm.bias"] + np.float32(1)}), c.replace(alpha=4.0),

@@ -1,7 +1,7 @@
 """The rounding bounds: no honest implementation exceeds them, and a wrong scale does.
 
-`Honest` computes LoRA as a real implementation might, in any precision: products summed in some order in the
-accumulator, and then at each step a choice that an implementer is free to make. All are drawn at random for each case.
+`Honest` computes LoRA as a real implementation might, in any precision. It sums products in some order in the accumulator, and
+at each step makes one of the choices that an implementer is free to make. All choices are drawn at random for each case.
 """
 
 from fractions import Fraction
@@ -106,7 +106,7 @@ def arguments(rng: np.random.Generator, precision: str, small: bool, frozen: boo
 
 
 def true_values(precision: str, dy: Any, x: Any, W: Any, b: Any, p: LoRA, s: float) -> dict[str, np.ndarray]:
-    """The same, in a wider format."""
+    """The true results of the case, computed in a wider format."""
     wider: Any = np.longdouble if precision == "float64" else np.float64
     dy, x, W, b, p = *(a.astype(wider) for a in (dy, x, W, b)), LoRA(*(a.astype(wider) for a in p))
     y, cache = lora.forward(x, W, b, p, s)

@@ -1,4 +1,4 @@
-"""The complex step and its error measure: right on functions with known derivatives, and quick to see a fault."""
+"""The complex step and its error measure are right on functions with known derivatives, and show a small fault."""
 
 import numpy as np
 import pytest

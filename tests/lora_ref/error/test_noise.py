@@ -1,5 +1,5 @@
-"""lora_ref.error.noise: its deviations are those of rounding, what it says of a sum is what the theory says, and the runs that
-it makes together are what runs one after the other would be.
+"""lora_ref.error.noise: its deviations are those of rounding errors, its error of a sum is that of the theory, and the runs
+that it makes together give the same as runs one after the other.
 
 ALARM is the probability with which a test of random numbers fails though all is right. Errors are sums of normal numbers, to
 first order in the unit, so the sum of the squares of n of them, over the variance, has the χ² distribution of n degrees of
@@ -22,7 +22,7 @@ ALARM = 1e-10
 
 
 class Sequential(np.ndarray):
-    """The oracle: noisy arithmetic of one run."""
+    """Noisy arithmetic of a single run, to compare with."""
 
     unit: float
     rng: np.random.Generator
@@ -64,7 +64,7 @@ def sequential(a: Any, unit: float, rng: np.random.Generator) -> Sequential:
 
 
 def one_after_the_other(f: noise.Program, arrays: dict[str, np.ndarray], unit: float, seed: int) -> dict[str, np.ndarray]:
-    """What noise.runs gives, RUNS runs of f."""
+    """The answers of RUNS runs of f, made one after the other, in the form of noise.runs."""
     rng = np.random.default_rng(seed)
     wide = {name: np.asarray(a, np.longdouble) for name, a in arrays.items()}
     found = [f({name: sequential(a, unit, rng) for name, a in wide.items()}) for _ in range(noise.RUNS)]
@@ -78,7 +78,7 @@ def reach(n: int, tests: int) -> tuple[float, float]:
 
 
 def expect_same_variance(first: np.ndarray, second: np.ndarray, n: int) -> None:
-    """Two estimates of the same variances, from n errors each; where one is zero so is the other."""
+    """Fails unless two estimates, from n errors each, can be of the same variances. Where one is zero, so is the other."""
     assert ((first == 0) == (second == 0)).all()
     low, high = reach(n, 2 * first.size)
     ratio = first[first > 0] / second[first > 0]
@@ -126,7 +126,7 @@ def added_at(a: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("mask", [False, True])
 def test_without_noise_every_run_is_the_plain_one(config, method, mask):
-    """Bit for bit: the logits, the loss and all gradients."""
+    """The logits, the loss and all gradients are equal bit for bit."""
     t = trial(config, method, seed=3, dtype=np.longdouble, mask=mask)
     want, found = run(t), noise.runs(lambda arrays: run(t, arrays), t.arrays, 0.0)
     assert list(found) == list(want)
@@ -289,7 +289,7 @@ def test_a_seed_gives_the_same_errors_again_and_another_gives_others():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_honest_float32_stays_within_and_a_fault_does_not(method):
-    """Every gradient of the float32 run lies within four deviations; with one array off by 1e-4 some gradient does not."""
+    """Every gradient of a float32 run lies within four deviations. If one array is off by 1e-4, some gradient does not."""
     t = trial("gelu", method, seed=4, dtype=np.float32)
     truth, deviation = noise.spread(lambda arrays: run(t, arrays), t.arrays, UNIT)
 

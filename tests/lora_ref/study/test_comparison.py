@@ -1,4 +1,5 @@
-"""python -m lora_ref: the comparison in small, its counts against the arrays, its table, its picture; and the papers."""
+"""python -m lora_ref: the comparison at a small size, its counts compared with the arrays, its table and its picture; and the
+command `papers`."""
 
 import json
 import sys
@@ -51,7 +52,7 @@ def test_the_counts_are_those_of_the_arrays(result):
 
 
 def test_operations_are_counted_as_matrix_products_are_made(monkeypatch):
-    """Against a count of what `@` does in a pass, by arrays that tell."""
+    """The count of operations agrees with what `@` does in a pass, counted by arrays that record it."""
     class Counted(np.ndarray):
         total = 0
 
