@@ -20,6 +20,7 @@ from conformance.bench.run import FROZEN, Cost, _take_turns
 from conformance.bench.workloads import WORKLOADS, sweep
 from conformance.commands import bench as command
 from conformance.report import bench as report
+from conformance.requirements import all_requirements
 from conformance.torch import TorchLayer
 from lora_torch import LinearLoRA
 
@@ -194,11 +195,12 @@ def conformance(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProces
 
 
 def test_the_plain_path_passes_every_requirement_that_the_fast_one_passes(tmp_path):
-    assert conformance("run", "lora_torch", f"{FORMS_OF}:LoraTorchPlain", "--json", str(tmp_path / "r.json")).returncode == 0
-    fast, plain = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["reports"]
-    by_id = {r["id"]: r["status"] for r in plain["requirements"]}
-    layers = {r["id"]: r["status"] for r in fast["requirements"] if r["group"] not in ("MODEL", "ADAPT", "PREFIX", "PTUNE")}
-    assert layers == {id: by_id[id] for id in layers} and len(layers) == 150
+    """What lora_torch itself passes, README.md says and its test runs: all but MULTI."""
+    ids = [r.id for r in all_requirements() if "build_model" not in r.needs]
+    assert conformance("run", f"{FORMS_OF}:LoraTorchPlain", "--examples", "12", "--only", *ids, "--json",
+                       str(tmp_path / "r.json")).returncode == 0
+    (plain,) = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["reports"]
+    assert {(r["status"], r["group"] == "MULTI") for r in plain["requirements"]} == {("pass", False), ("unsupported", True)}
 
 
 def test_the_forms_compute_lora_and_its_gradients():

@@ -15,7 +15,7 @@ FILE = Path(__file__).parents[1] / "modules.py"
 
 @pytest.mark.parametrize("name", ["Plain", "Nested", "Wrapper"])
 def test_modules_are_judged_as_they_stand(name):
-    report = runner.run([f"{FILE}:{name}"], plan.Options(level="must", jobs=2, examples=6))[0]
+    report = runner.run([f"{FILE}:{name}"], plan.Options(level="must", jobs=2, examples=3))[0]
     failed = {id: o.message for id, o in report.outcomes.items() if o.status in verdict.FAILING}
     assert set(failed) <= ({"STATE-06", "STATE-09"} if name == "Wrapper" else set()), failed
     assert ("STATE-06" in failed) == (name == "Wrapper")

@@ -19,13 +19,10 @@ ROOT = Path(__file__).parents[3]
 KNOWN = {requirement.id for requirement in all_requirements()}
 FAILED = next(id for finding in findings.all_findings() for id in finding.requirements if id in KNOWN)
 SCRATCH = '''
+
 from dataclasses import replace
 
-from conformance.requirements import Requirement, fwd
-
-first = next(value for value in vars(fwd).values() if isinstance(value, Requirement))
-scratch = replace(first, id="FWD-99", sentence="A scratch requirement MUST be so.")
-del first
+scratch = replace(formula, id="FWD-99", sentence="A scratch requirement MUST be so.")
 '''
 # Stands in for the long run: every subject is there, and answers as in full.json what full.json knows, and passes the rest.
 RELEASE = '''
@@ -65,7 +62,8 @@ def copy(tmp_path) -> Path:
     for name in ("README.md", "CHANGELOG.md", "pyproject.toml", "tests/conformance/findings/test_findings.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    (tmp_path / "conformance" / "requirements" / "scratch.py").write_text(SCRATCH)
+    path = tmp_path / "conformance" / "requirements" / "fwd.py"
+    path.write_text(path.read_text(encoding="utf-8") + SCRATCH, encoding="utf-8")
     head, id, tail = source(tmp_path, "FWD-02").read_text(encoding="utf-8").partition('"FWD-02"')
     source(tmp_path, "FWD-02").write_text(head + id + tail.replace(" MUST ", " then MUST ", 1), encoding="utf-8")
     return tmp_path
