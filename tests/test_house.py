@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,6 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("package", ALLOWED)
 def test_the_two_writings_are_independent(package):
-    import sys
-
     for path in (ROOT / package).rglob("*.py"):
         more = {"matplotlib"} if path.relative_to(ROOT) == DRAWS else set()
         assert imports(path) - set(sys.stdlib_module_names) <= ALLOWED[package] | more, path
@@ -97,6 +96,19 @@ def test_what_plans_and_counts_knows_no_numerics():
     for name in ("runner", "plan", "verdict"):
         path = ROOT / "conformance" / "run" / f"{name}.py"
         assert not {"numpy", "torch", "lora_ref"} & imports(path), path
+
+
+def test_what_runs_needs_what_the_package_depends_on_and_no_more():
+    """Subjects, drivers of other libraries and the benchmark import more, when they are asked for."""
+    allowed = {"numpy", "torch", "hypothesis", "rich", "ml_dtypes", "conformance", "lora_ref", "lora_torch"}
+    for name, path in modules("conformance").items():
+        part = (name.split(".") + ["", ""])[1:3]
+        if part[0] not in ("subjects", "bench") and part not in (["drivers", "jax"], ["drivers", "gpt2"]):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            first = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+            found = {alias.name.split(".")[0] for node in first.body if isinstance(node, ast.Import) for alias in node.names}
+            found |= {(node.module or "").split(".")[0] for node in first.body if isinstance(node, ast.ImportFrom)}
+            assert found - set(sys.stdlib_module_names) <= allowed, path
 
 
 def test_no_tolerance_outside_compare():

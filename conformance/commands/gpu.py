@@ -230,7 +230,7 @@ def process(command: list[str], log: Path, seconds: float, told: Told, folder: P
             code = child.poll()
         finally:
             if child.poll() is None:
-                os.killpg(child.pid, signal.SIGTERM)
+                os.killpg(child.pid, signal.SIGINT)  # at which pytest writes what it has
                 try:
                     child.wait(min(ENDING, seconds / 4))
                 except subprocess.TimeoutExpired:

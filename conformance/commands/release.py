@@ -109,7 +109,7 @@ def asked_everything() -> list[str]:
     try:
         json_report.read(str(PART), plan.Options(timeout=TIMEOUT), plan.plan(plan.Options()))
     except ValueError:  # of another state of the code
-        PART.unlink()
+        PART.replace(PART.with_suffix(".old.json"))
     run_command.run(given)
     return [f"{report['subject']['spec']}: {report['message'] or 'not every requirement was asked'}"
             for report in json.loads(PART.read_text(encoding="utf-8"))["reports"]

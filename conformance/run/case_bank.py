@@ -5,9 +5,9 @@ are kept, with the true values that were computed for them. Every requirement of
 case fails, Hypothesis searches for a smaller one.
 """
 
+import itertools
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import islice
 
 import hypothesis
 from hypothesis import HealthCheck, Phase
@@ -22,28 +22,27 @@ from conformance.truth.model_case import ModelCase
 
 HEALTH = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large, HealthCheck.large_base_example]
 AT_A_TIME = 12  # cases drawn at once
-_kept: dict[tuple, list[Case | ModelCase]] = {}
+_kept: dict[tuple, list[list[Case | ModelCase]]] = {}  # by kind of case, dtypes and seed: batches
 
 
 def cases(requirement: Requirement, dtypes: tuple[str, ...], seed: int = 0) -> Iterator[Case | ModelCase]:
     """The cases of the requirement's kind, one after another and without end. None of them is minimal.
 
     Raises Unsupported if this kind has no case in these dtypes. Ends at once if no case can be drawn."""
-    of, n = requirement.cases, 0
-    kept = _kept.setdefault((of, dtypes, seed), [])
-    while True:
-        if n == len(kept):
-            kept += _drawn(of(dtypes), AT_A_TIME, seed + 1_000_003 * (n // AT_A_TIME))
-        if n == len(kept):
+    of = requirement.cases
+    batches = _kept.setdefault((of, dtypes, seed), [])
+    for number in itertools.count():
+        if number == len(batches):
+            batches.append(_drawn(of(dtypes), AT_A_TIME, seed + 1_000_003 * number))
+        if not batches[number]:
             return
-        yield kept[n]
-        n += 1
+        yield from batches[number]
 
 
 def first(requirement: Requirement, dtypes: tuple[str, ...], count: int, seed: int = 0) -> list[Case | ModelCase]:
     """About `count` cases of the requirement: `count` times its `examples`, at least one."""
     with suppress(Unsupported):
-        return list(islice(cases(requirement, dtypes, seed), share(requirement, count)))
+        return list(itertools.islice(cases(requirement, dtypes, seed), share(requirement, count)))
     return []
 
 

@@ -59,10 +59,17 @@ def _batches(planned: tuple[Requirement, ...]) -> list[list[Requirement]]:
 
 
 def _taken(waiting: deque[list[Requirement]]) -> Iterator[Requirement]:
-    """One requirement after another, until the deque is empty. Several workers may take from the same deque."""
+    """One requirement after another, until the deque is empty. Several workers may take from the same deque. A worker that
+    breaks off puts the rest of its batch back."""
     with suppress(IndexError):
         while True:
-            yield from waiting.popleft()
+            batch = deque(waiting.popleft())
+            try:
+                while batch:
+                    yield batch.popleft()
+            finally:
+                if batch:
+                    waiting.appendleft(list(batch))
 
 
 def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, jobs: int, progress: Progress,
@@ -98,15 +105,15 @@ def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, 
         finally:
             worker.stop()
 
-    threads = [threading.Thread(target=work) for _ in range(min(jobs, max(1, len(planned))))]
+    threads = [threading.Thread(target=work) for _ in range(min(jobs, len(waiting)))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if any(worker.cancelled for worker in workers):
         report.unloadable = INTERRUPTED  # even if outcomes were recorded: the report is not complete
-    elif len(report.outcomes) < len(planned):
-        report.unloadable = unloadable[0] if unloadable else ""
+    elif len(report.outcomes) < len(planned) or len(report.canaries) < len(canaries.ALL):
+        report.unloadable = unloadable[0] if unloadable else "not every requirement and not every canary was asked"
     report.seconds = time.perf_counter() - started
     progress(report, None)
     return report

@@ -61,7 +61,8 @@ class ModelCase:
         return replace(self, config=config, **own)
 
     def copy(self) -> "ModelCase":
-        return replace(self, tokens=self.tokens.copy(), dlogits=self.dlogits.copy())
+        mask = None if self.mask is None else self.mask.copy()
+        return replace(self, tokens=self.tokens.copy(), mask=mask, dlogits=self.dlogits.copy())
 
     @property
     def spread(self) -> Spread:

@@ -36,7 +36,8 @@ def right_logits(model: Model, case: ModelCase) -> float:
 
 def right_where_seen(model: Model, case: ModelCase) -> float:
     """Judges the logits of the tokens that are not padding."""
-    (truth, deviation), seen, logits = case.spread, case.mask, model.forward(case.tokens, case.mask)
+    (truth, deviation), seen = case.spread, case.mask.copy()
+    logits = model.forward(case.tokens, case.mask)
     want = truth["logits"]
     expect(logits.shape == want.shape, "shape of the logits", logits.shape, want.shape)
     return expect_within_spread(logits[seen], want[seen], deviation["logits"][seen], "logits of what is not padding")

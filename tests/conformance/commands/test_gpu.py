@@ -92,7 +92,7 @@ def test_an_interruption_leaves_a_summary(tmp_path, monkeypatch):
 
 STUBBORN = """
 import os, signal, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 if os.fork() == 0:
     signal.alarm(0)
 print(os.getpid(), flush=True)

@@ -39,7 +39,7 @@ def test_no_file_of_the_mutants_imports_an_oracle(path: Path) -> None:
 @pytest.mark.parametrize("requirement", OF_MODELS, ids=lambda r: r.id)
 def test_the_honest_models_agree_with_the_reference(requirement: Requirement) -> None:
     """Every honest model agrees in every method of Model, and refuses nothing."""
-    cases = case_bank.draw(requirement, ("float32", "float64"), 3, seed=1)
+    cases = case_bank.first(requirement, ("float32", "float64"), 3, seed=1)
     assert cases
     for subject in MODELS:
         assert case_bank.judge(requirement, subject, cases) == ("pass", len(cases)), subject.name

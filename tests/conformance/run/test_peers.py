@@ -24,7 +24,7 @@ FINDINGS = {
 def test_verdicts(name):
     if importlib.util.find_spec(name) is None and name in ("peft", "loralib"):
         pytest.skip(f"{name} is not installed (pip install -e '.[peers]')")
-    options = plan.Options() if name in ("peft", "loralib") else plan.Options(examples=8)
+    options = plan.Options() if name != "lora_ref" else plan.Options(examples=8)
     report = runner.run([name], options)[0]
     failed = {id: outcome.message for id, outcome in report.outcomes.items() if outcome.status in verdict.FAILING}
     assert set(failed) == FINDINGS[name], failed
