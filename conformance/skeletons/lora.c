@@ -1,8 +1,7 @@
 /* A LoRA layer as a program. `cc -O2 -o my-lora lora.c` compiles it, `conformance run cmd:./my-lora` checks it, and it passes as
    it stands. Replace the arithmetic with calls of your implementation, and keep the layout: x (n, in), W (out, in), b (out),
    A (in, rank), B (rank, out), rows first, float32. Each line of standard input is a request, and each gets one line as answer.
-   conformance/PROTOCOL.md describes them, and says why a search for "key": is all the parsing that a request needs. What is not
-   offered is answered with "unsupported". */
+   conformance/PROTOCOL.md describes them, and says why a search for "key": is enough. What is not offered: "unsupported". */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,5 +1,4 @@
-"""A LoRA layer as a program of its own. `conformance run 'cmd:python lora.py'` checks it, and it passes as it stands. The
-interpreter that runs it need not have the suite.
+"""A LoRA layer as a program of its own. `conformance run 'cmd:python lora.py'` checks it, and it passes as it stands.
 
 Replace the arithmetic with calls of your implementation, and keep the layout: x (…, in), W (out, in), b (out), A (in, rank),
 B (rank, out). Each line of standard input is a request, and each gets one line as answer: see conformance/PROTOCOL.md. A method

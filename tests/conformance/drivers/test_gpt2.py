@@ -101,7 +101,7 @@ def ours(given: dict[str, np.ndarray], padding: str, methods: dict[str, Any] | N
     logits, cache = transformer.forward(tokens, given, CONFIG, methods, mask)
     loss, kept = ops.loss(logits, targets)
     gradients = transformer.backward(ops.loss_backward(kept), cache, list(given))
-    return {"logits": logits if mask is None else logits[mask], "loss": np.asarray(loss)} | gradients
+    return {"logits": logits if mask is None else logits[mask], "loss": np.asanyarray(loss)} | gradients
 
 
 def judge(got: dict[str, np.ndarray], truth: dict[str, np.ndarray], deviation: dict[str, np.ndarray]) -> None:

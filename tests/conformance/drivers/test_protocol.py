@@ -223,7 +223,8 @@ def test_a_program_has_the_packages_of_its_own(tmp_path):
     users = os.environ.get("PYTHONPATH", "")
     check = f"import os, sys\nif os.environ.get('PYTHONPATH', '') != {users!r}: sys.exit('it has the path of the worker')\n"
     file.write_text(check + server("article")[-1])
-    worker = Worker(f"cmd:{sys.executable} {file}", {"dtypes": ["float32"], "timeout": 30.0, "memory": 8.0}, 30.0)
+    options = {"dtypes": ["float32"], "timeout": 30.0, "memory": 8.0, "device": "cpu"}
+    worker = Worker(f"cmd:{sys.executable} {file}", options, 30.0)
     try:
         worker.start()
         assert worker.about["name"] == "article"

@@ -33,6 +33,11 @@ class Sequential(np.ndarray):
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:
         one = next(a for a in (*inputs, *(out or ())) if isinstance(a, Sequential))
         plain = [np.asarray(a) if isinstance(a, Sequential) else a for a in inputs]
+        if method == "at":  # one addition after another, each rounded
+            place, index, values = inputs
+            for i, value in zip(index, values, strict=True):
+                place[i] = place[i] + value
+            return None
         y = getattr(ufunc, method)(*plain, **kwargs)
         if ufunc in (np.greater, np.maximum, np.negative):
             return y if np.asarray(y).dtype == bool else sequential(y, one.unit, one.rng)
