@@ -45,7 +45,7 @@ def test_honest_variation_fails_no_must(subject: LayerSubject) -> None:
     place = honest_subjects().index(subject)  # the layer itself at three seeds, each variation at one of its own
     dtypes = offered_dtypes(subject, tuple(DTYPES))
     for requirement in REQUIREMENTS.values():
-        for seed in (place,) if place else range(100, 103):
+        for seed in (place,) if place or not THOROUGH else range(100, 103):
             outcome = examine(requirement, subject, subject.spec, dtypes=dtypes, examples=HONEST_EXAMPLES, seed=seed)
             known = requirement.level == "SHOULD" and requirement.id in subject.words  # that it fails by convention
             assert outcome.status in ("pass", "unsupported") or known, f"seed {seed}: {outcome.id} {outcome.message}"
