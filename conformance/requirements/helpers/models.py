@@ -36,6 +36,7 @@ def right_logits(model: Model, case: ModelCase) -> float:
 
 def right_where_seen(model: Model, case: ModelCase) -> float:
     """Judges the logits of the tokens that are not padding."""
+    assert case.mask is not None
     (truth, deviation), seen = case.spread, case.mask.copy()
     logits = model.forward(case.tokens, case.mask)
     want = truth["logits"]
