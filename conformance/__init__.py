@@ -1,5 +1,12 @@
 """Checks LoRA implementations, and shows each failure. README.md shows how to use it; `subject.py` has the interface."""
 
+import os
+import sys
+
+# `python -m conformance` puts the current folder before all others. A random.py there would take the place of Python's own.
+if sys.argv[:1] == ["-m"] and sys.path[:1] == [os.getcwd()] and not __file__.startswith(os.path.join(os.getcwd(), "")):
+    del sys.path[0]
+
 from conformance.model import Model, ModelConfig
 from conformance.subject import Layer, LayerConfig, Subject, Unsupported
 

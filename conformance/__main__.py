@@ -2,18 +2,18 @@
 
 import argparse
 import io
+import os
 import signal
 import sys
+import time
+import traceback
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from conformance import __version__
-from conformance.commands import bench, conventions, explain, findings, gpu, init, release, run, selftest, subjects
-from conformance.commands import list as listing
 
-COMMANDS = {
-    "run": run, "list": listing, "explain": explain, "selftest": selftest, "bench": bench, "subjects": subjects,
-    "conventions": conventions, "findings": findings, "init": init, "gpu": gpu, "release": release,
-}
+COMMANDS = ("run", "list", "explain", "selftest", "bench", "subjects", "conventions", "findings", "init", "gpu", "release")
 EXAMPLES = """\
 examples:
   conformance run                            lora_torch, this project's layer
@@ -21,6 +21,7 @@ examples:
   conformance run my_layer.py:MyLoRA         an nn.Module class, or a Subject
   conformance run 'cmd:./my-lora'            a program that speaks the protocol
   conformance run peft --only MERGE GRAD-04  some groups or requirements alone
+  conformance run my_layer.py:MyLoRA --sandbox   code that is not trusted
   conformance explain MERGE-01               what is asked, why, and who says so
   conformance selftest                       how good the suite itself is
   conformance bench                          speed and memory, side by side
@@ -30,26 +31,90 @@ examples:
   conformance gpu out                        everything that needs a GPU
 
 exit status:
-  0 conformant   1 a MUST failed   2 usage   3 void or incomplete
+  0 conformant   1 a MUST failed   2 usage
+  3 partial, void or incomplete; a report could not be written; a fault of
+    conformance
   4 a subject could not be loaded, or no requirement could be decided
+  129, 130, 143  interrupted by SIGHUP, SIGINT, SIGTERM
+  141            nobody reads the output any more
 """
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+AT_ONCE = 5.0  # seconds after a signal in which others are taken for the same wish: the command is ending already
+
+
+class Stopped(KeyboardInterrupt):
+    """One of SIGNALS arrived. `status` is the exit status that belongs to it."""
+
+    def __init__(self, number: int):
+        self.status = 128 + number
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Gives the exit status. It is 0 or 1 only if the command says so, whatever breaks."""
+    open_streams()
+    catch_signals()
+    arguments = argparse.Namespace(command="")
+    try:
+        try:
+            parser().parse_args(argv, arguments)
+            return import_module(f"conformance.commands.{arguments.command}").run(arguments)
+        finally:
+            sys.stdout.flush()
+    except Stopped as stopped:
+        goes_on = getattr(arguments, "resume", None) is not None and arguments.json
+        say(arguments, "interrupted" + ("; the same command with --resume goes on" if goes_on else ""))
+        status = stopped.status
+    except BrokenPipeError:
+        status = 128 + signal.SIGPIPE
+    except (ValueError, OSError) as error:
+        say(arguments, str(error))
+        status = 2 if isinstance(error, ValueError) or error.filename else 3  # without a name it is the output: a full disk
+    except Exception:
+        say(arguments, f"this is a fault of conformance itself, and says nothing about a subject\n{traceback.format_exc()}")
+        status = 3
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the command is over
+    try:
+        sys.stdout.flush()
+    except OSError:  # what could not be printed would be tried again at the end, and change the exit status
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+def open_streams() -> None:
+    """Makes the standard streams fit to print to. A closed one is as one that nobody reads, and a character that a terminal
+    cannot show, such as ᵀ, becomes a question mark."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets this number: it is the lowest that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115 it lives as long as the process
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show ᵀ gets a ? instead
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no worker is left behind
-    arguments = parser().parse_args(argv)
-    try:
-        return COMMANDS[arguments.command].run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"conformance {arguments.command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        more = "; the same command with --resume goes on" if getattr(arguments, "resume", None) is not None else ""
-        print(f"conformance {arguments.command}: interrupted{more}", file=sys.stderr)
-        return 130
+            stream.reconfigure(errors="replace")
+
+
+def catch_signals() -> None:
+    """Lets a signal end the command in order, as Ctrl-C does, so that no worker and no half-written file is left behind. One
+    that the caller chose to ignore, as nohup does, stays ignored."""
+    last = float("-inf")
+
+    def stop(number: int, frame) -> None:
+        nonlocal last
+        if time.monotonic() - last > AT_ONCE:
+            last = time.monotonic()
+            raise Stopped(number)
+
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
+
+
+def say(arguments: argparse.Namespace, text: str) -> None:
+    with suppress(OSError):  # nobody reads standard error
+        print(f"{f'conformance {arguments.command}'.strip()}: {text}", file=sys.stderr, flush=True)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,7 +123,8 @@ def parser() -> argparse.ArgumentParser:
         "conformance", description="Tells, with proof, whether a LoRA implementation is right.", epilog=EXAMPLES, **options)
     found.add_argument("--version", action="version", version=f"conformance {__version__}")
     commands = found.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
-    for name, command in COMMANDS.items():
+    for name in COMMANDS:
+        command = import_module(f"conformance.commands.{name}")
         epilog = EXAMPLES if name == "run" else getattr(command, "EPILOG", None)
         command.declare(commands.add_parser(name, help=command.HELP, description=command.HELP, epilog=epilog, **options))
     return found

@@ -82,6 +82,10 @@ class Layer:
         """Set whether x requires a gradient in the forward passes that follow. At the start it does."""
         raise Unsupported("input_needs_grad()")
 
+    def factor_needs_grad(self, name: str, needed: bool = True) -> None:
+        """Set whether the factor, "A" or "B", requires a gradient in the forward passes that follow. At the start both do."""
+        raise Unsupported("factor_needs_grad()")
+
     def trainable(self) -> dict[str, tuple[int, ...]]:
         """Name → shape of every parameter that trains. The factors have their names in `adapter`."""
         raise Unsupported("trainable()")
@@ -113,6 +117,11 @@ class Layer:
     def stored(self) -> Arrays:
         """A, then B, under the names and in the layout that the implementation itself uses."""
         raise Unsupported("stored()")
+
+    def as_module(self, experiment: str, given: dict[str, Any]) -> dict[str, Any]:
+        """The facts of an experiment on the layer as a PyTorch module. `conformance.torch.TorchLayer` has it, and
+        conformance/torch_experiments.py describes the experiments. No other layer needs it."""
+        raise Unsupported("as_module()")
 
     # Several adapters on one layer. The first is called "default". `adapter`, `backward` and `trainable` name the arrays of
     # any other adapter "name.A" and "name.B". At the start only "default" is active, with weight 1.

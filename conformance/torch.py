@@ -13,17 +13,23 @@
         def script(self, calls, spec):  # optional: with it, the script of a failure does not need this package
             return script(calls, ["from mine import MyLoRA"], lambda config, name: [
                 f"{name} = MyLoRA({config.in_features}, {config.out_features}, r={config.rank}, lora_alpha={config.alpha})"])
+
+The group TORCH looks at the module among others: copies, hooks, optimisers, modes, transforms. Its experiments call the
+module by `through`, which such a class overrides where a forward pass is more than module(x). `around` says how to make a
+module around an nn.Linear that the user has.
 """
 
 import inspect
 import warnings
 from operator import attrgetter
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from conformance import torch_experiments
 from conformance.model import ModelConfig
 from conformance.subject import Arrays, Layer, LayerConfig, Unsupported
 
@@ -44,10 +50,13 @@ def to_tensor(array: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
     strides, if torch has such strides: strides are part of what is tested."""
     if any(stride < 0 for stride in array.strides):
         array = array.copy()  # torch has no negative strides
-    bits = array.view(np.int16) if array.dtype == ml_dtypes.bfloat16 else array
+    bits, owner = array.view(np.int16) if array.dtype == ml_dtypes.bfloat16 else array, array.base
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the array is read-only; a requirement tests whether it is written to
         tensor = torch.from_numpy(bits)
+        if array.flags.c_contiguous and isinstance(owner, np.ndarray) and owner.dtype == array.dtype and owner.ndim == 1:
+            whole = torch.from_numpy(owner.view(bits.dtype))  # so that the tensor has the array's offset in its memory
+            tensor = whole.as_strided(tensor.shape, tensor.stride(), (tensor.data_ptr() - whole.data_ptr()) // tensor.itemsize)
     tensor = tensor.view(torch.bfloat16) if bits is not array else tensor
     return tensor if torch.device(device).type == "cpu" else placed(tensor, device)
 
@@ -112,6 +121,15 @@ class TorchLayer(Layer):
         self._x: Tensor | None = None
         self._lent: Lent | None = None  # x of the last forward pass
         self._y: Tensor | None = None
+        self._kept: dict[str, Any] = {}  # what an experiment keeps for a later one
+
+    def through(self, module: nn.Module, x: Tensor) -> Tensor:
+        """y of x. `module` is the layer's, or a copy of it. Overridden where a forward pass is more than module(x)."""
+        return module(x)
+
+    def around(self, linear: nn.Linear) -> nn.Module:
+        """A new module around a layer that the user has. Raises Unsupported unless it is overridden."""
+        raise Unsupported("a layer around a given nn.Linear")
 
     def tensor(self, name: str) -> Tensor:
         """W, b, A or B of the module, in the layout of conformance/subject.py. It shares the module's memory."""
@@ -165,7 +183,7 @@ class TorchLayer(Layer):
         else:
             self._lent = Lent(x, self.tensor("W").device)
         self._x = self._lent.tensor.detach().requires_grad_(self._x_needs_grad)
-        y = self.module(self._x)
+        y = self.through(self.module, self._x)
         self._y = y
         self._lent.show()
         return to_array(y) if isinstance(y, Tensor) else y
@@ -192,6 +210,12 @@ class TorchLayer(Layer):
     def input_needs_grad(self, needed: bool = True) -> None:
         self._x_needs_grad = needed
 
+    def factor_needs_grad(self, name: str, needed: bool = True) -> None:
+        attrgetter(self.paths[name])(self.module).requires_grad_(needed)
+
+    def factor_needs_grad_source(self, module: str, name: str, needed: bool = True) -> list[str]:
+        return [f"{module}.{self.paths[name]}.requires_grad_({needed})"]
+
     def trainable(self) -> dict[str, tuple[int, ...]]:
         return {self._name(path): tuple(p.shape) for path, p in self.module.named_parameters() if p.requires_grad}
 
@@ -215,6 +239,38 @@ class TorchLayer(Layer):
 
     def load(self, directory) -> None:
         self.module.load_state_dict(torch.load(f"{directory}/state.pt", weights_only=True))
+
+    def as_module(self, experiment: str, given: dict[str, Any]) -> dict[str, Any]:
+        """Gradients are cleared first. Facts that are tensors become arrays, in the layout of conformance/subject.py."""
+        if type(self).forward is not TorchLayer.forward and type(self).through is TorchLayer.through:
+            raise Unsupported(f"{type(self).__name__} has a forward() of its own, and no through()")
+        if experiment == "hooked" and type(self).through is not TorchLayer.through:
+            raise Unsupported("hooks on a module that is not called itself")
+        needed, factors = torch_experiments.needed(experiment), {}
+        for name in [name for name in ("A", "B") if name in needed]:
+            try:
+                factors[name] = attrgetter(self.paths[name])(self.module)
+            except (KeyError, AttributeError):
+                raise Unsupported(f"{name}, in the state that the layer is in") from None
+            if not isinstance(factors[name], nn.Parameter):
+                raise Unsupported(f"an {name} that is a Parameter")
+        for parameter in self.module.parameters():
+            parameter.grad = None
+        device = self.tensor("W").device
+        known = {"module": self.module, "call": self.through, "kept": self._kept, "around": self.around, **factors}
+        try:
+            facts = torch_experiments.perform(experiment, known, {
+                name: to_tensor(value.copy(), device) if isinstance(value, np.ndarray) else value
+                for name, value in given.items()})
+        except torch_experiments.Impossible as reason:
+            raise Unsupported(str(reason)) from None
+        return {name: self._fact(name, fact) for name, fact in facts.items()}
+
+    def _fact(self, name: str, fact: Any) -> Any:
+        if not isinstance(fact, Tensor):
+            return fact
+        turned = name.split()[-1] in set("AB") & set(self.transposed) and fact.dim() == 2
+        return to_array(fact.t() if turned else fact)
 
     def _name(self, path: str) -> str:
         return next((name for name, known in self.paths.items() if known == path), path)

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lora_ref.shapes import check, finite
+
 Arrays = dict[str, np.ndarray]
 Rate = float | Mapping[str, float]
 
@@ -31,7 +33,8 @@ class State(NamedTuple):
 def sgd(p: Mapping[str, np.ndarray], dp: Mapping[str, np.ndarray], rate: Rate) -> Arrays:
     """The arrays after one step.
 
-    Raises ValueError for a gradient without an array, a gradient of another shape, and a missing rate.
+    Raises ValueError for a gradient without an array, a gradient of another shape or dtype, and a rate that is missing or is
+    not a finite number.
     """
     _check("optim.sgd", p, dp, rate=rate)
     return {name: a - _of(rate, name) * dp[name] if name in dp else a for name, a in p.items()}
@@ -48,8 +51,8 @@ def adamw(
 ) -> tuple[Arrays, State]:
     """The arrays and the state after one step. No argument is changed.
 
-    Raises ValueError for a gradient without an array or unknown to the state, a gradient of another shape, and a missing
-    rate or decay.
+    Raises ValueError for a gradient without an array or unknown to the state, a gradient of another shape or dtype, and a
+    rate or decay that is missing or is not a finite number.
     """
     _check("optim.adamw", p, dp, rate=rate, decay=decay)
     stray = [name for name in dp if name not in state.m]
@@ -75,9 +78,10 @@ def _of(rate: Rate, name: str) -> float:
 
 def _check(where: str, p: Mapping[str, np.ndarray], dp: Mapping[str, np.ndarray], **rates: Rate) -> None:
     for name, d in dp.items():
-        if name not in p or d.shape != p[name].shape:
-            got = f"no array {name!r}" if name not in p else f"{name} of {p[name].shape}"
-            raise ValueError(f"{where}: dp has {name} of {d.shape}, expected an array's name and shape, but p has {got}")
+        if name not in p:
+            raise ValueError(f"{where}: dp has {name!r}, expected one of {', '.join(p)} because a gradient moves an array of p")
+        check(where, **{f"p[{name!r}]": (p[name], "…"), f"dp[{name!r}]": (d, "…")})
         for which, rate in rates.items():
             if isinstance(rate, Mapping) and name not in rate:
                 raise ValueError(f"{where}: {which} has no {name!r}, expected a number for each gradient, or one for all")
+            finite(where, which, rate[name] if isinstance(rate, Mapping) else rate)

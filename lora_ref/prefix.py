@@ -44,8 +44,9 @@ class Reparameterised(NamedTuple):
 class Cache(NamedTuple):
     """What backward needs."""
 
-    p: Reparameterised
-    t: np.ndarray  # (length, hidden), tanh(…)
+    prefix: Prefix  # what forward gave
+    p: Reparameterised | None  # None for a prefix that trains as it is
+    t: np.ndarray | None  # (length, hidden), tanh(…)
 
 
 def init(
@@ -65,10 +66,10 @@ def init(
     return Reparameterised(*(a.astype(dtype) for a in (E, W1, np.zeros(p.b1), W2, np.zeros(p.b2))))
 
 
-def forward(p: Prefix | Reparameterised, layers: int) -> tuple[Prefix, Cache | None]:
+def forward(p: Prefix | Reparameterised, layers: int) -> tuple[Prefix, Cache]:
     """The prefix (layers, length, width) and the cache. Raises ValueError for a wrong shape or dtype."""
     if isinstance(p, Prefix):
-        return p, None
+        return p, Cache(p, None, None)
     E, W1, b1, W2, b2 = p
     check(
         "prefix.forward", embedding=(E, "length e"), W1=(W1, "hidden e"), b1=(b1, "hidden"),
@@ -80,14 +81,23 @@ def forward(p: Prefix | Reparameterised, layers: int) -> tuple[Prefix, Cache | N
     P = t @ W2.T + b2                                                                         # (length, 2 · layers · width)
     # 3. the keys and values of each layer
     P = P.reshape(len(E), layers, 2, -1).transpose(2, 1, 0, 3)                                # (2, layers, length, width)
-    return Prefix(P[0], P[1]), Cache(p, t)
+    prefix = Prefix(P[0], P[1])
+    return prefix, Cache(prefix, p, t)
 
 
-def backward(dprefix: Prefix, cache: Cache | None) -> Prefix | Reparameterised:
-    """The gradients of the arrays that train, from those of the keys and values."""
-    if cache is None:
+def backward(dprefix: Prefix, cache: Cache) -> Prefix | Reparameterised:
+    """The gradients of the arrays that train, from those of the keys and values (layers, length, width).
+
+    Raises ValueError for a wrong shape or dtype.
+    """
+    (keys, values), p, t = cache
+    axes = "layers length width"
+    check(
+        "prefix.backward", keys=(keys, axes), values=(values, axes), dkeys=(dprefix.keys, axes), dvalues=(dprefix.values, axes)
+    )
+    if p is None or t is None:
         return dprefix
-    (E, W1, _, W2, _), t = cache
+    E, W1, _, W2, _ = p
     # 3. the keys and values of each layer
     dP = np.stack(dprefix).transpose(2, 1, 0, 3).reshape(len(E), len(W2))                     # (length, 2 · layers · width)
     # 2. P = t W2ᵀ + b2

@@ -98,10 +98,15 @@ def forward(p: Encoder) -> tuple[np.ndarray, tuple]:
 
 
 def backward(dprompts: np.ndarray, cache: tuple) -> Encoder:
-    """The gradients of the arrays that train, for those of the prompts (n, width)."""
+    """The gradients of the arrays that train, for those of the prompts (n, width).
+
+    Raises ValueError for a wrong shape or dtype.
+    """
     p, *rest = cache
     if isinstance(p, Embedding):
+        check("ptuning.backward", embedding=(p.embedding, "n width"), dprompts=(dprompts, "n width"))
         return Embedding(dprompts)
+    check("ptuning.backward", embedding=(p.embedding, "n e"), W2=(p.W2, "width hidden"), dprompts=(dprompts, "n width"))
     x, caches, a, positive = rest
     # 3. prompts = a W2ᵀ + b2
     dW2, db2, da = dprompts.T @ a, dprompts.sum(0), dprompts @ p.W2

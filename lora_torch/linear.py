@@ -14,14 +14,17 @@ Left out: several adapters on one layer, quantised weights.
 """
 
 import math
+from collections import OrderedDict
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lora_torch.checks import is_finite, is_size, require
 from lora_torch.fast import FrozenLinearLoRA
-from lora_torch.merging import merge_after_load, merged_weight, save_unmerged, unmerge_before_load
+from lora_torch.merging import copy_at_once, load_at_once, merged_weight, put_turned, save_unmerged
 from lora_torch.paths import SMALL, are_bare, autocast_dtype, fast_is_valid, has_triton, is_traced, small
 
 _require = partial(require, "LinearLoRA")
@@ -38,6 +41,9 @@ SCALINGS = {
     "standard": lambda alpha, rank: alpha / rank,
     "rslora": lambda alpha, rank: alpha / math.sqrt(rank),
 }
+
+
+TRIES = 100  # of a call that another thread disturbs by merging or unmerging
 
 
 class LinearLoRA(nn.Module):
@@ -63,7 +69,14 @@ class LinearLoRA(nn.Module):
 
     state_dict and load_state_dict of this layer, or of a parent, hold W itself, whether the layer is merged or not. The keys
     are pre_trained_weight.weight, pre_trained_weight.bias, lora_A and lora_B. A merged layer that loads a state stays merged,
-    with what was loaded. A state of another shape is a RuntimeError and changes nothing of this layer.
+    with what was loaded. Something else than a tensor, or one of another shape, is a RuntimeError and changes nothing of this
+    layer. Under its own load_state_dict, a key that lacks or is unknown changes nothing either. Under that of a parent, torch
+    finds such keys after it has loaded all others. Of its own modules torch loads what fits, and complains then.
+
+    merge(), unmerge(), reset_parameters() and loading are whole or not at all: whatever interrupts them, an exception of any
+    kind at any place, the layer is as it was before or as it is after. Other threads may call the layer meanwhile, and each
+    call sees it merged or unmerged. If two threads merge or unmerge it at once, one of them gets a RuntimeError. Loading and
+    reset_parameters() write into tensors that a call may be reading, as torch does in every module.
 
     Raises ValueError naming the argument that is out of range, what came, what was expected and why.
     """
@@ -71,6 +84,7 @@ class LinearLoRA(nn.Module):
     fast: bool | None = None
     one_pass: bool = False  # on the fast path on CUDA: dy Bᵀ and dB by the Triton kernel of kernels.py. Not measured yet
     unmerged_weight: Tensor | None  # W while merged, else None
+    _turns: list[int]  # one number: how often the layer was turned, merged or unmerged
     lora_A: nn.Parameter
     lora_B: nn.Parameter
 
@@ -111,8 +125,7 @@ class LinearLoRA(nn.Module):
         self.in_features, self.out_features, self.rank = linear.in_features, linear.out_features, int(rank)
         self.alpha, self.scaling, self.init = alpha, scaling, init
         self.scale = float(SCALINGS[scaling](alpha, self.rank))
-        self.pre_trained_weight = linear.requires_grad_(False)
-        W = linear.weight
+        self.pre_trained_weight, W = linear, linear.weight
         self.lora_A = nn.Parameter(W.new_empty(self.in_features, self.rank))
         self.lora_B = nn.Parameter(W.new_empty(self.rank, self.out_features))
         self.lora_dropout = nn.Dropout(dropout)
@@ -121,15 +134,15 @@ class LinearLoRA(nn.Module):
 
         # A buffer, so that W follows the layer through .to(), deepcopy and pickle; not persistent: no file holds it.
         self.register_buffer("unmerged_weight", None, persistent=False)
-        self._was_merged = False
+        self._turns = [0]
         self.register_state_dict_post_hook(save_unmerged)
-        self.register_load_state_dict_pre_hook(unmerge_before_load)
-        self.register_load_state_dict_post_hook(merge_after_load)
+        linear.requires_grad_(False)  # at the end: where no layer is made, it stays as it was
 
     def reset_parameters(self) -> None:
         """Draw A anew and set B to zero; W and b stay."""
-        INITS[self.init](self.lora_A)
-        nn.init.zeros_(self.lora_B)
+        A = torch.empty_like(self.lora_A, requires_grad=False)
+        INITS[self.init](A)
+        copy_at_once([self.lora_A, self.lora_B], [A, torch.zeros_like(self.lora_B, requires_grad=False)])
 
     def forward(self, x: Tensor) -> Tensor:
         """x (…, in) → y (…, out), in the dtype of the frozen layer's output. ValueError if x does not end in `in`."""
@@ -147,9 +160,11 @@ class LinearLoRA(nn.Module):
     def _fast(self, x: Tensor) -> Tensor | None:
         """The same as forward by fast.py. None where that is not valid."""
         base, dropout = self.pre_trained_weight, self.lora_dropout
-        if self.merged or not are_bare(base, dropout):
+        if not are_bare(base, dropout):
             return None
         W, b, A, B = base.weight, base.bias, self.lora_A, self.lora_B
+        if self.merged or base.weight is not W:  # looked up twice, as in paths.small
+            return None
         to, rate = autocast_dtype(x), dropout.p if dropout.training else 0.0
         if not fast_is_valid(x, W, b, A, B, to, rate):
             return None
@@ -161,40 +176,67 @@ class LinearLoRA(nn.Module):
 
     def plain(self, x: Tensor) -> Tensor:
         """The same as forward, as a formula that autograd differentiates: x (…, in) → y (…, out)."""
-        y = self.pre_trained_weight(x)    # (…, out)
-        if self.merged:
+        y, merged = self._frozen(x)    # (…, out)
+        if merged:
             return y
         h = self.lora_dropout(x).to(self.lora_A.dtype) @ self.lora_A    # (…, rank)
         # One fused pass: in half precision the scaled product is added before it is rounded.
         return torch.add(y, h @ self.lora_B, alpha=self.scale).to(y.dtype)    # (…, out)
 
+    def _frozen(self, x: Tensor) -> tuple[Tensor, bool]:
+        """What the frozen layer gives, and whether its weight was the merged one."""
+        if is_traced():  # by one thread; and each number of turns would be traced anew
+            return self.pre_trained_weight(x), self.merged
+        for _ in range(TRIES):
+            turn, merged = self._turns[0], self.merged
+            y = self.pre_trained_weight(x)    # (…, out)
+            if self._turns[0] == turn:
+                return y, merged
+        raise RuntimeError(
+            f"LinearLoRA.forward: the layer was merged or unmerged during each of {TRIES} calls of pre_trained_weight, "
+            "expected one that is left alone, because A B is added to what the unmerged weight gives"
+        )
+
     @property
     def merged(self) -> bool:
-        return self.unmerged_weight is not None
+        return self._buffers["unmerged_weight"] is not None  # read so, it costs less than as an attribute
 
-    @torch.no_grad()
     def merge(self) -> None:
         """Put W + scale · (A B)ᵀ into pre_trained_weight.weight; A, B and b stay. RuntimeError if merged already."""
+        turn = self._turns[0]
         if self.merged:
             raise RuntimeError(
                 "LinearLoRA.merge: the layer is merged, expected an unmerged one, because A B would be added twice"
             )
         W = self.pre_trained_weight.weight
         merged = merged_weight(W, self.lora_A, self.lora_B, self.scale)    # (out, in)
-        # register_buffer, for `self.unmerged_weight = W` would make the Parameter W a parameter of this module.
-        self.register_buffer("unmerged_weight", W, persistent=False)
-        self.pre_trained_weight.weight = nn.Parameter(merged, requires_grad=False)
+        put_turned(self, turn, nn.Parameter(merged, requires_grad=False), W)
 
     def unmerge(self) -> None:
         """Put W back as it was, bit for bit, whatever A and B are by now. RuntimeError if the layer is not merged."""
-        W = self.unmerged_weight
+        turn, W = self._turns[0], self.unmerged_weight
         if W is None:
             raise RuntimeError(
                 "LinearLoRA.unmerge: the layer is not merged, expected a merged one, because there is no W to put back"
             )
         # The same Parameter as before merge(), unless .to() has made another tensor of it meanwhile.
-        self.pre_trained_weight.weight = W if isinstance(W, nn.Parameter) else nn.Parameter(W, requires_grad=False)
-        self.unmerged_weight = None
+        put_turned(self, turn, W if isinstance(W, nn.Parameter) else nn.Parameter(W, requires_grad=False), None)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's. But if it raises, nothing of this layer was changed."""
+        if isinstance(state_dict, Mapping):
+            metadata = dict(getattr(state_dict, "_metadata", None) or {})
+            metadata[""] = {**metadata.get("", {}), "strict": strict}  # torch keeps it from the hooks
+            state_dict = OrderedDict(state_dict)
+            state_dict._metadata = metadata  # pyright: ignore[reportAttributeAccessIssue]
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        hook = self.register_load_state_dict_pre_hook(load_at_once)  # as the last, for others may give the tensors other names
+        try:
+            super()._load_from_state_dict(*arguments)
+        finally:
+            hook.remove()
 
     @property
     def array_names(self) -> dict[str, str | None]:

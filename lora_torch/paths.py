@@ -38,11 +38,16 @@ def small(layer: nn.Module, x: Tensor, scale: float) -> Tensor | None:
     """
     arrays, modules = layer._parameters, layer._modules
     base, dropout = modules.get("pre_trained_weight"), modules.get("lora_dropout")
-    if base is None or dropout is None or layer._buffers.get("unmerged_weight") is not None or not are_bare(base, dropout):
+    if base is None or dropout is None:
         return None
-    W, b, A, B = base._parameters.get("weight"), base._parameters.get("bias"), arrays.get("lora_A"), arrays.get("lora_B")
-    if W is None or A is None or B is None or "bias" not in base._parameters or dropout.training and dropout.p or (
-        not (type(x) in _TENSORS and type(W) in _TENSORS and type(A) in _TENSORS and type(B) in _TENSORS)
+    # The weight is looked up twice. A merged one never comes back, so it was there while the layer was found unmerged.
+    W = base._parameters.get("weight")
+    if layer._buffers.get("unmerged_weight") is not None or base._parameters.get("weight") is not W:
+        return None
+    b, A, B = base._parameters.get("bias"), arrays.get("lora_A"), arrays.get("lora_B")
+    if W is None or A is None or B is None or "bias" not in base._parameters or not are_bare(base, dropout) or (
+        dropout.training and dropout.p
+        or not (type(x) in _TENSORS and type(W) in _TENSORS and type(A) in _TENSORS and type(B) in _TENSORS)
         or not (x.dtype == W.dtype == A.dtype == B.dtype and x.layout == W.layout == torch.strided)
         or autocast_dtype(x) is not None or _is_transformed()
     ):

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from lora_torch import block
 from lora_torch.checks import require
+from lora_torch.merging import as_own, copy_at_once
 
 Method = tuple[Any, ...]  # a Config of a method's file
 _require = partial(require, "Transformer")
@@ -87,7 +88,6 @@ def named_arrays(model: nn.Module) -> dict[str, Tensor]:
     return {name.replace(".adapters.", ".").replace("/", "."): array for name, array in found if name is not None}
 
 
-@torch.no_grad()
 def copy_all(own: Mapping[str, Tensor], arrays: Mapping[str, Tensor]) -> None:
     """Copy every one of arrays into the one of the same name. ValueError if that cannot be; then nothing is copied."""
     for what, names in (("lacks", own.keys() - arrays.keys()), ("has the unknown", arrays.keys() - own.keys())):
@@ -104,5 +104,4 @@ def copy_all(own: Mapping[str, Tensor], arrays: Mapping[str, Tensor]) -> None:
                 f"Transformer.load_arrays: {name} is {what}, expected a Tensor of shape {tuple(array.shape)}, because that is "
                 "the array it is copied into"
             )
-    for name, array in own.items():
-        array.copy_(arrays[name])
+    copy_at_once(list(own.values()), [as_own(arrays[name], array) for name, array in own.items()])

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from lora_torch import block
 from lora_torch.checks import is_size, require
+from lora_torch.merging import put_at_once
 
 _require = partial(require, "prefix.Config")
 
@@ -97,10 +98,8 @@ class PrefixTuning(nn.Module):
     def fold(self) -> None:
         """Put what the two layers give in their place, as keys and values that are new Parameters."""
         keys, values = (t.detach().clone(memory_format=torch.contiguous_format) for t in self())
-        for name in list(self._parameters):
-            delattr(self, name)
-        self.keys, self.values = nn.Parameter(keys), nn.Parameter(values)
-        self.method = self.method._replace(hidden_size=None)
+        arrays = {"keys": nn.Parameter(keys), "values": nn.Parameter(values)}
+        put_at_once((self.__dict__, {"_parameters": arrays, "method": self.method._replace(hidden_size=None)}))
 
     def extra_repr(self) -> str:
         return f"layers={self.layers}, kv={self.kv}, length={self.method.length}, hidden_size={self.method.hidden_size}"

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from lora_torch import block
 from lora_torch.checks import is_size, require
+from lora_torch.merging import put_at_once
 from lora_torch.prefix import draw_linear
 
 _require = partial(require, "ptuning.Config")
@@ -139,10 +140,8 @@ class PromptEncoder(nn.Module):
     def fold(self) -> None:
         """Put what the encoder gives in its place, as an embedding that is a new Parameter."""
         prompts = self().detach().clone()
-        for name in [*self._parameters, *self._modules]:
-            delattr(self, name)
-        self.embedding = nn.Parameter(prompts)
-        self.method = Config(self.positions)
+        arrays = {"embedding": nn.Parameter(prompts)}
+        put_at_once((self.__dict__, {"_parameters": arrays, "_modules": {}, "method": Config(self.positions)}))
 
     def extra_repr(self) -> str:
         return f"positions={self.positions}, encoder={self.method.encoder}, hidden_size={self.method.hidden_size}"

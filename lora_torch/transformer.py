@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from lora_torch.block import Block, Config, make_attention_mask, norm
 from lora_torch.checks import require
+from lora_torch.merging import put_at_once
 from lora_torch.places import Foldable, Mergeable, Method, check_methods, copy_all, named_arrays, put_methods
 from lora_torch.prefix import PrefixTuning
 from lora_torch.ptuning import PromptEncoder
@@ -43,6 +44,12 @@ _require = partial(require, "Transformer")
 def loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean of −log softmax(logits)[target] over the targets other than −100: logits (…, vocabulary), targets (…)."""
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-100)
+
+
+def _unmerge(layers: list[Mergeable]) -> None:
+    for layer in layers:
+        if layer.merged:
+            layer.unmerge()
 
 
 class Transformer(nn.Module):
@@ -140,13 +147,21 @@ class Transformer(nn.Module):
 
     def merge(self) -> None:
         """Put W + scale · (A B)ᵀ into every layer with LoRA. RuntimeError if there is none, or if it is merged."""
-        for layer in self._checked("merge", merged=False):
-            layer.merge()
+        layers = self._checked("merge", merged=False)
+        try:
+            for layer in layers:
+                layer.merge()
+        except BaseException:
+            _unmerge(layers)
+            raise
 
     def unmerge(self) -> None:
         """Put every W back, bit for bit. RuntimeError if there is no LoRA, or if it is not merged."""
-        for layer in self._checked("unmerge", merged=True):
-            layer.unmerge()
+        layers = self._checked("unmerge", merged=True)
+        try:
+            _unmerge(layers)
+        finally:  # what was interrupted is done all the same
+            _unmerge(layers)
 
     def _mergeable(self) -> list[Mergeable]:
         return [module for module in self.modules() if module is not self and isinstance(module, Mergeable)]
@@ -165,5 +180,10 @@ class Transformer(nn.Module):
         foldable = [module for module in self.modules() if module is not self and isinstance(module, Foldable)]
         if not foldable:
             raise RuntimeError("Transformer.fold: the model has neither prefix nor prompt, expected one to fold")
-        for module in foldable:
-            module.fold()
+        before = [(vars(module), dict(vars(module))) for module in foldable]
+        try:
+            for module in foldable:
+                module.fold()
+        except BaseException:
+            put_at_once(*before)
+            raise

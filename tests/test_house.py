@@ -30,8 +30,8 @@ def test_the_two_writings_are_independent(package):
 
 
 FLOORS = (  # from the ground: a module may import from its own floor and from those before it
-    ("subject", "model", "torch"), ("truth",), ("record",), ("drivers",), ("requirements",), ("subjects", "mutants"), ("run",),
-    ("bench", "findings"), ("report",), ("commands", "skeletons"), ("__main__",),
+    ("subject", "model", "torch", "torch_experiments"), ("truth",), ("record",), ("drivers",), ("requirements",),
+    ("subjects", "mutants"), ("run",), ("bench", "findings"), ("report",), ("commands", "skeletons"), ("__main__",),
 )
 FLOOR = {part: height for height, parts in enumerate(FLOORS) for part in parts}
 

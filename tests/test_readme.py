@@ -1,5 +1,5 @@
-"""Runs the examples of README.md, ARCHITECTURE.md, CONTRIBUTING.md and docs/: each Python block must print the text block below
-it, and each command the lines that are shown. Links must lead to files that exist."""
+"""Runs the examples of the pages in the root folder and in docs/: each Python block must print the text block below it, and
+each command the lines that are shown. Links must lead to files that exist."""
 
 import re
 import shlex
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md"))
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 PYTHON = [found for text in TEXTS.values() for found in re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.S)]
 COMMANDS = [(block.splitlines()[0][2:], block.splitlines()[1:])

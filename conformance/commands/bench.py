@@ -2,15 +2,25 @@
 
 import argparse
 import os
+import secrets
+import signal
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from conformance.commands.shared import check_device, console, positive
+from conformance.drivers import children
+from conformance.drivers.hosted import own_environment, python
 from conformance.report import json as json_report
 from conformance.run.loading import LoadError
 from conformance.run.plan import DTYPES
 
 HELP = "measure speed and memory, as ratios to the frozen layer in the same run"
+
+APART = "CONFORMANCE_BENCH_APART"  # the number of a pipe, in the environment of the process that measures
+MARK = "CONFORMANCE_BENCH"  # marks the environment of that process and of what it starts
+SECONDS = 20.0  # that it may take to write what it has measured
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +42,40 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Has a process of its own do the same command: in that one the subjects take turns, and whatever they do there, this one
+    goes on."""
+    told = os.environ.pop(APART, None)
+    if told is not None:  # this is that process
+        os.set_inheritable(int(told), False)
+        with os.fdopen(int(told), "wb") as done:
+            try:
+                return measure(arguments)
+            finally:
+                done.write(b"done")
+    reading, writing = os.pipe()
+    mark = secrets.token_hex(8)
+    env = own_environment(os.environ.get("PYTHONPATH", "")) | {APART: str(writing), MARK: mark}
+    process = subprocess.Popen(python("conformance", *sys.argv[1:]), pass_fds=(writing,), env=env)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as done:
+        try:
+            process.wait()
+        except BaseException:
+            with suppress(subprocess.TimeoutExpired):  # it writes what was measured by then
+                process.send_signal(signal.SIGTERM)
+                process.wait(SECONDS)
+            raise
+        finally:
+            children.end_marked(MARK, mark)
+            process.wait()
+        os.set_blocking(reading, False)  # something that was left behind may hold the other end
+        if done.read(4):
+            return process.returncode
+    print(f"conformance bench: the process that measured {children.ended(process.returncode)}", file=sys.stderr)
+    return 4
+
+
+def measure(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells each start and end; read when torch is imported
     import torch
 

@@ -7,7 +7,7 @@ from conformance.commands.shared import console
 from conformance.record.trace import SubjectError
 from conformance.report import terminal
 from conformance.run import conventions
-from conformance.run.loading import LoadError, load
+from conformance.run.loading import LoadError, reach
 from conformance.subject import Subject, Unsupported
 from conformance.truth.compare import Mismatch
 
@@ -22,7 +22,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     screen = console()
     try:
-        subjects = [load(spec) for spec in arguments.subjects]
+        subjects = [reach(spec) for spec in arguments.subjects]
     except LoadError as error:
         print(f"conformance conventions: {error}", file=sys.stderr)
         return 4

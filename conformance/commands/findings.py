@@ -38,7 +38,7 @@ def shown(found: list[page.Finding]) -> int:
         if finding.subject != subject:
             subject = finding.subject
             screen.print(Text(subject, style="bold"))
-        fails = " ".join(finding.requirements)
+        fails = " ".join((*finding.requirements, *finding.since))
         screen.print(Text(f"  {finding.kind:11}{finding.sentence} ({fails}; scripts/{finding.file}.py)"))
     return 0
 

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import conformance
 from conformance.commands.shared import check_device, console, positive
 from conformance.report import json as json_report
+from conformance.report import output
 from conformance.run import plan, runner
 from conformance.run.examine import Outcome
 from conformance.run.loading import built_in
@@ -185,6 +186,7 @@ def verdict(arguments: argparse.Namespace, folder: Path, seconds: float, told: T
 def verdict_in_words(report: Report) -> str:
     failed = [id for id, outcome in report.outcomes.items() if outcome.status in FAILING]
     passed = sum(outcome.status == "pass" for outcome in report.outcomes.values())
+    report = report.cleaned()
     words = f"{report.spec}: {report.verdict}, {len(report.outcomes)} of {len(report.planned)} asked, {passed} passed"
     return words + f", failed: {' '.join(failed)}" * bool(failed) + f" ({report.unloadable})" * bool(report.unloadable)
 
@@ -244,10 +246,7 @@ def last_line(text: str) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Writes the file as a whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    output.write(str(path), text.encode("utf-8", "backslashreplace"))
 
 
 def summary(said: dict[str, Said], arguments: argparse.Namespace, folder: Path) -> str:

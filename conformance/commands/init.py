@@ -4,6 +4,8 @@ import argparse
 from importlib.resources import files
 from pathlib import Path
 
+from conformance.report import output
+
 HELP = "write a commented subject to start from, which passes as it stands"
 SKELETONS = {  # by language: the file in skeletons/, its ending, and the command to run next
     "c": ("lora.c", ".c", "cc -O2 -o {program} {path} && conformance run cmd:{program}"),
@@ -27,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     skeleton, ending, following = SKELETONS.get(arguments.language, SUBJECT)
     if path.suffix != ending:
         raise ValueError(f"{path}: expected a name that ends in {ending}")
-    path.write_text(files("conformance.skeletons").joinpath(skeleton).read_text(encoding="utf-8"), encoding="utf-8")
+    output.write(str(path), files("conformance.skeletons").joinpath(skeleton).read_bytes())
     program = f"./{path.with_suffix('')}" if not path.is_absolute() else str(path.with_suffix(""))
     print(f"wrote {path}\nnow run: {following.format(path=path, program=program)}")
     return 0

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 
 from rich.table import Table
 from rich.text import Text
@@ -23,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
             "formula": r.formula, "why": r.why, "sources": r.sources, "needs": ("build", *r.needs),
             "optional": r.optional, "faults": r.faults,
         } for r in all_requirements()]
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        print(json.dumps(rows, indent=1, ensure_ascii=sys.stdout.encoding.lower() != "utf-8"))
         return 0
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("id", "level", "group", "sentence"):

@@ -9,7 +9,7 @@ import sys
 from conformance import __version__
 from conformance.commands import run as run_command
 from conformance.findings import page
-from conformance.report import generated
+from conformance.report import generated, output
 from conformance.report import json as json_report
 from conformance.run import plan
 from conformance.run.loading import built_in
@@ -24,7 +24,8 @@ Then, in a checkout that has the environments of all built-in subjects
 (`conformance subjects --install all`), this command
   1. runs every built-in subject, as `conformance run all --timeout 60
      --resume --json build/release.json` does. If it is cut off, start it
-     again: it goes on where it was, unless the code has changed since;
+     again: it goes on where it was, unless code or packages have changed
+     since;
   2. writes results/full.json, and results/requirements.json, the sentences
      that were asked;
   3. writes all that is generated: SPEC.md, findings/FINDINGS.md, and the
@@ -32,8 +33,9 @@ Then, in a checkout that has the environments of all built-in subjects
      `python -m conformance.report.generated` does.
 
 Last, by hand: write a script in findings/scripts/ for each failure that has
-none. The command names these failures, and writes FINDINGS.md once there are
-none.
+none, and move what was found since the last run from `since` to
+`requirements`. The command names these failures, and writes FINDINGS.md once
+there are none.
 
 exit status:
   0 done   1 a failure has no script; with --check, something is left to do
@@ -60,10 +62,12 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join([*missing, "no report was written"]), file=sys.stderr)
         return 3
     whole = json.loads(PART.read_text(encoding="utf-8"))
+    for report in whole["reports"]:  # where it was made is of no interest
+        report.pop("files", None), report.pop("taken_from", None)
     options, today = whole["options"], datetime.date.today().isoformat()
     asked = page.Asked(options["version"], options["code"], today, page.worded_now())
     for path, content in ((page.FULL, whole), (page.ASKED, asked.as_dict())):
-        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        output.write(str(path), (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
         print(f"wrote {path.relative_to(generated.ROOT)}")
     try:
         for path in generated.stale(write=True):

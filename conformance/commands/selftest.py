@@ -2,11 +2,14 @@
 
 import argparse
 import json
-from pathlib import Path
 
-from conformance.commands.shared import CORES, check_files, console, positive
+from rich.console import Console
+
+from conformance.commands.shared import CORES, Written, console, positive
+from conformance.report import output
 from conformance.report import selftest as report
-from conformance.run import selftest
+from conformance.report import triggered as report_triggered
+from conformance.run import selftest, triggered
 
 HELP = "test the suite itself, on known-bad implementations and on honest ones"
 
@@ -18,16 +21,30 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--examples", type=positive(int), default=selftest.HONEST_CASES, metavar="N",
         help="approximate number of cases per requirement for honest implementations "
              f"(default: {selftest.HONEST_CASES})")
+    add("--triggered", type=positive(int), metavar="N",
+        help="instead, plant N faults by construction in honest builds, each a trigger of one to three levels and an effect")
     add("--seed", type=int, default=0, metavar="N", help="seed of the cases (default: 0)")
     add("--json", metavar="F", help="write to F as JSON which requirements failed which implementation")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    check_files(arguments.json)
+    written = Written(arguments.json)
     screen = console()
-    with report.progress(screen, selftest.count()) as told:
-        found = selftest.run(arguments.jobs, told, examples=arguments.examples, seed=arguments.seed)
+    found = _triggered(screen, arguments) if arguments.triggered else _listed(screen, arguments)
+    text = json.dumps(found.as_dict(), indent=1) + "\n"
+    written(arguments.json, lambda file: output.write(file, text.encode()))
+    return written.status(1 if found.problems else 0)
+
+
+def _triggered(screen: Console, arguments: argparse.Namespace) -> triggered.Power:
+    with report.progress(screen, triggered.count(arguments.triggered), "living the array") as told:
+        found = triggered.run(arguments.triggered, arguments.jobs, told, seed=arguments.seed)
+    report_triggered.show(screen, found)
+    return found
+
+
+def _listed(screen: Console, arguments: argparse.Namespace) -> selftest.SelfTest:
+    with report.progress(screen, selftest.count(), "drawing cases") as told:
+        found = selftest.run(arguments.jobs, lambda trial: told(trial.name), examples=arguments.examples, seed=arguments.seed)
     report.show(screen, found)
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
-    return 1 if found.problems else 0
+    return found

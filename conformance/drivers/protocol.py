@@ -13,6 +13,7 @@ import base64
 import collections
 import inspect
 import json
+import math
 import os
 from dataclasses import asdict
 from typing import Any
@@ -26,6 +27,10 @@ from conformance.subject import Call, Layer, LayerConfig, Subject, Unsupported
 
 VERSION = 1
 REMEMBERED = 64  # the number of arrays, handed over last, whose later changes are reported
+DTYPES = {dtype.name: dtype for dtype in map(np.dtype, (
+    np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.longdouble, np.bool_, np.int8, np.int16, np.int32, np.int64,
+    np.uint8, np.uint16, np.uint32, np.uint64))}
+WORDS = 2000  # characters of a message that a subject wrote
 WIRE = {"weight": "W", "bias": "b"}  # parameters of `build` that have other names in a message
 
 
@@ -51,27 +56,34 @@ def encode(value: Any, strided: bool = False) -> Any:
     raise TypeError(f"{type(value).__name__} is nothing that a message can hold")
 
 
-def decode(value: Any) -> Any:
-    """The value that `encode` encoded. Arrays are new copies, and lists become tuples."""
+def decode(value: Any, plain: bool = False) -> Any:
+    """The value that `encode` encoded. Arrays are new copies, and lists become tuples. With `plain`, arrays must lie in order,
+    as those of an answer do. Raises ValueError, TypeError or KeyError for an array that is not what it says."""
     if isinstance(value, list):
-        return tuple(map(decode, value))
+        return tuple(decode(item, plain) for item in value)
     if not isinstance(value, dict):
         return value
     if "data" not in value or "dtype" not in value:
-        return {key: decode(item) for key, item in value.items()}
-    name = value["dtype"]
-    dtype = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
-    items = np.frombuffer(bytearray(base64.b64decode(value["data"])), dtype)
-    if "strides" not in value:
-        return items.reshape(value["shape"])
-    strides = tuple(stride * dtype.itemsize for stride in value["strides"])
-    array = np.ndarray(tuple(value["shape"]), dtype, items, value["first"] * dtype.itemsize, strides)
-    array.flags.writeable = value["writeable"]
-    return array
+        return {key: decode(item, plain) for key, item in value.items()}
+    name, shape, data = value["dtype"], value["shape"], base64.b64decode(value["data"], validate=True)
+    if name not in DTYPES or plain and name == np.dtype(np.longdouble).name:  # its size depends on the machine
+        raise ValueError(f"dtype {str(name)[:80]!r}, expected one of {', '.join(DTYPES)}")
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"shape {str(shape)[:80]}, expected a list of whole numbers, none below 0")
+    dtype = DTYPES[name]
+    if "strides" in value and not plain:
+        strides = tuple(stride * dtype.itemsize for stride in value["strides"])
+        array = np.ndarray(tuple(shape), dtype, bytearray(data), value["first"] * dtype.itemsize, strides)
+        array.flags.writeable = value["writeable"]
+        return array
+    if math.prod(shape) * dtype.itemsize != len(data) or "strides" in value:
+        wanted = math.prod(shape) * dtype.itemsize
+        raise ValueError(f"{len(data)} bytes of data, expected {wanted}: shape {str(shape)[:80]}, {name}")
+    return np.frombuffer(bytearray(data), dtype).reshape(shape)
 
 
 def _array(array: np.ndarray, strided: bool) -> dict:
-    if isinstance(array, np.ma.MaskedArray) or array.dtype.kind not in "fiubV":
+    if isinstance(array, np.ma.MaskedArray) or DTYPES.get(array.dtype.name) != array.dtype:
         raise TypeError(f"an array of {array.dtype} is nothing that a message can hold")
     message = {"shape": list(array.shape), "dtype": array.dtype.name}
     plain = array.flags.c_contiguous and array.flags.writeable
@@ -87,6 +99,16 @@ def parameters(kind: type, method: str, args: tuple) -> dict[str, Any]:
     bound = inspect.signature(getattr(kind, method)).bind(None, *args)
     bound.apply_defaults()
     return {WIRE.get(name, name): value for name, value in list(bound.arguments.items())[1:]}
+
+
+def about(subject: Subject) -> dict:
+    """What a process says about its subject. A subject that is no Subject by class may lack some of it."""
+    own = {name: getattr(subject, name, getattr(Subject, name)) for name in ("name", "version", "scale", "freezes", "methods")}
+    return own | {"methods": list(own["methods"]), "models": offers_models(subject)}
+
+
+def offers_models(subject: Subject) -> bool:
+    return getattr(subject, "models", getattr(type(subject), "build_model", Subject.build_model) is not Subject.build_model)
 
 
 def numbers(config: dict) -> dict:
@@ -159,12 +181,7 @@ class _Server:
         return getattr(self.layers[number], method)(**arguments)
 
     def hello(self) -> dict:
-        models = type(self.subject).build_model is not Subject.build_model
-        return {
-            "protocol": VERSION, "name": self.subject.name, "version": self.subject.version, "scale": self.subject.scale,
-            "freezes": self.subject.freezes, "strided": True, "models": models,
-            "methods": list(self.subject.methods),
-        }
+        return {"protocol": VERSION, "strided": True} | about(self.subject)
 
     def call(self, told: dict) -> Call:
         """The Call that a request describes, for Subject.script."""

@@ -18,6 +18,11 @@ from conformance.torch import TorchLayer, set_seed
 class ModuleLayer(TorchLayer):
     """The layer of a bare module. Its file holds the whole state_dict."""
 
+    wrap: Callable[[nn.Linear], nn.Module] | None = None  # how its class makes one around a given nn.Linear, if it does
+
+    def around(self, linear: nn.Linear) -> nn.Module:
+        return super().around(linear) if self.wrap is None else self.wrap(linear)
+
     def load(self, directory) -> None:
         state, have = torch.load(f"{directory}/state.pt", weights_only=True), self.module.state_dict()
         for name, tensor in state.items():  # torch itself copies what fits before it complains
@@ -65,6 +70,8 @@ class ModuleSubject(Subject):
         places = self._found(config)
         module = self._constructed(config)
         layer = ModuleLayer(module, **places)
+        if any(argument.name in _BASE for argument in self.arguments):
+            layer.wrap = lambda linear: self.cls(**self._arguments(config, linear))
         if config.bias and layer.paths.get("b") is None:
             raise Unsupported("a bias")
         if not config.bias and layer.paths.get("b") is not None:
@@ -110,9 +117,9 @@ class ModuleSubject(Subject):
             raise TypeError(f"{self.name} gave {type(module).__name__}, expected a torch.nn.Module")
         return module.to(device=device, dtype=dtype)
 
-    def _arguments(self, config: LayerConfig) -> dict:
-        """The arguments for the constructor. Raises TypeError if one that it needs is unknown, Unsupported for an option that
-        it does not take."""
+    def _arguments(self, config: LayerConfig, linear: nn.Linear | None = None) -> dict:
+        """The arguments for the constructor. A layer around an nn.Linear gets `linear`, or a new one. Raises TypeError if an
+        argument that it needs is unknown, Unsupported for an option that it does not take."""
         dtype, device = getattr(torch, config.dtype), torch.device(config.device)
         wanted = {
             "in_features": config.in_features, "out_features": config.out_features, "rank": config.rank,
@@ -132,8 +139,8 @@ class ModuleSubject(Subject):
                 given[argument.name] = wanted[key]
                 used.add(key)
             elif argument.name in _BASE:
-                base = nn.Linear(config.in_features, config.out_features, config.bias, device=device, dtype=dtype)
-                given[argument.name] = base
+                given[argument.name] = linear if linear is not None else nn.Linear(
+                    config.in_features, config.out_features, config.bias, device=device, dtype=dtype)
                 used |= {"in_features", "out_features", "bias"}
             elif argument.kind is argument.VAR_KEYWORD and isinstance(self.cls, type) and issubclass(self.cls, nn.Linear):
                 given |= {"bias": config.bias, "dtype": dtype, "device": device}

@@ -4,8 +4,8 @@ report of a full run; and results/requirements.json, the requirements that this 
 So the page describes what was asked. It stays true when requirements are added, removed or reworded. Its region `since`, which
 report/generated.py fills, lists what has changed since the run.
 
-A script needs only the library. Its docstring says what is wrong, which requirements fail for this reason, and why. Its last
-lines, after `# prints:`, are what it prints.
+A script needs only the library. Its docstring says what is wrong, which requirements fail for this reason, and why. What was
+found after the full run stands under `since`. Its last lines, after `# prints:`, are what it prints.
 """
 
 import ast
@@ -31,6 +31,7 @@ FULL = HERE.parent / "results" / "full.json"
 ASKED = HERE.parent / "results" / "requirements.json"
 KINDS = {"fault": "Faults", "convention": "Choices of its own"}
 ENTRIES = ("requirements", "kind", "why", "upstream")
+SINCE = "since"  # an entry that a script may have besides
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Finding:
     file: str
     subject: str  # the name of the built-in subject
     sentence: str
-    requirements: tuple[str, ...]
+    requirements: tuple[str, ...]  # that fail in the full run
+    since: tuple[str, ...]  # that fail today, and did not then, or were not asked
     kind: str
     why: str
     upstream: str
@@ -56,17 +58,18 @@ def read(path: Path) -> Finding:
     entries: dict[str, str] = {}
     for line in rest.splitlines():
         name, colon, words = line.partition(":")
-        if colon and name in ENTRIES:
+        if colon and name in (*ENTRIES, SINCE):
             entries[name] = words.strip()
         elif entries:
             last = list(entries)[-1]
             entries[last] = f"{entries[last]} {line.strip()}".strip()
     body, found, prints = text.partition("# prints:\n")
+    since = entries.pop(SINCE, "").split()
     if tuple(entries) != ENTRIES or entries["kind"] not in KINDS or not found:
         raise ValueError(f"{path.name}: expected {', '.join(ENTRIES)}, a kind of {', '.join(KINDS)}, # prints:")
     code = body.split('"""', 2)[2].strip().removeprefix("# noqa: E501").strip()
     return Finding(path.stem, path.stem.partition("-")[0], " ".join(head.split()), tuple(entries["requirements"].split()),
-                   entries["kind"], entries["why"], entries["upstream"], code,
+                   tuple(since), entries["kind"], entries["why"], entries["upstream"], code,
                    "\n".join(line.removeprefix("# ").removeprefix("#") for line in prints.rstrip().splitlines()))
 
 
@@ -125,11 +128,14 @@ def reports() -> list[dict]:
 
 
 def unexplained(found: list[Finding], ran: list[dict]) -> list[str]:
-    """A line for each failure without a finding and each finding without a failure. There must be none."""
+    """A line for each failure without a finding, and for each finding without a failure or with one that is called new. There
+    must be none."""
     failed = {(r["subject"]["spec"], row["id"]) for r in ran for row in r["requirements"] if row["status"] in FAILING}
     told = {(finding.subject, id) for finding in found for id in finding.requirements}
     return [f"{subject} {id} fails, and no finding says why" for subject, id in sorted(failed - told)] + [
-        f"{subject} {id} does not fail, but a finding says so" for subject, id in sorted(told - failed)]
+        f"{subject} {id} does not fail, but a finding says so" for subject, id in sorted(told - failed)] + [
+        f"{f.subject} {id} has failed in the run: it goes from `since` to `requirements` in {f.file}.py"
+        for f in found for id in f.since if (f.subject, id) in failed]
 
 
 def printed(finding: Finding) -> str | None:
@@ -151,11 +157,14 @@ def printed(finding: Finding) -> str | None:
 
 
 def summary(found: list[Finding], ran: list[dict]) -> str:
-    """The number of implementations, faults and choices in one sentence. The README has it, too."""
+    """The number of implementations, faults and choices in one sentence, and how many are newer than the full run. The README
+    has it, too."""
     faults = [finding for finding in found if finding.kind == "fault"]
     kinds, faulty = {environment(report["subject"]["spec"]) for report in ran}, {finding.subject for finding in faults}
+    new = sum(not finding.requirements for finding in found)
     return (f"{len(ran)} implementations that nobody here wrote, in {len(kinds)} environments of their own: "
-            f"{len(faults)} faults in {len(faulty)} of them, {len(found) - len(faults)} choices that a requirement is against")
+            f"{len(faults)} faults in {len(faulty)} of them, {len(found) - len(faults)} choices that a requirement is against"
+            + (f"; {new} of them were found after the full run" if new else ""))
 
 
 def since(then: Asked) -> list[str]:
@@ -212,6 +221,7 @@ def _subject(report: dict, found: list[Finding], by_id: dict[str, Sentence]) -> 
             lines += ["", f"**{finding.sentence}**", ""]
             for id in finding.requirements:
                 lines.append(f"* {id} ({by_id[id].level}) {by_id[id].sentence} Seen: {' '.join(rows[id]['message'].split())}")
+            lines += [f"* Since the run also: {', '.join(finding.since)}."] if finding.since else []
             lines += ["", finding.why, "", f"Known upstream: {finding.upstream}", "", "```python", finding.code, "```", "",
                       "prints", "", "```text", finding.prints, "```"]
     return lines

@@ -82,9 +82,13 @@ def mutant(reports: str = "", *, kills: str) -> Callable[[type], Mutant]:
     return lambda layer: Mutant(layer, numbers, tuple(kills.split()))
 
 
+TORCH = "modules"  # the file that imports torch, and defines no mutant
+
+
 def _values() -> list[object]:
     """What the files of this folder define, file by file."""
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    names = [info.name for info in pkgutil.iter_modules(__path__) if info.name != TORCH]
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
     return [value for module in modules for value in vars(module).values()]
 
 
@@ -98,12 +102,13 @@ def all_mutants() -> tuple[Mutant, ...]:
 def honest_subjects() -> tuple[LayerSubject, ...]:
     """The honest layer and the honest model, each with its variations, and every LayerSubject of another file that is no
     Mutant."""
-    names = ("honest", "variations", "several", "honest_model", "model_variations")
+    names = ("honest", "variations", "orders", "habits", "several", "honest_model", "model_variations")
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
-    honest = modules[0].Honest, modules[3].HonestModel
+    honest = modules[0].Honest, modules[5].HonestModel
     layers = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
     found = [LayerSubject(layer) for layer in dict.fromkeys(layers) if issubclass(layer, honest)]
-    return (*found, *(value for value in _values() if type(value) is LayerSubject))
+    others = [*_values(), *vars(importlib.import_module(f"{__name__}.{TORCH}")).values()]
+    return (*found, *(value for value in others if type(value) is LayerSubject))
 
 
 def __getattr__(name: str) -> LayerSubject:

@@ -373,3 +373,233 @@ class LoadGoesToInference(Honest):
     def receive(self, contents: Arrays) -> None:
         super().receive(contents)
         self.training = False
+
+
+# --- faults at size: of tiles, pools, counters and special code for large x -------------------
+
+
+@mutant(kills="DROP-15")
+class RowsRepeat(Honest):
+    """A mask is drawn for 64 rows, and used for each 64 rows of x."""
+
+    def draw_mask(self) -> np.ndarray:
+        return np.resize(super().draw_mask()[:64], self.x.shape)
+
+
+@mutant(kills="DROP-15")
+class ColumnsRepeat(Honest):
+    """A mask is drawn for 128 columns, and used for each 128 columns of x."""
+
+    def draw_mask(self) -> np.ndarray:
+        return np.resize(super().draw_mask().T[:128], self.x.T.shape).T.copy()
+
+
+@mutant(kills="DROP-15")
+class EntriesRepeat(Honest):
+    """The random numbers come from a table of 4096, entry after entry, which is drawn for every mask."""
+
+    def draw_mask(self) -> np.ndarray:
+        return np.resize(super().draw_mask().ravel()[:4096], self.x.shape)
+
+
+@mutant(kills="DROP-15")
+class SecondHalfRepeats(Honest):
+    """From 256 rows on, the second half of the rows has the mask of the first half, which two workers draw with one seed."""
+
+    def draw_mask(self) -> np.ndarray:
+        mask, half = super().draw_mask(), len(self.x) // 2
+        if half >= 128:
+            mask[half : 2 * half] = mask[:half]
+        return mask
+
+
+@mutant(kills="DROP-15")
+class OneTileInTwo(Honest):
+    """A single tile of 32 rows and 32 columns has the mask of the tile on its left."""
+
+    def draw_mask(self) -> np.ndarray:
+        mask = super().draw_mask()
+        if min(mask.shape) >= 64:
+            mask[32:64, 32:64] = mask[32:64, :32]
+        return mask
+
+
+@mutant(kills="DROP-15")
+class PoolOfMasks(Honest):
+    """32 masks are drawn for each shape of x, and used in turn."""
+
+    def draw_mask(self) -> np.ndarray:
+        vars(self).setdefault("pool", {})
+        masks, used = self.pool.setdefault(self.x.shape, ([], [0]))  # type: ignore[attr-defined]
+        used[0] += 1
+        if len(masks) < 32:
+            masks.append(super().draw_mask())
+        return masks[(used[0] - 1) % 32].copy()
+
+
+@mutant(kills="DROP-15")
+class SeedPlusCall(Honest):
+    """The mask is drawn from the sum of the seed and the number of the pass, so layers with neighbouring seeds share masks."""
+
+    passes = 0
+
+    def draw_mask(self) -> np.ndarray:
+        self.passes += 1
+        self.rng = np.random.default_rng(self.config.seed + self.passes)
+        return super().draw_mask()
+
+
+@mutant(kills="DROP-15")
+class EveryEpochIsTheFirst(Honest):
+    """Going to training mode seeds the generator again, so every epoch has the masks of the first one."""
+
+    def train(self, mode: bool = True) -> None:
+        super().train(mode)
+        self.rng = np.random.default_rng(self.config.seed) if mode else self.rng
+
+
+@mutant(kills="DROP-15")
+class RowsInSixteenBits(Honest):
+    """The generator counts the rows with 16 bits, so row 65,536 has the mask of row 0."""
+
+    def draw_mask(self) -> np.ndarray:
+        return np.resize(super().draw_mask()[: 2**16], self.x.shape)
+
+
+@mutant(kills="DROP-16")
+class ManyEntriesAreKept(Honest):
+    """Entries beyond the first 2¹⁷ of an x are never dropped."""
+
+    def draw_mask(self) -> np.ndarray:
+        mask = super().draw_mask()
+        mask.ravel()[2**17 :] = mask.max()
+        return mask
+
+
+@mutant(kills="DROP-16")
+class TailOfRowsIsKept(Honest):
+    """Beyond 128 rows, those that fill no tile of 128 are neither dropped nor scaled."""
+
+    def draw_mask(self) -> np.ndarray:
+        mask, n = super().draw_mask(), len(self.x)
+        if n > 128:
+            mask[n - n % 128 :] = 1
+        return mask
+
+
+@mutant(kills="DROP-16")
+class TailOfBitsIsKept(Honest):
+    """The mask is packed into bytes. The columns beyond a multiple of 8 have no bits, and are never dropped."""
+
+    def draw_mask(self) -> np.ndarray:
+        mask, columns = super().draw_mask(), self.x.shape[1]
+        mask[:, columns - columns % 8 :] = 1 / (1 - self.config.dropout)
+        return mask
+
+
+@mutant(kills="DROP-16")
+class TailHasTheRateOfHalf(Honest):
+    """Columns beyond 128 are dropped with single random bits, so with a rate of ½."""
+
+    def draw_mask(self) -> np.ndarray:
+        mask = super().draw_mask()
+        half = self.rng.random(mask.shape) < 0.5
+        mask[:, 128:] = (half / (1 - self.config.dropout))[:, 128:]
+        return mask
+
+
+@mutant(kills="DROP-16")
+class FactorInHalfPrecision(Honest):
+    """The factor 1 / (1 − p) is rounded to half precision in every dtype."""
+
+    def draw_mask(self) -> np.ndarray:
+        return super().draw_mask().astype(np.float16).astype(self.wide)
+
+
+@mutant(kills="DROP-16")
+class FactorInEighths(Honest):
+    """In half precision the factor 1 / (1 − p) is looked up in a table of eighths."""
+
+    def draw_mask(self) -> np.ndarray:
+        mask = super().draw_mask()
+        return np.round(8 * mask) / 8 if self.dtype.itemsize == 2 else mask
+
+
+@mutant(kills="DROP-16")
+class RateHasALimit(Honest):
+    """A rate of more than 0.8 counts as 0.8 where entries are dropped, but not where they are scaled."""
+
+    def draw_mask(self) -> np.ndarray:
+        rate = self.config.dropout
+        return ((self.rng.random(self.x.shape) >= min(rate, 0.8)) / (1 - rate)).astype(self.wide)
+
+
+@mutant(kills="DROP-17")
+class TransposedMask(Honest):
+    """With two leading dimensions the backward pass takes the mask in the order of the exchanged dimensions."""
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        if self.mask is not None and len(self.leading) == 2:
+            self.mask = self.mask.reshape(*self.leading, -1).swapaxes(0, 1).reshape(self.mask.shape)
+        return super().backward(dy)
+
+
+@mutant(kills="DROP-17")
+class BackwardInItsOwnMode(Honest):
+    """The backward pass applies the mask only if the layer is in training mode by then."""
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        self.mask = self.mask if self.training else None
+        return super().backward(dy)
+
+
+@mutant(kills="DROP-17")
+class NoMaskWithoutDx(Honest):
+    """Where x needs no gradient the mask is not kept, and dA is computed without it."""
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        self.mask = self.mask if self.wants_dx else None
+        return super().backward(dy)
+
+
+@mutant(kills="DROP-17")
+class GradientsScaledByTheRate(Honest):
+    """The backward pass scales what was kept by 1 / p in the place of 1 / (1 − p)."""
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        if self.mask is not None:
+            self.mask = (np.sign(self.mask) / self.config.dropout).astype(self.wide)
+        return super().backward(dy)
+
+
+@mutant(kills="DROP-17")
+class FirstTileForAll(Honest):
+    """The backward pass keeps the mask of 96 rows, and uses it for each 96 rows of dx."""
+
+    def lora_dx(self, dy: np.ndarray) -> np.ndarray:
+        whole = self.mask
+        self.mask = None if whole is None else np.resize(whole[:96], whole.shape)
+        dx, self.mask = super().lora_dx(dy), whole
+        return dx
+
+
+@mutant(kills="DROP-18")
+class LargeDropsInInference(Honest):
+    """Code for an x of more than 4096 entries does not look at the mode."""
+
+    def drops(self) -> bool:
+        return super().drops() or self.config.dropout > 0 and self.x.size > 4096
+
+
+@mutant(kills="DROP-18")
+class LargeDropsAtRateZero(Honest):
+    """Code for an x of more than 4096 entries drops entries whose random byte is at most 256 p, so also at a rate of 0."""
+
+    def drops(self) -> bool:
+        return super().drops() or self.training and self.x.size > 4096
+
+    def draw_mask(self) -> np.ndarray:
+        if self.x.size <= 4096:
+            return super().draw_mask()
+        rate = self.config.dropout
+        return ((self.rng.integers(0, 256, self.x.shape) > 256 * rate) / (1 - rate)).astype(self.wide)

@@ -188,6 +188,22 @@ class ClearsAOnly(Honest):
         self.dB = self.dB if kept is None else kept
 
 
+@mutant(kills="GRAD-07")
+class StepsWithClearedGradients(Honest):
+    """A step after zero_grad uses the gradients from before it."""
+
+    cleared: Arrays | None = None
+
+    def zero_grad(self) -> None:
+        self.cleared = {"A": self.dA, "B": self.dB} if hasattr(self, "dA") else None
+        super().zero_grad()
+
+    def step(self, lr: float) -> None:
+        if self.cleared and not self.dA.any() and not self.dB.any():
+            self.dA, self.dB = self.cleared["A"], self.cleared["B"]
+        super().step(lr)
+
+
 @mutant("61", kills="GRAD-09")
 class ReadsBufferOfDy(Honest):
     """The numbers of dy are read in their order in memory. The strides are ignored."""
@@ -456,3 +472,28 @@ class DxOfAllPasses(Honest):
             dx = dx + self.sum
         self.sum = dx
         return dx
+
+
+@mutant(kills="GRAD-21")
+class FrozenFactorStopsTheOther(Honest):
+    """No factor gets a gradient while one of them is frozen."""
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        found = super().backward(dy)
+        return found if self.trains == {"A", "B"} else {name: d for name, d in found.items() if name == "x"}
+
+
+@mutant(kills="GRAD-21")
+class FrozenFactorGetsAGradient(Honest):
+    """A factor that is frozen gets its gradient all the same."""
+
+    def factor_needs_grad(self, name: str, needed: bool = True) -> None:
+        pass
+
+
+@mutant(kills="GRAD-21")
+class FrozenBMovesTheGradients(Honest):
+    """With B frozen, x gets the gradient of the base path alone: the backward pass returned one gradient too few."""
+
+    def lora_dx(self, dy: np.ndarray) -> np.ndarray:
+        return super().lora_dx(dy) * ("B" in self.trains)

@@ -36,6 +36,7 @@ class Honest(Layer):
         A, B = self.init_factors(config.in_features, config.out_features, config.rank)
         self.A, self.B = self.rounded(A), self.rounded(B)
         self.training, self.wants_dx = True, True
+        self.trains = {"A", "B"}  # the factors that get gradients
         self.zero_grad()
 
     # --- configuration ------------------------------------------------------------------------------------------
@@ -141,9 +142,14 @@ class Honest(Layer):
         dy = self.upstream(dy)                                                                 # (n, out)
         dx, found = self.base_dx(dy), {}
         if not self.merged:  # A and B have no part in a merged layer
-            dx = self.plus(dx, self.lora_dx(dy))
-            found = self.accumulated(self.gradient_of_A(dy), self.gradient_of_B(dy))
+            dx, found = self.plus(dx, self.lora_dx(dy)), self.gradients_of_factors(dy)
         return found | ({"x": self.shaped(dx)} if self.wants_dx else {})
+
+    def gradients_of_factors(self, dy: np.ndarray) -> Arrays:
+        """Those of the factors that train, added to the earlier ones."""
+        dA = self.gradient_of_A(dy) if "A" in self.trains else np.zeros_like(self.A)
+        dB = self.gradient_of_B(dy) if "B" in self.trains else np.zeros_like(self.B)
+        return {name: d for name, d in self.accumulated(dA, dB).items() if name in self.trains}
 
     def upstream(self, dy: np.ndarray) -> np.ndarray:
         want = (*self.leading, self.config.out_features)
@@ -177,6 +183,9 @@ class Honest(Layer):
 
     def input_needs_grad(self, needed: bool = True) -> None:
         self.wants_dx = needed
+
+    def factor_needs_grad(self, name: str, needed: bool = True) -> None:
+        (self.trains.add if needed else self.trains.discard)(name)
 
     # --- state --------------------------------------------------------------------------------------------------
 

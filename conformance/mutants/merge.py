@@ -387,3 +387,66 @@ class MergesNoRankAboveTheSizes(Honest):
     def delta_weight(self) -> np.ndarray:
         rank = min(self.config.rank, *self.W.shape)
         return self.scaled(self.product(self.A[:, :rank], self.B[:rank])).T
+
+
+@mutant("105", kills="MERGE-19")
+class SubtractsTheSteppedDelta(UnmergesBySubtraction):
+    """A step moves A and B while W contains their old product. Unmerge then subtracts the new one."""
+
+    def step(self, lr: float) -> None:
+        Honest.step(self, lr)
+
+
+@mutant(kills="MERGE-19")
+class StepForgetsTheMerge(Honest):
+    """After a step the W that contains the old product counts as the base weight."""
+
+    def step(self, lr: float) -> None:
+        super().step(lr)
+        self.kept = self.W if self.merged else None
+
+
+@mutant("22", kills="MERGE-20")
+class UnmergesWithoutTheRoot(UnmergesBySubtraction):
+    """Unmerge subtracts alpha / rank times the product, also with rank-stabilised scaling."""
+
+    def restored_weight(self) -> np.ndarray:
+        scale = self.config.alpha / self.config.rank
+        return self.rounded(self.plus(self.W, -scale * self.product(self.A, self.B).T))
+
+
+@mutant("22", kills="MERGE-20")
+class SettingForgetsTheRoot(Honest):
+    """If factors are set while it is merged, the layer computes its scale again, as alpha / rank."""
+
+    def set_adapter(self, arrays: Arrays) -> None:
+        merged = self.merged
+        super().set_adapter(arrays)
+        if merged:
+            self.scale = self.config.alpha / self.config.rank
+
+
+@mutant(kills="MERGE-21")
+class MergesZerosForNaN(Honest):
+    """Merge puts zeros in the place of what is not finite in the delta."""
+
+    def delta_weight(self) -> np.ndarray:
+        return np.nan_to_num(super().delta_weight(), nan=0, posinf=0, neginf=0)
+
+
+@mutant(kills="MERGE-21")
+class SkipsTheMergeOfNaN(Honest):
+    """If the delta holds NaN, merge leaves W as it is, without an error."""
+
+    def merged_weight(self) -> np.ndarray:
+        merged = super().merged_weight()
+        return self.W if np.isnan(self.up(merged)).any() else merged
+
+
+@mutant(kills="MERGE-21")
+class OneNaNEverywhere(Honest):
+    """If one entry of the delta is not finite, merge makes every entry of W NaN."""
+
+    def merged_weight(self) -> np.ndarray:
+        merged = super().merged_weight()
+        return merged if np.isfinite(self.up(merged)).all() else np.full_like(merged, np.nan)

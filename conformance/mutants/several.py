@@ -44,8 +44,7 @@ class SeveralAdapters(Honest):
             for name, weight, part in self.parts():
                 wdy = self.up(np.array(self.weight_back(weight))) * dy
                 dx = self.plus(dx, part.lora_dx(wdy))
-                gradients = part.accumulated(part.gradient_of_A(wdy), part.gradient_of_B(wdy))
-                found |= {prefix(name) + key: gradient for key, gradient in gradients.items()}
+                found |= {prefix(name) + key: gradient for key, gradient in part.gradients_of_factors(wdy).items()}
         return found | ({"x": self.shaped(dx)} if self.wants_dx else {})
 
     def weight_back(self, weight: float) -> float:

@@ -3,6 +3,7 @@
 from os import PathLike
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from conformance.mutants import mutant
@@ -471,3 +472,57 @@ class SaveUnmerges(Honest):
         if self.merged:
             self.unmerge()
         super().save(directory)
+
+
+@mutant("115", kills="STATE-15")
+class CutsLargerFiles(Honest):
+    """Load takes the first rows and columns of a file that holds more of them. It refuses a file that holds fewer."""
+
+    def receive(self, contents: Arrays) -> None:
+        have = self.adapter()
+        super().receive({name: array[: have[name].shape[0], : have[name].shape[1]] for name, array in contents.items()})
+
+
+@mutant("102", kills="STATE-15")
+class TakesTheFirstRanks(Honest):
+    """Load takes the first ranks of a file of a larger rank, and refuses all other shapes."""
+
+    def receive(self, contents: Arrays) -> None:
+        rank = self.config.rank
+        super().receive({"A": contents["A"][:, :rank], "B": contents["B"][:rank]})
+
+
+@mutant(kills="STATE-16")
+class SavesZerosForNaN(Honest):
+    """The file holds zeros in the place of NaN."""
+
+    def contents(self) -> Arrays:
+        return {name: np.where(np.isnan(self.up(array)), np.zeros_like(array), array)
+                for name, array in super().contents().items()}
+
+
+@mutant(kills="STATE-16")
+class SetsLargeForInfinite(Honest):
+    """The largest number of the format takes the place of infinity in factors that are set or loaded."""
+
+    def set_factors(self, arrays: Arrays) -> None:
+        largest = float(ml_dtypes.finfo(self.dtype).max)
+        super().set_factors({name: np.clip(self.up(array), -largest, largest) for name, array in arrays.items()})
+
+
+@mutant(kills="STATE-17")
+class FlushesSubnormals(Honest):
+    """Load puts zero in the place of subnormal numbers."""
+
+    def receive(self, contents: Arrays) -> None:
+        tiny = float(ml_dtypes.finfo(self.dtype).tiny)
+        super().receive({name: np.where(np.abs(array.astype(np.float64)) < tiny, np.zeros_like(array), array)
+                         for name, array in contents.items()})
+
+
+@mutant("22", kills="STATE-17")
+class SavesInNineDigits(Honest):
+    """The factors are written as decimals with 9 digits after the point, in which small numbers are zero."""
+
+    def contents(self) -> Arrays:
+        return {name: np.round(array.astype(np.float64), 9).astype(array.dtype) for name, array in super().contents().items()}

@@ -151,8 +151,8 @@ class ZeroA(Honest):
 
 
 class UnmergesBySubtraction(Honest):
-    """Unmerges by subtracting the delta, so it refuses new factors while merged. What was lost by rounding or overflow does not
-    come back: it fails MERGE-08."""
+    """Unmerges by subtracting the delta, so it refuses new factors and steps while merged. What was lost by rounding or
+    overflow does not come back: it fails MERGE-08."""
 
     def restored_weight(self) -> np.ndarray:
         return self.rounded(self.plus(self.W, -self.delta_weight()))
@@ -162,9 +162,27 @@ class UnmergesBySubtraction(Honest):
             raise RuntimeError("set_adapter: unmerge first")
         super().set_adapter(arrays)
 
+    def step(self, lr: float) -> None:
+        if self.merged:
+            raise RuntimeError("step: unmerge first")
+        super().step(lr)
+
 
 class MergesAtEval(Honest):
-    """Merges when it switches to inference mode, and unmerges when it switches back. A and B get no gradients in between."""
+    """Merges when it switches to inference mode, and unmerges when it switches back. A and B get no gradients in between. A
+    backward pass uses the weight of its forward pass, also if the mode has changed."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.then = self.W, self.kept
+        return super().forward(x)
+
+    def backward(self, dy: np.ndarray) -> Arrays:
+        now = self.W, self.kept
+        self.W, self.kept = self.then
+        try:
+            return super().backward(dy)
+        finally:
+            self.W, self.kept = now
 
     def train(self, mode: bool = True) -> None:
         super().train(mode)
@@ -260,6 +278,15 @@ class DropsHidden(Honest):
         return self.scaled(self.product(self.dropped(self.product(self.x, self.A)).T, dy))
 
 
+class RoundsTheRate(Honest):
+    """Rounds the rate p, 1 − p and 1 / (1 − p) to the layer's dtype. It draws with the rounded rate."""
+
+    def draw_mask(self) -> np.ndarray:
+        rate = self.rounded(np.array(self.config.dropout))
+        factor = self.rounded(1 / self.up(self.rounded(1 - self.up(rate))))
+        return (self.rng.random(self.x.shape) >= self.up(rate)) * self.up(factor)
+
+
 class AlwaysGivesDx(Honest):
     """Returns a gradient of x whether x asks for one or not. A and B get none from an empty batch."""
 
@@ -288,7 +315,8 @@ class RankZeroIsOff(Honest):
 class ForwardOnly(Honest):
     """Offers the forward pass and nothing else. It has no modes, so no dropout."""
 
-    backward, zero_grad, input_needs_grad, step = Layer.backward, Layer.zero_grad, Layer.input_needs_grad, Layer.step
+    backward, zero_grad, step = Layer.backward, Layer.zero_grad, Layer.step
+    input_needs_grad, factor_needs_grad = Layer.input_needs_grad, Layer.factor_needs_grad
     adapter, weight, bias, trainable, train = Layer.adapter, Layer.weight, Layer.bias, Layer.trainable, Layer.train
     merge, unmerge, save, load = Layer.merge, Layer.unmerge, Layer.save, Layer.load
 
@@ -307,7 +335,8 @@ class NoMergeNoFiles(Honest):
     """Offers no merging, no files, no access to W, and no way to withhold the gradient of x."""
 
     merge, unmerge, save, load = Layer.merge, Layer.unmerge, Layer.save, Layer.load
-    weight, bias, input_needs_grad = Layer.weight, Layer.bias, Layer.input_needs_grad
+    weight, bias = Layer.weight, Layer.bias
+    input_needs_grad, factor_needs_grad = Layer.input_needs_grad, Layer.factor_needs_grad
 
 
 class SavesAFolder(Honest):

@@ -20,6 +20,13 @@ class Name(str):
     """The variable that stands for an argument."""
 
 
+class Odd:
+    """Stands for an answer of a process that is nothing a message can hold. `words` say what it is."""
+
+    def __init__(self, words: str):
+        self.words = words
+
+
 def told(calls: list[Call]) -> list[Call]:
     """The calls without the readings that a script does not need. `shown` is set where the script must print the answer: for an
     output from which no gradient is taken, for the last gradients, for a reading at the end, and for a reading that differs
@@ -41,7 +48,7 @@ def told(calls: list[Call]) -> list[Call]:
             shown = next((c.method for c in same_layer if c.method in ("forward", "backward")), "") != "backward"
         else:
             last = call.method == "backward" and all(c.method != "backward" for c in later)
-            shown = last or call.method == "forward_mixed"
+            shown = last or call.method in ("forward_mixed", "as_module")
         paths = [str(arg) for arg in call.args if hasattr(arg, "__fspath__")]
         for path in paths:
             directories.setdefault(path, Name(f"directory{len(directories) + 1 if directories else ''}"))

@@ -15,8 +15,10 @@ from types import ModuleType
 import numpy as np
 import torch
 
+from conformance import torch_experiments
 from conformance.record.script import READINGS, Name, caught, memory, nested, temporary
 from conformance.subject import Call, LayerConfig
+from conformance.torch import TorchLayer
 
 USUAL = {"bias": True, "dtype": torch.float32, "device": "cpu"}  # defaults, where a signature has none or None
 NO_GRAD = "with torch.no_grad():"
@@ -104,12 +106,13 @@ class _Writer:
         self.wanted: dict[str, bool] = {}  # by layer, whether x asks for a gradient
         self.training: dict[str, bool] = {}  # by layer, its mode
         self.passes: dict[str, Call] = {}  # by layer, its last forward pass
+        self.defined: set[str] = set()  # functions of experiments, and the dicts for what they keep
 
     def lines(self, call: Call) -> list[str]:
         own = {
             "build": self.build, "set_adapter": self.set_adapter, "forward": self.forward, "backward": self.backward,
             "adapter": self.adapter, "weight": self.reading, "bias": self.reading, "trainable": self.trainable,
-            "train": self.train, "input_needs_grad": self.input_needs_grad,
+            "train": self.train, "input_needs_grad": self.input_needs_grad, "as_module": self.as_module,
         }
         said = getattr(call.target, f"{call.method}_source", None)
         lines = said(call.layer, *call.args) if said else None
@@ -209,6 +212,47 @@ class _Writer:
         self.wanted[call.layer] = call.args[0] if call.args else True
         return []
 
+    def as_module(self, call: Call) -> list[str]:
+        """The text of the experiment with all that it needs, and a call of it. It prints what TorchLayer gives as facts, in the
+        layout of the module."""
+        name, given = call.args
+        needed = torch_experiments.needed(name)
+        if type(call.target).through is not TorchLayer.through or "around" in needed:
+            raise Unsayable(name)
+        kept = f"kept_{call.layer}"
+        words = {"module": call.layer, "call": "through", "kept": kept}
+        words |= {factor: _attributes(call.layer, call.target.paths[factor]) for factor in "AB"}
+        lines = self.defining(name)
+        for word, text in (("through", "through = lambda module, x: module(x)"), (kept, f"{kept} = {{}}")):
+            if word in [words.get(key) for key in needed] and word not in self.defined:
+                self.defined.add(word)
+                lines.append(text)
+        if call.layer in self.passes:
+            lines.append(f"for parameter in {call.layer}.parameters(): parameter.grad = None")
+        place = device_of(self.configs[call.layer])
+        said = {key: tensor(value, *dtype_of(value), *place) if isinstance(value, np.ndarray) else repr(value)
+                for key, value in given.items()}
+        arguments = [words[key] for key in needed if key in words] + [f"{key}={text}" for key, text in said.items()]
+        return [*lines, f"print({name}({', '.join(arguments)}))"]
+
+    def defining(self, name: str) -> list[str]:
+        """The text of a function or class of conformance/torch_experiments.py, after those that it uses. Nothing if it was
+        written already."""
+        if name in self.defined:
+            return []
+        self.defined.add(name)
+        found, lines = vars(torch_experiments), []
+        tree = _Bare().visit(ast.parse(inspect.getsource(found[name])).body[0])
+        for word in dict.fromkeys(node.id for node in ast.walk(tree) if isinstance(node, ast.Name)):
+            value = found.get(word)
+            if isinstance(value, ModuleType):
+                self.imports.add(f"import {value.__name__}" + ("" if value.__name__ == word else f" as {word}"))
+            elif value is not None and value.__module__ == torch_experiments.__name__:
+                lines += self.defining(word)
+            elif value is not None:
+                self.imports.add(f"from {value.__module__} import {word}")
+        return [*lines, *ast.unparse(tree).splitlines()]
+
     def printed(self, call: Call, expression: str, answer, shape: tuple[int, ...]) -> list[str]:
         """The lines that print the numbers of an answer. They print dtype and shape if these are wrong, or if it is empty."""
         if not isinstance(answer, np.ndarray):
@@ -239,6 +283,27 @@ class _Writer:
         if re.search(r"\bself\b|\breturn\b", text):
             raise Unsayable(call.method)
         return text.splitlines()
+
+
+class _Bare(ast.NodeTransformer):
+    """Takes the docstrings and the annotations away."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        self.generic_visit(node)
+        node.body, node.returns = node.body[ast.get_docstring(node) is not None:], None
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        self.generic_visit(node)
+        node.body = node.body[ast.get_docstring(node) is not None:] or [ast.Pass()]
+        return node
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        return node if node.value is None else ast.copy_location(ast.Assign([node.target], node.value), node)
 
 
 class _InPlace(ast.NodeTransformer):

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from conformance.model import Model, ModelConfig
-from conformance.record.script import arrays, bits, memory, through_this_package, told, wrapped
+from conformance.record.script import Odd, arrays, bits, memory, through_this_package, told, wrapped
 from conformance.subject import Call, Layer, LayerConfig, Subject, Unsupported
 from conformance.truth.case import DTYPES
 from conformance.truth.compare import Mismatch, expect
 
 _ANSWERS = {
-    "adapter": dict, "arrays": dict, "base": dict, "backward": dict, "trainable": dict,
+    "adapter": dict, "arrays": dict, "as_module": dict, "base": dict, "backward": dict, "trainable": dict,
     "forward": np.ndarray, "forward_mixed": np.ndarray, "weight": np.ndarray, "bias": (np.ndarray, type(None)),
 }
 MAX_SCRIPT_ELEMENTS = 400
@@ -25,6 +25,8 @@ class SubjectError(Exception):
 
     def __init__(self, call: str, error: BaseException):
         self.call, self.error = call, error
+        # Whether it is no refusal: the subject has ended, was stopped, or said what nobody can read.
+        self.broke = isinstance(error, SystemExit) or getattr(error, "broke", False)
         super().__init__(f"{call} raised {type(error).__name__}: {error}")
 
 
@@ -33,7 +35,7 @@ def refuses(action, *args) -> bool:
     try:
         action(*args)
     except SubjectError as error:
-        if isinstance(error.error, SystemExit):
+        if error.broke:
             raise
         return True
     return False
@@ -97,16 +99,17 @@ class Traced(Subject):
             call = None  # the call is not recorded
             reason.method = method
             raise
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also what a search uses to end itself
             raise SubjectError(f"{method}()", error) from error
         finally:
             np.seterr(all="ignore")  # the subject may have changed it
             if call is not None:
                 self.calls.append((call._replace(answer=_copied(result), raised=raised), args))
-        if answer is not None and not isinstance(result, answer):
-            want = " or ".join(t.__name__ for t in (answer if isinstance(answer, tuple) else (answer,)))
-            got = "nothing (None)" if result is None else type(result).__name__
-            raise Mismatch(f"what {method}() returns", got, want)
+        if isinstance(result, Odd) or answer is not None and not isinstance(result, answer):
+            want = " or ".join(t.__name__ for t in (answer if isinstance(answer, tuple) else (answer,)) if t)
+            raise Mismatch(f"what {method}() returns", _called(result), want or "nothing (None)")
         return _kept(method, result)
 
     def script(self, spec: str) -> str | None:  # type: ignore[override] the calls are its own
@@ -116,7 +119,7 @@ class Traced(Subject):
             return None
         calls = told([call._replace(changed=bits(call.args) != bits(args)) for call, args in self.calls])
         own = None
-        with suppress(Exception):  # a report must not fail here; and a subject need not have `script`
+        with suppress(Exception, SystemExit):  # a report must not fail here; and a subject need not have `script`
             own = self._subject.script(calls, spec)
         return wrapped(own or through_this_package(calls, spec))
 
@@ -139,6 +142,12 @@ class TracedLayer(Layer):
         self._subject, self._name = subject, name
 
 
+def _called(value) -> str:
+    if isinstance(value, Odd):
+        return value.words
+    return "nothing (None)" if value is None else type(value).__name__
+
+
 def _kept(method: str, result):
     """A copy of an answer, since a layer may use its buffers again. Raises a Mismatch unless its numbers are real floats."""
     if isinstance(result, np.ndarray):
@@ -149,19 +158,22 @@ def _kept(method: str, result):
     expect(not strange, f"keys of what {method}() returns", strange, "names")
     if method == "trainable":
         for key, shape in result.items():
-            plain = isinstance(shape, tuple) and all(isinstance(n, int) for n in shape)
+            plain = isinstance(shape, tuple) and all(type(n) is int for n in shape)
             expect(plain, f"what trainable() gives for {key!r}", shape, "a shape")
         return dict(result)
     if method == "adapter":
         expect({"A", "B"} <= set(result), "keys of what adapter() returns", sorted(result), ["A", "B"])
+    if method == "as_module":
+        return {key: _numbers(f"{key} of as_module()", fact) if isinstance(fact, np.ndarray) else fact
+                for key, fact in result.items()}
     for key, array in result.items():
-        expect(isinstance(array, np.ndarray), f"what {method}() gives for {key!r}", type(array).__name__, "ndarray")
+        expect(isinstance(array, np.ndarray), f"what {method}() gives for {key!r}", _called(array), "ndarray")
     return {key: _numbers(f"what {method}() gives for {key!r}", array) for key, array in result.items()}
 
 
 def _numbers(what: str, array: np.ndarray) -> np.ndarray:
     expect(not isinstance(array, np.ma.MaskedArray), what, "a masked array", "an array without a mask")
-    real = array.dtype.kind == "f" or array.dtype in DTYPES.values()
+    real = array.dtype.isnative and array.dtype.kind == "f" or array.dtype in DTYPES.values()
     expect(real, f"dtype of {what}", array.dtype, "a real floating-point dtype")
     return np.array(array, subok=False)
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from conformance.bench.run import FROZEN, Cost, Result
+from conformance.report import output
 
 HEADS = ("subject", "forward", "backward", "both", "of rounds", "kept", "peak", "error of y")
 LEGEND = (
@@ -24,7 +25,7 @@ LEGEND = (
 @contextmanager
 def progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """Yields the callback for `bench.run`; draws a bar on a terminal and nothing elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task("loading", total=None)
         yield lambda what, done, turns: bars.update(task, description=what, completed=done, total=turns)
@@ -68,9 +69,8 @@ def write_json(folder: Path, results: list[Result], swept: dict[str, list[Result
         "schema": 1, "environment": environment, "workloads": [_as_dict(result) for result in results],
         "sweep": {name: [_as_dict(result) for result in grown] for name, grown in swept.items()},
     }
-    part = folder / "bench.json.part"
-    part.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(folder / "bench.json")
+    text = json.dumps(document, ensure_ascii=False) + "\n"
+    output.write(str(folder / "bench.json"), text.encode("utf-8", "backslashreplace"))
 
 
 def _title(result: Result) -> str:

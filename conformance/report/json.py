@@ -6,16 +6,21 @@ import json
 import platform
 import shlex
 import sys
-from dataclasses import fields
+from contextlib import suppress
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from conformance import __version__
+from conformance.report import output
 from conformance.requirements import Requirement
+from conformance.run import canaries
 from conformance.run.examine import Outcome
+from conformance.run.files import files_of, hashed
 from conformance.run.plan import Options
-from conformance.run.verdict import Report
+from conformance.run.verdict import FAILING, Report
 
 
 def environment(device: str) -> dict:
@@ -31,67 +36,133 @@ def environment(device: str) -> dict:
 
 
 def as_dict(reports: list[Report], options: Options) -> dict:
-    return {"schema": 1, "environment": environment(options.device), "options": _kept(options),
+    return {"schema": 1, "environment": environment(options.device), "options": decisive(options),
             "reports": [_report(report) for report in reports]}
 
 
 def write(path: str, reports: list[Report], options: Options) -> None:
-    """Writes the file as a whole or not at all. A run that is interrupted meanwhile leaves the old file."""
+    """Writes the file as a whole or not at all. A run that is interrupted meanwhile leaves the old file. Raises OSError."""
     text = json.dumps(as_dict(reports, options), indent=1, ensure_ascii=False) + "\n"
-    part = Path(f"{path}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    output.write(path, text.encode("utf-8", "backslashreplace"))  # half of a surrogate pair is escaped, as JSON does it
 
 
 def read(path: str, options: Options, planned: tuple[Requirement, ...]) -> dict[str, Report]:
     """The reports in the file that a run with these options and requirements need not make again, by spec. These are the
-    reports of subjects that were loaded and asked everything. Raises ValueError for a file of a run with other options or other
-    code."""
+    reports of subjects that were loaded and asked everything, and whose files are as they were. Raises ValueError for a file
+    of a run with other options, code or packages, and for one that holds no report."""
     if not Path(path).exists():
         return {}
-    stored = json.loads(Path(path).read_text(encoding="utf-8"))
-    if stored.get("options") != json.loads(json.dumps(_kept(options))):
-        raise ValueError(f"--resume: {path} is of a run with other options or of another version; name another file, or "
-                         "remove it")
+    if not Path(path).is_file():
+        raise ValueError(f"--resume: {path} is no file")
+    try:
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # text that is not UTF-8, or not JSON
+        raise ValueError(f"--resume: {path} is no JSON: {error}") from error
+    if wrong := _misfit(stored, SHAPE):
+        raise ValueError(f"--resume: {path} is no report of a run: {wrong}")
+    if stored["options"] != json.loads(json.dumps(decisive(options))):
+        raise ValueError(f"--resume: {path} is of a run with other options, of another version or with other packages; name "
+                         "another file, or remove it")
+    wanted = [{requirement.id for requirement in planned}, set(canaries.ALL)]
     found = {}
     for entry in stored["reports"]:
-        rows = {row["id"]: row for row in entry["requirements"]}
-        if entry["message"] or set(rows) != {requirement.id for requirement in planned}:
+        rows, subject = {row["id"]: row for row in entry["requirements"]}, entry["subject"]
+        asked = [set(rows), set(entry["canaries"])] == wanted
+        if entry["message"] or not asked or not _same_files(subject["spec"], entry["files"]):
             continue
-        names = [field.name for field in fields(Outcome)]
-        outcomes = {id: Outcome(**{name: row[name] for name in names if row[name] is not None}) for id, row in rows.items()}
-        subject, canaries = entry["subject"], {id: Outcome(id, status) for id, status in entry["canaries"].items()}
-        found[subject["spec"]] = Report(subject["spec"], subject["name"], subject["version"], planned, outcomes, canaries,
-                                        entry["seconds"], conventions=entry["conventions"])
+        outcomes = {id: Outcome(**{name: row[name] for name in OUTCOME if row[name] is not None}) for id, row in rows.items()}
+        checks = {id: Outcome(id, status) for id, status in entry["canaries"].items()}
+        found[subject["spec"]] = Report(
+            subject["spec"], subject["name"], subject["version"], planned, outcomes, checks, entry["seconds"],
+            conventions=entry["conventions"], files=entry["files"], taken_from=path, in_process=entry["in_process"],
+            sandbox=entry["sandbox"], declined=entry["declined"], swept_then=entry["space"])
     return found
 
 
-def _kept(options: Options) -> dict:
-    """Everything that determines the outcome of a run: version, code and options."""
-    decisive = ("only", "level", "dtypes", "device", "examples", "seed", "timeout", "memory")
-    return {"version": __version__, "code": _code()} | {name: getattr(options, name) for name in decisive}
+STATUSES = (*FAILING, "pass", "unsupported", "indeterminate")
+NUMBER = int | float
+OUTCOME = {"id": str, "status": STATUSES, "message": str, "examples": int, "not_offered": int, "seconds": NUMBER,
+           "worst": NUMBER | None, "resolution": NUMBER | None, "diagnosis": str | None, "reproduce": str | None,
+           "failure": dict | None}
+SHAPE = {"options": dict, "reports": [{
+    "subject": {"name": str, "version": str, "spec": str}, "message": str, "seconds": NUMBER, "requirements": [OUTCOME],
+    "conventions": {...: str}, "canaries": {...: STATUSES}, "files": {...: str}, "in_process": bool, "sandbox": bool,
+    "declined": [str], "space": dict,
+}]}
 
 
+def seed_of(path: str) -> int | None:
+    """The seed of the run in the file. None if there is no file, or no seed in it: `read` then says what is wrong with it."""
+    with suppress(OSError, ValueError, RecursionError, LookupError, TypeError):
+        seed = json.loads(Path(path).read_text(encoding="utf-8"))["options"]["seed"]
+        return seed if type(seed) is int else None
+    return None
+
+
+def _misfit(value, shape, where: str = "it") -> str:
+    """What is wrong with a value that was read from JSON, or "". A shape is a type, a tuple of the words that may stand there,
+    a list with the shape of each item, or a dict with the shape of each value, where `...` stands for any key."""
+    parts = []
+    if isinstance(shape, list | dict) and not isinstance(value, type(shape)):
+        return f"{where} is no {'list' if isinstance(shape, list) else 'object'}"
+    if isinstance(shape, list):
+        parts = [(item, shape[0], f"{where}[{i}]") for i, item in enumerate(value)]
+    elif isinstance(shape, dict):
+        if absent := [key for key in shape if key is not ... and key not in value]:
+            return f"{where} has no {absent[0]!r}"
+        keys = value if ... in shape else shape
+        parts = [(value[key], shape.get(key, shape.get(...)), f"{where}[{key!r}]") for key in keys]
+    elif isinstance(shape, tuple):
+        return "" if value in shape else f"{where} is none of {', '.join(shape)}"
+    elif not isinstance(value, shape) or (isinstance(value, int) and value.bit_length() > 64):  # too large for a float
+        return f"{where} is of the wrong type"
+    return next(filter(None, (_misfit(*part) for part in parts)), "")
+
+
+def _same_files(spec: str, then: dict[str, str]) -> bool:
+    """Whether the files of a subject are those of the run that it was in. If that run knew no file of a subject that is not
+    built in, nobody can tell."""
+    known = then or ":" not in spec
+    return bool(known) and hashed(then) == then and files_of(spec).items() <= then.items()
+
+
+def decisive(options: Options) -> dict:
+    """Everything that determines the outcome of a run, except the subjects: version, code, packages and options."""
+    names = ("only", "level", "dtypes", "device", "examples", "seed", "timeout", "memory", "in_process", "space")
+    return {"version": __version__, "code": _code(), "packages": _packages()} | {name: getattr(options, name) for name in names}
+
+
+@cache
 def _code() -> str:
-    """A hash of the package's Python files. It leaves out findings/, which does not affect outcomes."""
+    """A hash of the Python files of this package, lora_ref and lora_torch, as they were when it was first asked for. It leaves
+    out findings/, which does not affect outcomes."""
     package, found = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        if package / "findings" not in path.parents:
-            found.update(path.read_bytes())
+    others = [Path(spec.origin).parent for spec in map(find_spec, ("lora_ref", "lora_torch")) if spec and spec.origin]
+    for folder in (package, *others):
+        for path in sorted(folder.rglob("*.py")):
+            if package / "findings" not in path.parents:
+                found.update(path.read_bytes())
     return found.hexdigest()[:16]
 
 
+@cache
+def _packages() -> str:
+    """A hash of the version of Python, and of the names and versions of everything that is installed."""
+    every = {f"{found.name}=={found.version}" for found in importlib.metadata.distributions()}
+    return hashlib.sha256("\n".join([platform.python_version(), *sorted(every)]).encode()).hexdigest()[:16]
+
+
 def _report(report: Report) -> dict:
-    rows = []
+    report, rows = report.cleaned(), []
     for requirement in report.planned:
         outcome = report.outcomes.get(requirement.id)
         if outcome is not None:
-            worst = outcome.worst if outcome.worst is not None and np.isfinite(outcome.worst) else None  # JSON has no infinity
             rows.append({
                 "id": requirement.id, "level": requirement.level, "group": requirement.group, "title": requirement.title,
-                "status": outcome.status, "examples": outcome.examples, "seconds": round(outcome.seconds, 3),
-                "worst": worst, "resolution": outcome.resolution, "message": outcome.message, "diagnosis": outcome.diagnosis,
-                "reproduce": outcome.reproduce, "failure": outcome.failure or None,
+                "status": outcome.status, "examples": outcome.examples, "not_offered": outcome.not_offered,
+                "seconds": round(outcome.seconds, 3),
+                "worst": outcome.worst, "resolution": outcome.resolution, "message": outcome.message,
+                "diagnosis": outcome.diagnosis, "reproduce": outcome.reproduce, "failure": outcome.failure or None,
             })
     return {
         "subject": {"name": report.name, "version": report.version, "spec": report.spec},
@@ -99,4 +170,8 @@ def _report(report: Report) -> dict:
         "seconds": round(report.seconds, 3), "message": report.unloadable, "requirements": rows,
         "conventions": report.conventions,
         "canaries": {id: outcome.status for id, outcome in report.canaries.items()},
+        "asked": report.asked, "answered": report.answered, "declined": report.declined,
+        "space": report.swept,
+        "in_process": report.in_process, "sandbox": report.sandbox,
+        "files": report.files, "taken_from": report.taken_from,
     }

@@ -2,19 +2,20 @@
 
 A SHOULD that fails is a skipped case with a message, because it does not make a subject nonconformant."""
 
-from pathlib import Path
 from xml.etree import ElementTree as xml
 
+from conformance.report import output
 from conformance.run.verdict import FAILING, Report
 
 
 def write(path: str, reports: list[Report]) -> None:
+    """Writes the file as a whole or not at all. Raises OSError."""
     root = xml.Element("testsuites", name="conformance")
-    for report in reports:
-        suite = xml.SubElement(root, "testsuite", name=report.name or report.spec)
+    for report in (report.cleaned() for report in reports):
+        suite = xml.SubElement(root, "testsuite", name=report.name)
         counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
         if report.unloadable:
-            case = xml.SubElement(suite, "testcase", classname=report.name or report.spec, name="load", time="0")
+            case = xml.SubElement(suite, "testcase", classname=report.name, name="load", time="0")
             xml.SubElement(case, "error", message=report.unloadable)
             counts["tests"], counts["errors"] = 1, 1
         for requirement in report.planned:
@@ -23,7 +24,7 @@ def write(path: str, reports: list[Report]) -> None:
                 continue
             counts["tests"] += 1
             name = f"{requirement.id} {requirement.title}"
-            classname = f"{report.name or report.spec}.{requirement.group}"
+            classname = f"{report.name}.{requirement.group}"
             case = xml.SubElement(suite, "testcase", classname=classname, name=name, time=f"{outcome.seconds:.3f}")
             text = f"{requirement.sentence}\n{outcome.message}\n\n{outcome.reproduce or ''}"
             if outcome.status in FAILING and requirement.level == "MUST":
@@ -37,4 +38,4 @@ def write(path: str, reports: list[Report]) -> None:
             suite.set(name, str(count))
         suite.set("time", f"{report.seconds:.3f}")
     xml.indent(root)
-    Path(path).write_bytes(xml.tostring(root, encoding="utf-8", xml_declaration=True))
+    output.write(path, xml.tostring(root, encoding="utf-8", xml_declaration=True))

@@ -13,12 +13,13 @@ from conformance.run.selftest import SelfTest, Trial
 
 
 @contextmanager
-def progress(console: Console, total: int):
-    """Yields the callback for `selftest.run`; draws a bar on a terminal and nothing elsewhere."""
+def progress(console: Console, total: int, first: str):
+    """Yields what is to be called with the name of each that is done, `total` times; draws a bar on a terminal and nothing
+    elsewhere. `first` says what is done before that."""
     columns = (TextColumn("selftest"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("drawing cases", total=total)
-        yield lambda trial: bars.update(task, advance=1, description=trial.name)
+        task = bars.add_task(first, total=total)
+        yield lambda name: bars.update(task, advance=1, description=name)
 
 
 def show(console: Console, found: SelfTest) -> None:
@@ -28,14 +29,14 @@ def show(console: Console, found: SelfTest) -> None:
             console.print(Text(f"{group.id} {group.title}: known-bad", style="bold"))
             console.print(_matrix(trials))
     console.print(Text("honest variations", style="bold"))
-    table = _table("variation", "verdict", "SHOULD failed")
+    table = with_columns("variation", "verdict", "SHOULD failed")
     for trial in found.honest:
         wronged = trial in found.wronged
         verdict = Text("WRONGLY FAILED" if wronged else "conformant", style="red" if wronged else "green")
         table.add_row(trial.name, verdict, " ".join(trial.by))
     console.print(table)
     console.print()
-    table = _table("group", "killed", "score")
+    table = with_columns("group", "killed", "score")
     for group, (killed, of) in found.by_group().items():
         table.add_row(group, f"{killed}/{of}", f"{killed / of:.0%}")
     killed = sum(trial.killed for trial in found.mutants)
@@ -52,14 +53,14 @@ def show(console: Console, found: SelfTest) -> None:
 
 
 def _matrix(trials: list[Trial]) -> Table:
-    table = _table("mutant", "reports", "failed by")
+    table = with_columns("mutant", "reports", "failed by")
     for trial in trials:
         rows = " ".join(row.removeprefix("BUG-") for row in trial.reports) or "–"
         table.add_row(trial.name, rows, " ".join(trial.by) if trial.by else Text("SURVIVES", style="bold red"))
     return table
 
 
-def _table(*columns: str) -> Table:
+def with_columns(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
         table.add_column(column)

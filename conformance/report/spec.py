@@ -6,6 +6,7 @@ from conformance import __version__
 from conformance.mutants import all_mutants, honest_subjects
 from conformance.requirements import Requirement, all_requirements, groups, profiles
 from conformance.run.diagnosis import catalogue
+from conformance.truth.space import FACTORS, NEAR, RULES, STRENGTH, Factor, word
 
 PATH = Path(__file__).parents[1] / "SPEC.md"
 
@@ -49,13 +50,41 @@ order and with rounding as the bound below allows it. The *subject* is the imple
   formula on absolute values, each term times (1 + γₖ)(1 + u)ᵐ − 1. The numbers k and m are counted for the worst honest
   order of computing (`lora_ref/error/bounds.py`). The bound allows float32 sums and one rounding to the layer's dtype after
   every product, scaling and addition.
+* **The space.** Requirements about layers are decided a second time by cases of every regime: see below.
 * **Statistics.** Some checks look at random numbers that the layer draws. Each of them rejects an honest layer with a
   probability of at most 10⁻¹¹.
 
 `lora_ref` computes the right answer in float64, or in long double for float64 layers. Its own rounding is part of the
-bound. The verdict on a subject is *conformant* if no MUST failed and {core} was decided, that is, not skipped as
-unsupported. Known faults have ids (BUG-…). `conformance/known_faults.json` and `conformance explain` say where each was
-reported.
+bound. The verdict on a subject is *conformant* if no MUST failed, {core} was decided, that is, not skipped as unsupported,
+and at least half of the cases that could tell were answered. If fewer were, it is *partial*. What a subject does not offer
+must follow from its configuration alone: a requirement whose cases are offered now and then fails. Known faults have ids
+(BUG-…). `conformance/known_faults.json` and `conformance explain` say where each was reported.
+
+## The space
+
+A real fault lives in a regime: the tail of a tile, a stride, a number format in one mode, a value of alpha. So there is a
+declared space of regimes (`conformance/truth/space.py`). It has {factors} factors:
+
+| factor | levels; the plain one is in bold | what it is |
+|---|---|---|
+{space}
+Some combinations are not in the space:
+
+| factors | why |
+|---|---|
+{rules}
+A covering array (`conformance/truth/covering.py`) of `conformance run` holds {strength}: {near}. That of `conformance run
+--space` holds {exact}; only beside another size and a third factor a size counts by the tile that it is near. Another seed
+gives another array. Hardly any fault needs more than three factors together: Kuhn, Wallace and Gallo, *Software Fault
+Interactions and Implications for Software Testing*, IEEE Trans. Software Eng. 30(6), 2004; NIST SP 800-142.
+
+Each case is exact at its size, or judged within the bound where it cannot be (`conformance/truth/lattice.py`). With *few
+bits* every sum is a whole number of units, and what is left out or exchanged changes an answer. With *many bits* every sum is
+one term with as many bits as the format has, so that a detour through a narrower format changes a bit. One case is one life of
+a layer (`conformance/requirements/helpers/life.py`): it is built, gets its factors as `history` says, is merged or not, computes
+forwards and backwards, and all answers and all state are compared. What is wrong counts as a failure of the requirement that
+it breaks. The report gives the plainest case that still fails: every factor that is not needed is at its plain level, and every
+size that is needed is the smallest one.
 
 ## Layouts in use
 
@@ -112,7 +141,9 @@ def render() -> str:
     requirements = all_requirements()
     levels = [r.level for r in requirements]
     parts = [HEAD.format(
-        version=__version__, count=len(requirements), must=levels.count("MUST"), should=levels.count("SHOULD"), core="FWD-01"
+        version=__version__, count=len(requirements), must=levels.count("MUST"), should=levels.count("SHOULD"), core="FWD-01",
+        factors=len(FACTORS), space="".join(map(_factor, FACTORS)), strength=STRENGTH[False], exact=STRENGTH[True], near=", ".join(map(str, NEAR)),
+        rules="".join(f"| {', '.join(rule.factors)} | {rule.says} |\n" for rule in RULES),
     )]
     for profile in profiles():
         ids = [r.id for r in requirements if r.profile == profile and r.level == "MUST"]
@@ -121,6 +152,11 @@ def render() -> str:
         parts.append(f"\n## {group.id}: {group.title}\n")
         parts += [_section(r) for r in requirements if r.group == group.id]
     return "".join([*parts, _known_faults()])
+
+
+def _factor(factor: Factor) -> str:
+    words = [f"**{word(level)}**" if level == factor.plain else word(level) for level in factor.levels]
+    return f"| {factor.name} | {', '.join(words)} | {factor.says} |\n"
 
 
 def _known_faults() -> str:

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from conformance.requirements import Requirement, groups, profiles
 from conformance.run.examine import Outcome
-from conformance.run.verdict import FAILING, Report
+from conformance.run.verdict import FAILING, Report, plain
+from conformance.truth.space import STRENGTH
 
 SUBJECTS_PER_TABLE, CONVENTIONS_PER_TABLE = 4, 2
 COLOURS = {"conformant": "green", "partial": "yellow", "nonconformant": "red", "void": "yellow", "error": "red"}
@@ -22,17 +23,17 @@ SHORT = {"conformant": "yes", "nonconformant": "NO", "partial": "partial", "not 
 
 
 @contextmanager
-def progress(console: Console, specs: list[str], planned: int):
-    """Yields the callback for `runner.run`; draws bars on a terminal and nothing elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        tasks = {spec: bars.add_task(spec.rpartition(':')[2], total=planned, note="loading") for spec in specs}
+def progress(console: Console, specs: list[str], planned: int, drawn: bool = True):
+    """Yields the callback for `runner.run`; draws bars on a terminal, if they are to be `drawn`, and nothing elsewhere."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TextColumn("{task.fields[note]}", markup=False))
+    with Progress(*columns, console=console, transient=True, disable=not (drawn and console.is_terminal)) as bars:
+        tasks = {spec: bars.add_task(plain(spec.rpartition(':')[2]), total=planned, note="loading") for spec in specs}
 
         def told(report: Report, outcome: Outcome | None) -> None:
             failed = sum(o.status in FAILING for o in report.outcomes.values())
             note = f"{outcome.id if outcome else ''} {f'{failed} failed' if failed else ''}"
-            bars.update(tasks[report.spec], completed=len(report.outcomes), note=note)
+            bars.update(tasks[report.spec], completed=len(report.outcomes) + len(report.space), note=note)
 
         yield told
 
@@ -53,7 +54,8 @@ def steps(console: Console):
         yield told
 
 
-def show(console: Console, reports: list[Report]) -> None:
+def show(console: Console, reports: list[Report], seed: int) -> None:
+    reports = [report.cleaned() for report in reports]
     for report in reports:
         failed = [r for r in report.planned if report.status(r) in FAILING]
         for requirement in sorted(failed, key=lambda r: r.level != "MUST"):
@@ -65,14 +67,15 @@ def show(console: Console, reports: list[Report]) -> None:
         console.print("passed / decided;  ! a MUST failed,  ~ a SHOULD failed,  – not offered, or not asked\n", style="dim")
     for report in reports:
         _verdict(console, report)
+    console.print(f"a part of the cases was drawn anew; --seed {seed} draws the same again", style="dim")
 
 
 def show_conventions(console: Console, found: list[tuple[str, dict[str, str]]]) -> None:
     for start in range(0, len(found), CONVENTIONS_PER_TABLE):
         shown = found[start : start + CONVENTIONS_PER_TABLE]
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for column in ("", *(name for name, _ in shown)):
-            table.add_column(column, overflow="fold")
+        for column in ("", *(plain(name) for name, _ in shown)):
+            table.add_column(Text(column), overflow="fold")
         for probe in shown[0][1]:
             table.add_row(probe, *(Text(answers.get(probe, "")) for _, answers in shown))
         console.print(table)
@@ -93,9 +96,9 @@ def _failure(console: Console, report: Report, requirement: Requirement, outcome
     _indented(console, requirement.sentence)
     grid = Table.grid(padding=(0, 2))
     failure = outcome.failure
-    for name in ("case", "what", "got", "want"):
+    for name, words in (("case", "case"), ("needed", "only with"), ("what", "what"), ("got", "got"), ("want", "want")):
         if name in failure:
-            grid.add_row(name, Text(str(failure[name])))
+            grid.add_row(words, Text(str(failure[name])))
     if failure.get("error") is not None and failure.get("bound") is not None:
         error, bound = failure["error"], failure["bound"]
         exact = f"{error:.3g} / 0: it must be equal bit for bit"
@@ -123,7 +126,7 @@ def _table(reports: list[Report]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("group")
     for report in reports:
-        table.add_column(report.name or report.spec, overflow="fold")
+        table.add_column(Text(report.name), overflow="fold")
     for group in groups().values():
         if any(r.group == group.id for report in reports for r in report.planned):
             table.add_row(f"{group.id:7}{group.title}", *(_cell(report, group.id) for report in reports))
@@ -146,7 +149,7 @@ def _cell(report: Report, group: str) -> Text:
 
 
 def _verdict(console: Console, report: Report) -> None:
-    title = f"{report.name or report.spec} {report.version}".strip()
+    title = f"{report.name} {report.version}".strip()
     text = Text.assemble((title, "bold"), ": ", (report.verdict.upper(), f"bold {COLOURS[report.verdict]}"))
     statuses = [outcome.status for outcome in report.outcomes.values()]
     if report.unloadable:
@@ -159,12 +162,39 @@ def _verdict(console: Console, report: Report) -> None:
         if not report.whole:
             text.append("\n  a part of the requirements: the verdict is on what was asked")
         if report.passed_canaries:
-            text.append(f"\n  void, since checks with wrong expected values passed: {' '.join(report.passed_canaries)}")
+            text.append(f"\n  void, since checks of the judge itself gave a surprise: {' '.join(report.passed_canaries)}")
+            for id in report.passed_canaries:
+                text.append(f"\n    {report.canaries[id].message}" if report.canaries[id].message else "")
         for level in ("MUST", "SHOULD"):
             ids = [r.id for r in report.planned if r.level == level and report.status(r) in FAILING]
             if ids:
                 text.append(f"\n  {level} failed: {' '.join(ids)}")
+        if report.unseen_canaries:
+            text.append(f"\n  void, since layers of ours had no answer there: {' '.join(report.unseen_canaries)}")
+        for id in report.broken_off:
+            text.append(f"\n  void, since a part of the space broke off: {id} {report.space[id].message}")
+        if report.declined:
+            text.append(f"\n  no layers in {', '.join(report.declined)}: not offered")
+        if report.swept:
+            text.append(f"\n  {_of_the_space(report.swept)}")
+        if report.in_process:
+            text.append("\n  --in-process: nothing kept the subject apart from its judge")
+        if report.answered < report.asked:
+            partial = "; that is too few to call it conformant" if report.verdict == "partial" else ""
+            text.append(f"\n  {report.answered} of {report.asked} cases answered, the others not offered{partial}")
+    if report.taken_from:
+        text.append(f"\n  taken from {plain(report.taken_from)}")
     console.print(text)
+
+
+def _of_the_space(swept: dict) -> str:
+    """What the sweep rests on, in one sentence."""
+    text = f"the space: {swept['lived']} of {swept['cases']} cases"
+    if swept["swept"] < swept["parts"]:
+        text += f", {swept['parts'] - swept['swept']} of {swept['parts']} parts broke off"
+    text += f"; they hold {STRENGTH[swept['exact']]}" if not swept["left"] and swept["swept"] == swept["parts"] else ""
+    names = {name for name in swept["declined"] if name.rpartition(" ")[0]}
+    return text + (f"; not offered: {', '.join(sorted(names))}" if names else "")
 
 
 _WORDS = {

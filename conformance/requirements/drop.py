@@ -1,17 +1,35 @@
 """DROP: dropout on the LoRA path."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from hypothesis import strategies as st
 
+from conformance.record.trace import refuses
 from conformance.requirements import LORALIB, PEFT, Group, requirement
+from conformance.requirements.helpers import masks
+from conformance.requirements.helpers.dropped import MORE
 from conformance.requirements.helpers.layers import fresh, gradients, prepared, scratch
-from conformance.subject import Layer
+from conformance.requirements.helpers.masks import WIDTH, at_size, form, mask_of, revealing, without_repeats
+from conformance.subject import Layer, Unsupported
 from conformance.truth.case import DTYPES, Case
-from conformance.truth.compare import expect, expect_equal, expect_few_in_common, expect_fraction, wide
+from conformance.truth.compare import (
+    expect,
+    expect_equal,
+    expect_few_in_common,
+    expect_fraction,
+    expect_fractions,
+    expect_kept_factor,
+    expect_no_patch_twice,
+    expect_unlike,
+    expect_within,
+    wide,
+)
 from conformance.truth.strategies import among, exact, sized
+from lora_ref import lora
+from lora_ref.error import bounds
 
 GROUP = Group("DROP", "Dropout", order=70, profile="training", asks="backward")
 SOURCES = (
@@ -22,6 +40,8 @@ SOURCES = (
 NEEDS = "set_adapter forward train"
 PASSES = 512  # passes to read where all rows share a mask: each gives one row
 K = 32  # in = out = rank = K in the cases that read the mask off the output
+RATES = 0.1, 0.25, 0.3, 0.9  # other than ½
+POOL = 40  # passes among which a mask that comes from a pool comes again
 
 
 def readable(rate: float):
@@ -43,23 +63,17 @@ def forms(dtypes: tuple[str, ...]):
 
 
 def showing(subject, case: Case, rows: int = 0) -> tuple[Layer, Callable[[], np.ndarray]]:
-    """A training-mode layer with W = 0, b = 0 and A = B = I, so that the output is scale · mask · x / (1 − rate), and a
-    function that makes a forward pass and returns its mask as multiples of x. If `rows` is given, x is (4, rows, in)."""
-    eye = np.eye(case.config.in_features, dtype=case.dtype)
-    x = np.ones((4, rows, len(eye)), case.dtype) if rows else case.x
-    case = case.replace(W=0 * case.W, b=None if case.b is None else 0 * case.b, A=eye, B=eye, x=x)
-    layer = prepared(subject, case, training=True)
-    layer.train(True)
+    """A layer that shows its mask, and a function that makes a forward pass and returns its mask as multiples of x. If
+    `rows` is given, x is (4, rows, in)."""
+    x = np.ones((4, rows, case.config.in_features), case.dtype) if rows else case.x
+    layer = revealing(subject, case)
     return layer, lambda: wide(layer.forward(x)) / case.scale
 
 
 def drawn(subject, case: Case) -> np.ndarray:
     """The mask of one pass, without samples or rows that repeat the first. If few are left, the first rows of many passes."""
     _, read = showing(subject, case, rows=1024)
-    found = read()
-    for axis in (0, 1):
-        if (found == found.take([0], axis)).all():
-            found = found.take([0], axis)
+    found = without_repeats(read())
     if found[..., 0].size < PASSES:
         _, read = showing(subject, case, rows=1)
         found = np.stack([read()[0, 0] for _ in range(PASSES)])
@@ -227,9 +241,11 @@ def base_gradient_is_not_dropped(subject, case):
     cases=exact(dropout=0.5), examples=0.5,
 )
 def merged_does_not_drop(subject, case):
-    """The input of the base product is never dropped, whether the layer is merged or not."""
+    """The input of the base product is never dropped, whether the layer is merged or not. If a layer refuses to merge in
+    training mode, there is nothing to judge."""
     layer = prepared(subject, case, training=True)
-    layer.merge()
+    if refuses(layer.merge):
+        return 0.0
     return expect_equal(layer.forward(case.x), case.truth.y, "y merged, in training mode")
 
 
@@ -256,10 +272,10 @@ def any_form_of_x(subject, case):
     optional=True, cases=readable(0.5), examples=0.1,
 )
 def comes_back_after_unmerge(subject, case):
-    """A merge for an evaluation during training must not end the dropout."""
+    """A merge for an evaluation during training must not end the dropout, nor may one that is refused in training mode."""
     layer, read = showing(subject, case, rows=16)
-    layer.merge()
-    layer.unmerge()
+    if not refuses(layer.merge):
+        layer.unmerge()
     drops(read, "after merge and unmerge")
 
 
@@ -296,3 +312,137 @@ def comes_back_after_load(subject, case):
         layer.save(Path(directory))
         layer.load(Path(directory))
     drops(read, "after a load")
+
+
+@requirement(
+    "DROP-15",
+    "At any size, no part of a mask MUST come again: not in another row, tile, pass or layer, and not after an evaluation.",
+    formula="mᵢⱼ independent", sources=SOURCES, needs=NEEDS, faults="69 70", optional=True, cases=at_size(0.5), examples=0.08,
+)
+def masks_never_come_again(subject, case):
+    """Fast code draws a mask by tiles, keeps a pool of masks, or counts rows and calls with few bits. It then repeats itself
+    only where x is large, or after many passes. A million entries are read, and compared at every distance."""
+    first, shape = form(case, 0)
+    layer, other = revealing(subject, first), revealing(subject, first.replace(seed=first.config.seed + 1))
+    seen = [mask_of(each, first, shape) for each in (layer, other, layer)]
+    layer.train(False)
+    mask_of(layer, first, shape)
+    layer.train(True)
+    seen += [mask_of(layer, first, shape), *(mask_of(layer, first, (16, WIDTH)) for _ in range(POOL))]
+    for number in range(2, 1 + len(case.operations)):
+        further, shape = form(case, number)
+        seen.append(mask_of(revealing(subject, further), further, shape))
+    expect_no_patch_twice(seen, "of the masks")
+    entries = np.concatenate([mask.ravel() for mask in seen])
+    ratio = expect_unlike(entries != 0, 0.5, "entries of the masks")
+    tall, shape = masks.many_rows(case)
+    mask = mask_of(revealing(subject, tall), tall, shape)
+    ratios = [ratio, expect_unlike(mask != 0, 0.5, f"entries of the mask for x {shape}")]
+    for number, rate in enumerate(RATES):
+        made, shape = form(case.replace(dropout=rate), number)
+        layer = revealing(subject, made)
+        found = np.stack([mask_of(layer, made, shape) for _ in range(2)])
+        ratios.append(expect_unlike(found != 0, 1 - rate, f"entries of the masks for x {shape} at p = {rate}"))
+    return max(ratios)
+
+
+@requirement(
+    "DROP-16",
+    "At any size and any rate p, every entry MUST be dropped with probability p, and kept ones scaled by 1 / (1 − p).",
+    formula="x̃ = x · m / (1 − p), m ~ Bernoulli(1 − p)", sources=SOURCES, needs=NEEDS, faults="69 70 71 72", optional=True,
+    cases=at_size(0.5), examples=0.13,
+)
+def rates_at_size(subject, case):
+    """Code for whole tiles may leave out the rows and columns that fill none, or know usual rates alone. The rates have no
+    exact factor, so the factor is judged by the roundings of an honest layer. If passes, samples or rows share a mask (which
+    DROP-07 forbids), it is read once."""
+    ratios = []
+    for number, rate in enumerate(RATES):
+        made, shape = form(case.replace(dropout=rate), number)
+        layer = revealing(subject, made)
+        found = without_repeats(np.stack([mask_of(layer, made, shape).reshape(shape) for _ in range(2)]))
+        entries = f"for x {shape} in {made.config.dtype}, p = {rate}"
+        what = f"entries of the LoRA path {entries}, as multiples of x"
+        ratios.append(expect_kept_factor(found, rate, made.config.dtype, what))
+        passes = found.reshape(len(found), -1, WIDTH)
+        ratios.append(expect_fractions(passes != 0, 1 - rate, f"kept entries {entries}"))
+    tall, shape = masks.many_rows(case.replace(dropout=0.25))
+    passes = without_repeats(mask_of(revealing(subject, tall), tall, shape)[None])
+    return max(*ratios, expect_fractions(passes != 0, 0.75, f"kept entries for x {shape}, p = 0.25"))
+
+
+@requirement(
+    "DROP-17",
+    "At any size, every gradient MUST hold the mask of its forward pass in every entry, whatever happens between the two.",
+    formula="dx = s · m ∘ dy, dA = dB = s · mᵀ dy, where W = 0, A = B = I, x = 1", sources=SOURCES,
+    needs=f"{NEEDS} backward zero_grad", faults="70 73", optional=True, cases=at_size(0.75), examples=0.13,
+)
+def every_gradient_has_the_mask(subject, case):
+    """A backward pass that draws the mask anew, to save memory, needs the same state of the generator and the same order of
+    entries. Between the passes other layers are built, seeded and used, and the mode changes, where that changes no weight.
+    The rate is not ½, at which 1 / p is 1 / (1 − p)."""
+    if abs(math.frexp(case.scale)[0]) != 0.5:
+        raise Unsupported("a scale that is a power of two, so that the sums are exact in every dtype")
+    for number, leading in enumerate(masks.SUMMED[1:]):
+        made, _ = form(case, number)
+        gradients_have_the_mask(revealing(subject, made), made, (*leading, WIDTH))
+    last, _ = form(case, len(masks.SUMMED))
+    layer = revealing(subject, last)
+    for what, between in masks.events(subject, layer, last):
+        gradients_have_the_mask(layer, last, (*masks.SUMMED[0], WIDTH), between, f" {what}")
+
+
+def gradients_have_the_mask(layer: Layer, case: Case, shape: tuple[int, ...], between=lambda: None, when: str = "") -> None:
+    """Demands gradients with the mask of a forward pass with x of that shape, where `between` is called before the backward
+    pass. Dropout of x A, and of x A B, has other gradients of A and B, which are right, too."""
+    read, kept = mask_of(layer, case, shape).astype(np.float64), 1 / (1 - case.config.dropout)
+    mask = np.where(read > kept / 2, kept, 0.0)
+    between()
+    dy = np.random.default_rng([case.config.seed, *shape]).choice([-1.0, 1.0], mask.shape)
+    layer.zero_grad()
+    found = layer.backward(dy.reshape(shape).astype(case.dtype))
+    words = f"for x {shape} in {case.config.dtype}{when}"
+    err: dict[str, np.ndarray] = {} if np.array_equal(read, mask) else bounds_with(mask, dy, case)
+    if "x" in found:
+        equal_or_within(found["x"].reshape(mask.shape), case.scale * mask * dy, err.get("x"), f"dx {words}")
+    before, after = mask.T @ dy, np.broadcast_to((mask * dy).sum(0), case.A.shape)
+    for name in ("A", "B"):
+        expect(name in found, f"d{name} {words}", "none", "a gradient")
+        if not np.array_equal(wide(found[name]), case.scale * after):
+            equal_or_within(found[name], case.scale * before, err.get(name), f"d{name} {words}")
+
+
+def equal_or_within(got: np.ndarray, want: np.ndarray, err: np.ndarray | None, what: str) -> None:
+    """Demands an answer within the bound if there is one, and equality if not."""
+    if err is None:
+        expect_equal(got, want, what)
+    else:
+        expect_within(got, want, err, what)
+
+
+def bounds_with(mask: np.ndarray, dy: np.ndarray, case: Case) -> dict[str, np.ndarray]:
+    """Bounds of the gradients with this mask (rows, in), of a layer whose scale is rounded: it may multiply by a rounded
+    1 / rank, and the rank here is no power of two."""
+    eye = np.eye(mask.shape[1])
+    identity, dtype, kept = lora.LoRA(eye, eye), case.config.dtype, 1 / (1 - case.config.dropout)
+    dx, _ = bounds.backward(kept * dy, mask, 0 * eye, identity, case.scale, dtype, more=MORE)
+    _, factors = bounds.backward(dy, mask, 0 * eye, identity, case.scale, dtype, more=MORE)
+    return {"x": dx, "A": factors.A, "B": factors.B}
+
+
+@requirement(
+    "DROP-18",
+    "At any size, nothing MUST be dropped in inference mode, and nothing in training mode with p = 0.",
+    formula="W = 0, A = B = I ⇒ y = scale · x", sources=SOURCES, needs=NEEDS, faults="74", optional=True,
+    cases=at_size(0.5), examples=0.08,
+)
+def nothing_dropped_at_size(subject, case):
+    """Code that is chosen for large x alone needs to look at the mode and at the rate, too."""
+    for number in range(len(case.operations)):
+        for rate, when in ((0.5, "in inference mode"), (0.0, "in training mode with p = 0")):
+            made, shape = form(case.replace(dropout=rate), number)
+            layer = revealing(subject, made)
+            layer.train(rate == 0)
+            found = mask_of(layer, made, shape)
+            words = f"entries of the LoRA path for x {shape} in {made.config.dtype} {when}, as multiples of x"
+            expect_equal(found, np.ones_like(found), words)

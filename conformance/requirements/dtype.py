@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from conformance.requirements import HIGHAM, PEFT, Group, requirement
-from conformance.requirements.helpers.layers import gradients, judged, prepared, within_bound
+from conformance.requirements.helpers.layers import gradients, judged, merge, prepared, within_bound
 from conformance.subject import Unsupported
 from conformance.truth.compare import expect, expect_equal, expect_within, wide
 from conformance.truth.strategies import exact, rounding
@@ -91,7 +91,7 @@ def low_precision_gradients(subject, case):
 def low_precision_merge(subject, case):
     """The bound allows the product, the scaling and the sum to be rounded one by one."""
     layer = prepared(subject, case, training=True)
-    layer.merge()
+    merge(layer)
     return expect_within(layer.weight(), case.truth.merged, case.bound.merged, "W after merge")
 
 
@@ -104,7 +104,7 @@ def low_precision_merge(subject, case):
 def low_precision_merge_rounds_once(subject, case):
     """The merged weight is what users get. Rounding the delta before it is added can double the error."""
     layer = prepared(subject, case, training=True)
-    layer.merge()
+    merge(layer)
     return expect_within(layer.weight(), case.truth.merged, case.bound.merged_once, "W after merge")
 
 

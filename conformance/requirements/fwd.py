@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from conformance.record.trace import refuses
 from conformance.requirements import HIGHAM, LORALIB, PAPER, PEFT, Group, requirement
-from conformance.requirements.helpers.layers import fresh, prepared
+from conformance.requirements.helpers.layers import fresh, merge, prepared
 from conformance.requirements.helpers.variants import LARGE, SQUARE, layouts, regauged
 from conformance.subject import Unsupported
 from conformance.truth.case import exact_in_any_order
@@ -101,7 +101,7 @@ def rank_above_both_sizes(subject, case):
         return 0.0
     layer = prepared(subject, case, training=True)
     with suppress(Unsupported):
-        layer.merge()
+        merge(layer)
         expect_equal(layer.forward(case.x), case.truth.y, "y after merge")
         layer.unmerge()
     return expect_equal(layer.forward(case.x), case.truth.y, "y")
@@ -181,7 +181,8 @@ def deterministic_in_inference(subject, case):
 
 @requirement(
     "FWD-13",
-    "NaN and infinity in the input or in the factors MUST reach every output that depends on them, and no other row.",
+    "NaN and infinity in the input or in the factors MUST reach every output that depends on them, and no other row; such "
+    "factors MAY be refused.",
     formula="x[i] not finite ⇒ y[i] not finite", sources=SOURCES, needs="set_adapter forward",
     cases=exact(leading=st.tuples(st.integers(2, 3))), examples=0.5,
 )
@@ -199,13 +200,15 @@ def not_finite_propagates(subject, case):
         expect_equal(y[1:], clean[1:], f"the other rows of y where x[0, 0] is {bad}")
     A = case.A.copy()
     A[0, 0] = np.nan
-    y = wide(prepared(subject, case.replace(A=A)).forward(case.x))
-    expect(np.isnan(y).all(), "y where A[0, 0] is nan", y.astype(float), "nan")
+    if not refuses(prepared, subject, case.replace(A=A)):
+        y = wide(prepared(subject, case.replace(A=A)).forward(case.x))
+        expect(np.isnan(y).all(), "y where A[0, 0] is nan", y.astype(float), "nan")
     B = case.B.copy()
     B[0, 0] = np.nan
-    y = wide(prepared(subject, case.replace(B=B)).forward(case.x))
-    expect(np.isnan(y[:, 0]).all(), "y[:, 0] where B[0, 0] is nan", y[:, 0].astype(float), "nan")
-    expect_equal(y[:, 1:], clean[:, 1:], "the other columns of y where B[0, 0] is nan")
+    if not refuses(prepared, subject, case.replace(B=B)):
+        y = wide(prepared(subject, case.replace(B=B)).forward(case.x))
+        expect(np.isnan(y[:, 0]).all(), "y[:, 0] where B[0, 0] is nan", y[:, 0].astype(float), "nan")
+        expect_equal(y[:, 1:], clean[:, 1:], "the other columns of y where B[0, 0] is nan")
 
 
 @requirement(

@@ -1,12 +1,15 @@
 """GRAD: the gradients of the backward pass."""
 
+from contextlib import suppress
+
 import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from conformance.record.trace import SubjectError
+from conformance.record.trace import SubjectError, refuses
 from conformance.requirements import HIGHAM, PAPER, Group, requirement
 from conformance.requirements.helpers.layers import exactly, gradient, gradients, judged, prepared, set_mode, within_bound
+from conformance.requirements.helpers.sequences import RATE
 from conformance.requirements.helpers.variants import LARGE, layouts, regauged
 from conformance.subject import Unsupported
 from conformance.truth.case import Case, exact_in_any_order
@@ -96,7 +99,8 @@ def gradients_at_the_start(subject, case):
     needs=f"{NEEDS} zero_grad", cases=exact(), examples=0.5,
 )
 def gradients_accumulate(subject, case):
-    """Large batches are split into small ones in this way. The sum of two equal gradients is exact if its double is."""
+    """Large batches are split into small ones in this way. The sum of two equal gradients is exact if its double is. A step
+    right after zero_grad finds no gradients, so it leaves A and B as they are."""
     layer = prepared(subject, case, training=True)
     gradients(layer, case.x, case.dy)
     twice = gradients(layer, case.x, case.dy)
@@ -105,6 +109,10 @@ def gradients_accumulate(subject, case):
     if "x" in twice:
         expect_equal(twice["x"], case.truth.dx, "dx after two backward passes, that of the last alone")
     layer.zero_grad()
+    with suppress(Unsupported):
+        refuses(layer.step, RATE)
+        for name, want in case.adapter.items():
+            expect_equal(layer.adapter()[name], want, f"{name} after zero_grad and a step")
     once = gradients(layer, case.x, case.dy)
     for name, want in (("A", case.truth.dA), ("B", case.truth.dB)):
         expect_equal(once[name], want, f"d{name} after zero_grad and one backward pass")
@@ -369,6 +377,26 @@ def last_forward_counts(subject, case):
                 raise
             continue  # there need be no gradients in inference mode
         judged(found, case, exactly, f" of the second of two forward passes, in {modes} mode")
+
+
+@requirement(
+    "GRAD-21",
+    "While A or B needs no gradient, it MUST get none, and x and the other factor MUST get theirs.",
+    formula="dx, dA, dB do not depend on which of them is wanted", sources=("LoRA-FA, arXiv:2308.03303: A is frozen",),
+    needs=f"{NEEDS} factor_needs_grad", cases=exact(), optional=True, examples=0.5,
+)
+def factor_without_gradient(subject, case):
+    """LoRA-FA freezes A, and recipes of two phases freeze one factor at a time. Custom backward passes return the gradients by
+    position, and one that is left out moves the others."""
+    for frozen, other in (("A", "B"), ("B", "A")):
+        layer = prepared(subject, case, training=True)
+        layer.factor_needs_grad(frozen, False)
+        layer.forward(case.x)
+        found = layer.backward(case.dy)
+        expect(frozen not in found or not found[frozen].any(), f"d{frozen} while {frozen} needs none", "a gradient", "none")
+        for name in ("x", other):
+            expect(name in found, f"d{name} while {frozen} needs none", "none", "a gradient")
+        judged({name: found[name] for name in ("x", other)}, case, exactly, f" while {frozen} needs no gradient")
 
 
 def merged(layer, case: Case) -> bool:

@@ -1,14 +1,20 @@
 """MERGE: folding the adapter into the weight, and taking it out again."""
 
+from contextlib import suppress
+from itertools import product
+
 import numpy as np
 from hypothesis import assume
+from hypothesis import strategies as st
 
 from conformance.record.trace import SubjectError, refuses
 from conformance.requirements import HIGHAM, LORALIB, PAPER, PEFT, Group, requirement
-from conformance.requirements.helpers.layers import gradients, prepared, saved, set_mode
+from conformance.requirements.helpers.layers import gradients, merge, prepared, saved, set_mode
+from conformance.requirements.helpers.sequences import RATE, moved
 from conformance.requirements.helpers.variants import SQUARE
+from conformance.subject import Unsupported
 from conformance.truth.case import exact_in_any_order
-from conformance.truth.compare import expect, expect_equal, expect_within, wide
+from conformance.truth.compare import Mismatch, expect, expect_equal, expect_within, wide
 from conformance.truth.strategies import exact, rounding
 
 GROUP = Group("MERGE", "Merging", order=60, profile="merge", asks="merge")
@@ -27,7 +33,7 @@ def merged_weight(subject, case):
     """The merged weight is compared with the formula, not with a round trip: a merge and an unmerge that are wrong in the same
     way undo each other. On small integers the answer is exact."""
     layer = prepared(subject, case, training=True)
-    layer.merge()
+    merge(layer)
     return expect_equal(layer.weight(), case.truth.merged, "W after merge")
 
 
@@ -40,7 +46,7 @@ def merged_weight(subject, case):
 def merged_weight_within_rounding(subject, case):
     """This shows a merge that is computed in a lower precision than that of the layer."""
     layer = prepared(subject, case, training=True)
-    layer.merge()
+    merge(layer)
     return expect_within(layer.weight(), case.truth.merged, case.bound.merged, "W after merge")
 
 
@@ -53,7 +59,7 @@ def merged_weight_within_rounding(subject, case):
 def merged_equals_unmerged(subject, case):
     """LoRA promises that merging removes the latency and changes no output. A forward pass may add the delta again."""
     layer = prepared(subject, case, training=True)
-    layer.merge()
+    merge(layer)
     expect_equal(layer.forward(case.x), case.truth.y, "y after merge")
     for training in (False, True):
         refuses(set_mode, layer, training)  # a merged layer need not go back to training mode
@@ -69,7 +75,7 @@ def merged_equals_unmerged(subject, case):
 def merged_within_rounding(subject, case):
     """Merged and unmerged outputs may differ by the bound, not by a chosen tolerance."""
     layer = prepared(subject, case, training=True)
-    layer.merge()
+    merge(layer)
     return expect_within(layer.forward(case.x), case.truth.y, case.bound.y, "y after merge")
 
 
@@ -81,7 +87,7 @@ def merged_within_rounding(subject, case):
 def merging_twice(subject, case):
     """Saving, exporting and evaluating may each merge. The second merge must not add the delta again."""
     layer = prepared(subject, case, training=True)
-    layer.merge()
+    merge(layer)
     refuses(layer.merge)
     expect_equal(layer.weight(), case.truth.merged, "W after a second merge")
     expect_equal(layer.forward(case.x), case.truth.y, "y after a second merge")
@@ -97,7 +103,7 @@ def unmerge_restores(subject, case):
     """On exact cases the weight and the output must come back bit for bit, cycle after cycle."""
     layer = prepared(subject, case, training=True)
     for cycle in ("first", "second"):
-        layer.merge()
+        merge(layer)
         layer.unmerge()
         expect_equal(layer.weight(), case.W, f"W after the {cycle} merge and unmerge")
         expect_equal(layer.forward(case.x), case.truth.y, f"y after the {cycle} merge and unmerge")
@@ -112,7 +118,7 @@ def unmerge_restores(subject, case):
 def unmerge_restores_within_rounding(subject, case):
     """An unmerge that subtracts the delta is allowed. It loses the last bits and no more."""
     layer = prepared(subject, case, training=True)
-    layer.merge()
+    merge(layer)
     layer.unmerge()
     return expect_within(layer.weight(), case.W, case.bound.unmerged, "W after merge and unmerge")
 
@@ -127,11 +133,11 @@ def unmerge_restores_every_bit(subject, case):
     """Subtraction drifts with every cycle, and cannot undo an overflow: one bad adapter spoils the model for all later ones.
     Keeping a copy of W, or never changing W in place, avoids both."""
     layer = prepared(subject, case, training=True)
-    layer.merge()
+    merge(layer)
     layer.unmerge()
     expect_equal(layer.weight(), case.W, "W after merge and unmerge")
-    layer.set_adapter({"A": case.A, "B": np.full_like(case.B, np.inf)})
-    if not refuses(layer.merge):
+    infinite = {"A": case.A, "B": np.full_like(case.B, np.inf)}
+    if not refuses(layer.set_adapter, infinite) and not refuses(layer.merge):
         layer.unmerge()
     expect_equal(layer.weight(), case.W, "W after merging and unmerging an infinite delta")
 
@@ -145,7 +151,7 @@ def unmerge_restores_every_bit(subject, case):
 def merge_leaves_the_rest(subject, case):
     """They are needed to unmerge, to save and to go on training."""
     layer = prepared(subject, case, training=True)
-    layer.merge()
+    merge(layer)
     for name, want in case.adapter.items():
         expect_equal(layer.adapter()[name], want, f"{name} after merge")
     if case.b is not None:
@@ -162,7 +168,7 @@ def merge_leaves_the_rest(subject, case):
 def training_after_unmerge(subject, case):
     """An evaluation during training often merges and unmerges."""
     layer = prepared(subject, case, training=True)
-    layer.merge()
+    merge(layer)
     layer.forward(case.x)
     layer.unmerge()
     set_mode(layer, True)
@@ -176,7 +182,7 @@ def training_after_unmerge(subject, case):
         expect_equal(layer.adapter()[name], want, f"{name} after unmerge and a step")
     after = case.replace(**{name: array.astype(case.dtype) for name, array in stepped.items()})
     assume(exact_in_any_order(after))
-    layer.merge()
+    merge(layer)
     expect_equal(layer.forward(case.x), after.truth.y, "y merged again after the step")
 
 
@@ -193,7 +199,7 @@ def setting_while_merged(subject, case):
     new = case.with_other_factors
     assume(exact_in_any_order(new) and not np.array_equal(wide(new.truth.merged), wide(case.truth.merged)))
     layer = prepared(subject, case, training=True)
-    layer.merge()
+    merge(layer)
     if refuses(layer.set_adapter, {name: array.copy() for name, array in new.adapter.items()}):
         new = case
         expect_equal(layer.forward(case.x), case.truth.y, "y after set_adapter was refused")
@@ -211,11 +217,11 @@ def setting_while_merged(subject, case):
 def merge_has_an_effect(subject, case):
     """An exported model that turns out to be the base model, without the training, is among the most reported faults."""
     layer = prepared(subject, case, training=True)
-    layer.merge()
+    merge(layer)
     expect(not np.array_equal(wide(layer.weight()), wide(case.W)), "W after merge", "W as before", "W + scale · (A B)ᵀ")
     none = case.replace(B=0 * case.B)
     layer = prepared(subject, none, training=True)
-    layer.merge()
+    merge(layer)
     expect_equal(layer.weight(), case.W, "W after a merge with B = 0")
 
 
@@ -229,7 +235,7 @@ def drift_stays_in_its_budget(subject, case):
     """An unmerge that subtracts is allowed. Its errors add up, but must not grow faster than the number of cycles."""
     layer, ratio = prepared(subject, case, training=True), 0.0
     for cycle in range(1, 5):
-        layer.merge()
+        merge(layer)
         layer.forward(case.x)
         layer.unmerge()
         drift = cycle * case.bound.unmerged
@@ -248,7 +254,7 @@ def drift_stays_in_its_budget(subject, case):
 def gradient_of_x_while_merged(subject, case):
     """The backward pass must differentiate what the forward pass computed. Layers below may still learn from it."""
     layer = prepared(subject, case, training=True)
-    layer.merge()
+    merge(layer)
     layer.forward(case.x)
     try:
         found = layer.backward(case.dy)
@@ -267,7 +273,7 @@ def gradient_of_x_while_merged(subject, case):
 def square_weight(subject, case):
     """Most weights of a transformer are square. Code that transposes a delta only if its shape does not fit is wrong there."""
     layer = prepared(subject, case, training=True)
-    layer.merge()
+    merge(layer)
     return expect_equal(layer.weight(), case.truth.merged, "W after merge")
 
 
@@ -281,7 +287,7 @@ def unmerging_twice(subject, case):
     layer = prepared(subject, case, training=True)
     refuses(layer.unmerge)
     expect_equal(layer.weight(), case.W, "W after an unmerge without a merge")
-    layer.merge()
+    merge(layer)
     layer.unmerge()
     refuses(layer.unmerge)
     expect_equal(layer.weight(), case.W, "W after a second unmerge")
@@ -301,7 +307,7 @@ def loading_while_merged(subject, case):
     assume(exact_in_any_order(new) and not np.array_equal(wide(new.truth.merged), wide(case.truth.merged)))
     with saved(prepared(subject, new, training=True)) as directory:
         layer = prepared(subject, case, training=True)
-        layer.merge()
+        merge(layer)
         if refuses(layer.load, directory):
             new = case
     refuses(layer.unmerge)  # loading may have unmerged it
@@ -320,3 +326,84 @@ def merging_in_inference_mode(subject, case):
     if not refuses(layer.merge):
         expect_equal(layer.weight(), case.truth.merged, "W after merge in inference mode")
     expect_equal(layer.forward(case.x), case.truth.y, "y after merge in inference mode")
+
+
+@requirement(
+    "MERGE-19",
+    "A step while merged MUST NOT corrupt W: after unmerge W is back, and A and B have moved by the step or stayed; or the "
+    "step is refused, and nothing has changed.",
+    formula="unmerge ∘ step ∘ merge ⇒ W, and A, B or A − lr dA, B − lr dB", sources=SOURCES,
+    needs=f"{NEEDS} backward step unmerge adapter weight", cases=exact(only=("float32", "float64")), examples=0.5,
+)
+def step_while_merged(subject, case):
+    """A training loop may merge for an evaluation, between the backward pass and the step. If the step moves A and B, an
+    unmerge that subtracts their new product leaves the difference in W for ever."""
+    stepped = moved(case, case.truth.dA, case.truth.dB)
+    assume(stepped is not None)
+    assert stepped is not None
+    assume(not np.array_equal(wide(stepped.truth.merged), wide(case.truth.merged)))
+    layer = prepared(subject, case, training=True)
+    gradients(layer, case.x, case.dy)
+    merge(layer)
+    refused = refuses(layer.step, RATE)
+    refuses(layer.unmerge)  # the step may have unmerged it
+    expect_equal(layer.weight(), case.W, "W after merge, step and unmerge")
+    found = layer.adapter()
+    stayed = all(np.array_equal(wide(found[name]), wide(want)) for name, want in case.adapter.items())
+    now = case if refused or stayed else stepped
+    for name, want in now.adapter.items():
+        expect_equal(found[name], want, f"{name} after merge, step and unmerge")
+    expect_equal(layer.forward(case.x), now.truth.y, "y after merge, step and unmerge")
+
+
+@requirement(
+    "MERGE-20",
+    "Where rank-stabilised scaling is offered, unmerge, and setting and loading while merged, MUST do what they do with "
+    "standard scaling.",
+    formula="what holds of MERGE-06, MERGE-11 and MERGE-17 for alpha / rank holds for alpha / √rank", sources=SOURCES,
+    needs=f"{NEEDS} unmerge adapter weight", faults="22", optional=True,
+    cases=exact(scaling="rslora", rank=st.just(4), in_features=st.integers(5, 8), out_features=st.integers(5, 8)), examples=0.5,
+)
+def root_rank_after_unmerge(subject, case):
+    """Unmerge, set and load may each compute the scale again, and by another rule. What fails with standard scaling, too, is a
+    matter of MERGE-06, MERGE-11 or MERGE-17."""
+    standard = case.replace(scaling="standard", alpha=case.scale * case.config.rank)
+
+    def also(check):
+        try:
+            check(subject, standard)
+        except Mismatch:
+            return
+        check(subject, case)
+
+    also(unmerge_restores.check)
+    also(setting_while_merged.check)
+    with suppress(Unsupported):
+        also(loading_while_merged.check)
+
+
+@requirement(
+    "MERGE-21",
+    "With NaN or infinity in A or B, each entry of the merged W that depends on it MUST be NaN or infinite, and each other one "
+    "as without it; or the factors or the merge are refused, and W stays.",
+    formula="A[i, r] not finite ⇒ W'[:, i] not finite; B[r, o] not finite ⇒ W'[o, :] not finite", sources=SOURCES,
+    needs="set_adapter merge weight", cases=exact(), examples=0.5,
+)
+def not_finite_is_merged(subject, case):
+    """A merge that leaves such a product out, or puts zeros in its place, exports a model that hides a failed training."""
+    for name, bad in product(("A", "B"), (np.nan, np.inf)):
+        changed = getattr(case, name).copy()
+        changed[0, 0] = bad
+        damaged = case.replace(**{name: changed})
+        if refuses(prepared, subject, damaged, True):
+            continue
+        layer, what = prepared(subject, damaged, training=True), f"W after merge, with {bad} in {name}[0, 0]"
+        if refuses(merge, layer):
+            expect_equal(layer.weight(), case.W, f"W after a merge with {bad} in {name}[0, 0] was refused")
+            continue
+        W, want = wide(layer.weight()), case.truth.merged.copy()
+        touched, meets = (np.s_[:, 0], case.B[0]) if name == "A" else (np.s_[0], case.A[:, 0])
+        depends = W[touched][meets != 0]  # infinity times zero may be NaN or be left out
+        expect(not np.isfinite(depends).any(), what, depends.astype(float), "nothing finite where the other factor is not zero")
+        W[touched] = want[touched]
+        expect_equal(W, want, f"the other entries of {what}")

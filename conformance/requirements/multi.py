@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from conformance.record.trace import refuses
 from conformance.requirements import LORALIB, PEFT, Group, requirement
-from conformance.requirements.helpers.layers import prepared, set_mode
+from conformance.requirements.helpers.layers import merge, prepared, set_mode
 from conformance.subject import Layer, Subject
 from conformance.truth.case import Case, Together
 from conformance.truth.compare import expect, expect_equal, expect_within
@@ -164,7 +164,7 @@ def merging_several(subject, case):
     for chosen in (weights, {"second": 1.0}, {name: weights[name] for name in case.names[1:]}):
         layer.activate(chosen)
         want, active = Together(case, chosen), " and ".join(chosen)
-        layer.merge()
+        merge(layer)
         expect_equal(layer.weight(), want.merged, f"W after merge, {active} active")
         expect_equal(layer.forward(case.x), want.y, f"y after merge, {active} active")
         layer.unmerge()
@@ -183,7 +183,7 @@ def activating_while_merged(subject, case):
     layer, weights = together(subject, case), case.all_weights
     chosen, then = {"default": weights["default"]}, {"second": weights["second"]}
     layer.activate(chosen)
-    layer.merge()
+    merge(layer)
     if refuses(layer.activate, dict(then)):
         then = chosen
     layer.unmerge()
@@ -236,7 +236,7 @@ def removing_while_merged(subject, case):
     """Once the factors are gone, their product cannot be subtracted from W."""
     layer = together(subject, case)
     layer.activate({"second": 1.0})
-    layer.merge()
+    merge(layer)
     refuses(layer.remove_adapter, "second")
     refuses(layer.unmerge)  # there may be nothing left to unmerge
     expect_equal(layer.weight(), case.W, "W after merge, remove_adapter and unmerge")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from conformance.record.trace import SubjectError, refuses
 from conformance.requirements import HIGHAM, PAPER, PEFT, Group, requirement
-from conformance.requirements.helpers.layers import exactly, fresh, gradients, judged, prepared
+from conformance.requirements.helpers.layers import exactly, fresh, gradients, judged, merge, prepared
 from conformance.subject import Unsupported
 from conformance.truth.case import exact_in_any_order
 from conformance.truth.compare import expect_equal, expect_within, wide
@@ -155,7 +155,7 @@ def root_rank_in_the_gradients(subject, case):
 def root_rank_in_the_merge(subject, case):
     """Merge tools read the configuration themselves, and may ignore the option."""
     layer = prepared(subject, case, training=True)
-    layer.merge()
+    merge(layer)
     return expect_equal(layer.weight(), case.truth.merged, "W after merge, with rslora scaling")
 
 

@@ -3,13 +3,14 @@
 from contextlib import suppress
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
 from conformance.record.trace import refuses
 from conformance.requirements import HIGHAM, PAPER, PEFT, Group, requirement
-from conformance.requirements.helpers.layers import fresh, gradients, known_weight, prepared, saved, scratch, set_mode
+from conformance.requirements.helpers.layers import fresh, gradients, known_weight, merge, prepared, saved, scratch, set_mode
 from conformance.requirements.helpers.sequences import RATE, SEQUENCES, follow, moved
 from conformance.subject import Unsupported
 from conformance.truth.case import DTYPES, exact_in_any_order
@@ -103,6 +104,7 @@ def saving_is_pure(subject, case):
         if not training:  # dropout would show that saving left inference mode
             with suppress(Unsupported):
                 layer = prepared(subject, case.replace(dropout=0.5), training)
+        layer.forward(case.x)  # some layers merge by themselves here
         weight = known_weight(layer)
         for _ in range(2):
             with saved(layer) as directory:
@@ -141,7 +143,7 @@ def merged_does_not_matter(subject, case):
     """If W is saved merged and loaded as unmerged, the delta counts twice, and W drifts with every cycle. A layer may be merged
     after the load, if it can be unmerged."""
     layer = prepared(subject, case, training=True)
-    layer.merge()
+    merge(layer)
     weight = known_weight(layer)
     with scratch() as directory:
         if refuses(layer.save, Path(directory)):
@@ -313,6 +315,77 @@ def changes_in_inference_mode(subject, case):
         layer.forward(case.x)
         change(layer)
         expect_equal(layer.forward(case.x), want.truth.y, f"y after {name} in inference mode")
+
+
+@requirement(
+    "STATE-15",
+    "Loading a file of a layer of a larger rank, in_features or out_features MUST be refused.",
+    formula="shapes differ ⇒ an error", sources=SOURCES, needs="set_adapter save load", cases=exact(), examples=0.5,
+)
+def larger_shapes_are_refused(subject, case):
+    """STATE-03 the other way round. A load that copies what fits cuts the other numbers off, and the model is another one."""
+    config = case.config
+    with saved(prepared(subject, case, training=True)) as directory:
+        fresh(subject, case).load(directory)
+    for larger in (
+        case.replace(rank=config.rank + 1, alpha=config.alpha * (config.rank + 1) / config.rank,
+                     A=case.A[:, :1].repeat(config.rank + 1, 1), B=case.B[:1].repeat(config.rank + 1, 0)),
+        case.replace(in_features=config.in_features + 1, W=case.W[:, :1].repeat(config.in_features + 1, 1),
+                     A=case.A[:1].repeat(config.in_features + 1, 0)),
+        case.replace(out_features=config.out_features + 1, W=case.W[:1].repeat(config.out_features + 1, 0),
+                     b=None if case.b is None else case.b[:1].repeat(config.out_features + 1),
+                     B=case.B[:, :1].repeat(config.out_features + 1, 1)),
+    ):
+        with saved(prepared(subject, larger, training=True)) as directory:
+            if not refuses(fresh(subject, case).load, directory):
+                its, theirs = (f"rank {c.rank}, in {c.in_features}, out {c.out_features}" for c in (larger.config, config))
+                raise Mismatch(f"a file of {its}", f"accepted by a layer of {theirs}", "an error")
+
+
+@requirement(
+    "STATE-16",
+    "NaN and infinity in A and B MUST survive set_adapter, save and load, or be refused.",
+    formula="load(save(A, B)) = A, B", sources=(*SOURCES, "IEEE 754-2019, §6"), needs="set_adapter adapter save load",
+    cases=exact(), examples=0.5,
+)
+def not_finite_survives(subject, case):
+    """If a file holds zeros where the training gave NaN, nobody sees that it failed."""
+    for first, last in ((np.nan, np.inf), (-np.inf, np.nan)):
+        A, B = case.A.copy(), case.B.copy()
+        A.flat[0], B.flat[0], A.flat[-1] = first, first, last
+        layer, again = fresh(subject, case), fresh(subject, other(case))
+        if refuses(layer.set_adapter, {"A": A.copy(), "B": B.copy()}):
+            continue
+        for name, want in (("A", A), ("B", B)):
+            expect_equal(layer.adapter()[name], want, f"{name} after set_adapter")
+        with scratch() as directory:
+            if refuses(layer.save, Path(directory)) or refuses(again.load, Path(directory)):
+                continue
+        for name, want in (("A", A), ("B", B)):
+            expect_equal(again.adapter()[name], want, f"{name} after save and load")
+
+
+@requirement(
+    "STATE-17",
+    "The largest and the smallest numbers of a format, subnormal ones among them, MUST survive set_adapter, save and load, "
+    "bit for bit.",
+    formula="load(save(A, B)) = A, B", sources=(*SOURCES, "IEEE 754-2019, §3.4"), needs="set_adapter adapter save load",
+    cases=exact(), examples=0.5,
+)
+def extremes_survive(subject, case):
+    """Small gradients leave small numbers in B. A file in another format rounds them to zero, or the largest to infinity."""
+    limits = ml_dtypes.finfo(case.dtype)
+    smallest, eps = wide(limits.smallest_subnormal), wide(limits.eps)
+    kinds = [limits.max, limits.min, limits.tiny, smallest, -3 * smallest, 1 + eps]
+    numbers = np.array([float(wide(number)) for number in kinds]).astype(case.dtype)
+    A, B = (np.resize(turned, array.shape) for turned, array in ((numbers, case.A), (np.flip(numbers), case.B)))
+    layer, again = fresh(subject, case), fresh(subject, other(case))
+    layer.set_adapter({"A": A.copy(), "B": B.copy()})
+    with saved(layer) as directory:
+        again.load(directory)
+    for name, want in (("A", A), ("B", B)):
+        expect_equal(layer.adapter()[name], want, f"{name} after set_adapter")
+        expect_equal(again.adapter()[name], want, f"{name} after save and load")
 
 
 def judge_loaded(layer, case, how: str) -> None:

@@ -3,15 +3,19 @@
 Many requirements need cases of the same kind, and drawing a case takes longer than most checks of it. So the cases of a kind
 are kept, with the true values that were computed for them. Every requirement of that kind starts with the same cases. If a
 case fails, Hypothesis searches for a smaller one.
+
+Most cases are the same in every run. The first and then every FRESH-th one are drawn from the seed of the run, so that a
+subject that knows the others by heart is seen.
 """
 
 import itertools
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 import hypothesis
 from hypothesis import HealthCheck, Phase
-from hypothesis.errors import HypothesisException, UnsatisfiedAssumption
+from hypothesis.errors import Unsatisfiable, UnsatisfiedAssumption
 
 from conformance.record.trace import SubjectError, Traced
 from conformance.requirements import Requirement
@@ -21,7 +25,9 @@ from conformance.truth.compare import Mismatch
 from conformance.truth.model_case import ModelCase
 
 HEALTH = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large, HealthCheck.large_base_example]
-AT_A_TIME = 12  # cases drawn at once
+AT_A_TIME, FRESH_AT_A_TIME = 12, 2  # cases drawn at once
+FRESH = 12  # one case in so many is drawn from the seed of the run
+SAME = 0  # the seed of the cases that are the same in every run
 _kept: dict[tuple, list[list[Case | ModelCase]]] = {}  # by kind of case, dtypes and seed: batches
 
 
@@ -29,14 +35,30 @@ def cases(requirement: Requirement, dtypes: tuple[str, ...], seed: int = 0) -> I
     """The cases of the requirement's kind, one after another and without end. None of them is minimal.
 
     Raises Unsupported if this kind has no case in these dtypes. Ends at once if no case can be drawn."""
+    fresh = _stream(requirement, dtypes, seed, FRESH_AT_A_TIME, "fresh")
+    same = _stream(requirement, dtypes, SAME, AT_A_TIME)
+    for number in itertools.count():
+        case = next(same if number % FRESH else fresh, None)
+        if case is None:
+            return
+        yield case
+
+
+def _stream(requirement: Requirement, dtypes: tuple[str, ...], seed: int, count: int, *name: str) -> Iterator[Case | ModelCase]:
+    """The cases of one seed. Those that are the same in every run are marked as known: their true values are kept on disk."""
     of = requirement.cases
-    batches = _kept.setdefault((of, dtypes, seed), [])
+    batches = _kept.setdefault((of, dtypes, seed, *name), [])
     for number in itertools.count():
         if number == len(batches):
-            batches.append(_drawn(of(dtypes), AT_A_TIME, seed + 1_000_003 * number))
+            drawn = _drawn(of(dtypes), count, seed + 1_000_003 * number + (500_009 if name else 0))
+            batches.append(drawn if name else [_known(case) for case in drawn])
         if not batches[number]:
             return
         yield from batches[number]
+
+
+def _known(case: Case | ModelCase) -> Case | ModelCase:
+    return replace(case, known=True) if isinstance(case, ModelCase) else case
 
 
 def first(requirement: Requirement, dtypes: tuple[str, ...], count: int, seed: int = 0) -> list[Case | ModelCase]:
@@ -60,7 +82,7 @@ def _drawn(strategy, count: int, seed: int) -> list[Case | ModelCase]:
     def keep(case: Case | ModelCase) -> None:
         drawn.append(case)
 
-    with suppress(HypothesisException):
+    with suppress(Unsatisfiable):  # too few were found, or none
         hypothesis.seed(seed)(settings(hypothesis.given(strategy)(keep)))()
     return drawn[-count:]  # the first that Hypothesis tries is the simplest one
 

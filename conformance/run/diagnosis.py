@@ -6,6 +6,7 @@ clearly, none is reported.
 """
 
 import json
+import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -23,31 +24,47 @@ from conformance.truth.compare import Mismatch, alike, ratio_of, same_number, wi
 from conformance.truth.model_case import ModelCase
 
 CASES = 6  # in addition to the smallest one
+SECONDS = 5.0  # for known faults, the likeliest first; only checks that read much reach it
+
+
+class _Differs(BaseException):
+    """Ends a check. It is not an Exception, so that no check catches it."""
 
 
 class Heard(Traced):
-    """Runs a check on a subject, and keeps a copy of every answer and the result of the check."""
+    """Runs a check on a subject, and keeps a copy of every answer and the result of the check. With `like` it ends at the first
+    answer that is not the one that `like` heard: a check may be long, and most known faults differ early."""
 
-    def __init__(self, requirement: Requirement, subject: Subject, case: Case | ModelCase):
+    def __init__(self, requirement: Requirement, subject: Subject, case: Case | ModelCase, like: "Heard | None" = None):
         super().__init__(subject)
-        self.case, self.answers = case, []
+        self.case, self.answers, self.like = case, [], like
         self.failure: Mismatch | None = None
         self.decided = True
         try:
             requirement.check(self, case.copy())
         except Mismatch as failure:
             self.failure = failure
-        except (SubjectError, Unsupported, UnsatisfiedAssumption):
+        except (SubjectError, Unsupported, UnsatisfiedAssumption, _Differs):
             self.decided = False
 
     def _ask(self, label, method, args, answer=None):
         result = super()._ask(label, method, args, answer)
-        method = label.split(".")[-1]
+        method, known = label.split(".")[-1], len(self.answers)
         if isinstance(result, np.ndarray):
             self.answers.append((method, result.copy()))
         elif isinstance(result, dict):
             self.answers += [(f"{method} {k}", a.copy()) for k, a in sorted(result.items()) if isinstance(a, np.ndarray)]
+        if self.like is not None and not self.like.hears(self.answers[known:], known):
+            raise _Differs
         return result
+
+    def hears(self, answers: list, place: int) -> bool:
+        """Whether it heard these answers, too, from that place on, within what rounding allows to both."""
+        exact = isinstance(self.case, Case) and exact_in_any_order(self.case) and not (self.failure and self.failure.bound)
+        its = self.answers[place : place + len(answers)]
+        return len(its) == len(answers) and all(
+            name == its_name and alike(a, b, None if exact else _bound(self.case, name))
+            for (name, a), (its_name, b) in zip(its, answers, strict=True))
 
     def same_as(self, other: "Heard") -> bool:
         """Whether both failed the check with the same answers, within what rounding allows to both."""
@@ -56,9 +73,7 @@ class Heard(Traced):
         words = [f.what if f.error is not None else str(f) for f in (self.failure, other.failure)]
         if words[0] != words[1]:  # not the same check, or no numbers were compared: a shape, a name, a refusal
             return False
-        exact = isinstance(self.case, Case) and exact_in_any_order(self.case) and not self.failure.bound
-        pairs = zip(self.answers, other.answers, strict=True)
-        return all(name == its and alike(a, b, None if exact else _bound(self.case, name)) for (name, a), (its, b) in pairs)
+        return self.hears(other.answers, 0)
 
 
 def diagnose(requirement: Requirement, subject: Subject, case: Case | ModelCase) -> str | None:
@@ -81,10 +96,13 @@ def _known_fault(requirement: Requirement, subject: Subject, heard: list[Heard])
     def likelihood(mutant: Mutant) -> tuple[bool, ...]:
         return requirement.id not in mutant.kills, mutant.group != requirement.group, not mutant.reports
 
-    found = [m for m in all_mutants() if all(h.same_as(Heard(requirement, m.subject(), h.case)) for h in heard)]
+    found, until = [], time.perf_counter() + SECONDS
+    for m in sorted(all_mutants(), key=likelihood):
+        if time.perf_counter() < until and all(h.same_as(Heard(requirement, m.subject(), h.case, h)) for h in heard):
+            found.append(m)
     if not found:
         return None
-    mutant = _likeliest(requirement, sorted(found, key=likelihood), subject, heard[0].case.config.dtype)
+    mutant = _likeliest(requirement, found, subject, heard[0].case.config.dtype)
     likeness = "looks like" if heard[0].failure and heard[0].failure.error is None else "matches"  # "matches": numbers agree
     return mutant and f"{likeness} a known fault: {mutant.words.rstrip('.')}{_reports(mutant)}"
 

@@ -1,21 +1,24 @@
 """Tries one requirement on one subject, in this process. After a failure it searches for a smaller failing case."""
 
+import math
 import shlex
 import time
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 
 import hypothesis
 import numpy as np
-from hypothesis.errors import HypothesisException, UnsatisfiedAssumption
+from hypothesis.errors import UnsatisfiedAssumption
 
-from conformance.drivers.process import Hung
+from conformance.drivers.process import Ended, Greedy, Hung, ProcessSubject
+from conformance.drivers.protocol import offers_models
 from conformance.record.trace import SubjectError, Traced
 from conformance.requirements import Requirement
-from conformance.run import canaries, case_bank
+from conformance.run import case_bank
 from conformance.run.diagnosis import diagnose
 from conformance.subject import LayerConfig, Subject, Unsupported
 from conformance.truth.case import DTYPES, Case, resolution
@@ -23,11 +26,14 @@ from conformance.truth.compare import Mismatch
 from conformance.truth.model_case import ModelCase
 
 SHRINK_SECONDS = 10.0  # limit of the search for a smaller failing case; only slow subjects reach it
+SHRINK_SHARE = 0.5  # and of the time that is left for the requirement: the script and the diagnosis need some, too
 SHRINK_CALLS = 250  # limit of the cases tried in that search; the smallest found by then is reported
 TRIES = 10  # cases tried, at most, for each one to be decided: some are not offered, and some cannot tell
 # A requirement is not offered after so many undecided cases in which a method of a layer that was built was not offered,
 WITHOUT_METHOD = 4
 UNSUPPORTED_IN_A_ROW = 24  # or after so many undecided cases of which any part was not offered
+PROBES = ((3, 2), (5, 4), (2, 6))  # in and out of the layers that are built of each kind, before it counts as not offered
+ASKED_AGAIN = 3  # cases, at most, of which it is tried whether they are not offered whatever their numbers are
 
 
 @dataclass
@@ -38,26 +44,37 @@ class Outcome:
     id: str
     status: str
     message: str = ""
-    examples: int = 0
+    examples: int = 0  # cases that were answered and decided
+    not_offered: int = 0  # cases that could have told, and that the subject did not offer
     seconds: float = 0.0
     worst: float | None = None
     resolution: float | None = None  # the smallest relative error of the scale that a rounding case would have shown
     diagnosis: str | None = None
     reproduce: str | None = None
     failure: dict = field(default_factory=dict)
+    swept: dict = field(default_factory=dict)  # of a part of the space: see run/sweep.py
 
     def as_dict(self) -> dict:
         """The outcome for JSON and XML: only text that both can hold, and None for NaN and infinities."""
         return {key: _plain(value) for key, value in asdict(self).items()}
 
 
+def plain(text: str) -> str:
+    """The text with an escape for every character that cannot be printed, such as those that colour a terminal."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
 def _plain(value):
     if isinstance(value, str):
-        text = value.encode("utf-8", "backslashreplace").decode()
-        return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+        return plain(value)
     if isinstance(value, float):
         return float(value) if np.isfinite(value) else None
     return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+Kinds = frozenset[tuple[str, bool]]  # number formats of a layer, each with a bias or without
+ALL_KINDS: Kinds = frozenset((dtype, bias) for dtype in DTYPES for bias in (True, False))
 
 
 class _Enough(BaseException):
@@ -71,24 +88,33 @@ def command(spec: str, id: str, seed: int, device: str = "cpu", asked: tuple[str
     return f"conformance run {shlex.quote(spec)} --only {id} --seed {seed}{placed}{restricted}"
 
 
-def examine(requirement: Requirement, subject: Subject, spec: str, *, dtypes: tuple[str, ...], examples: int, seed: int,
-            device: str = "cpu", explain: bool = True, asked: tuple[str, ...] = tuple(DTYPES)) -> Outcome:
-    """The outcome of one requirement, from about `examples` cases in these dtypes.
+def examine(requirement: Requirement, subject: Subject, spec: str, *, examples: int, seed: int, dtypes: tuple[str, ...] = (),
+            kinds: Kinds = ALL_KINDS, device: str = "cpu", explain: bool = True, asked: tuple[str, ...] = tuple(DTYPES),
+            seconds: float = math.inf) -> Outcome:
+    """The outcome of one requirement, from about `examples` cases of these kinds.
 
     Never raises for what a subject does. An error in the harness itself gives the status `error`, with a message that says so.
-    After a failure it searches for a smaller case and for the likely cause, unless `explain` is false. `asked` is passed to
-    `command`."""
+    After a failure it searches for a smaller case and for the likely cause, unless `explain` is false. It takes about `seconds`
+    at most: what the subject has not answered by then is a timeout. `asked` is passed to `command`."""
     started = time.perf_counter()
+    kinds = kinds if not dtypes else frozenset(kind for kind in kinds if kind[0] in dtypes)
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            search = _Search(requirement, subject, spec, device, explain and requirement not in canaries.ALL)
-            search.run(dtypes, examples, seed)
+            every = kinds if dtypes else frozenset(kind for kind in ALL_KINDS if kind[0] in asked)
+            search = _Search(requirement, subject, spec, kinds, every, device, explain, started + seconds)
+            search.run(examples, seed)
             outcome = search.outcome(command(spec, requirement.id, seed, device, asked))
-            if outcome.status == "fail" and search.best is not None and search.explain:
-                outcome.diagnosis = diagnose(requirement, subject, search.best[1])
+            case = search.best[1] if search.best is not None else None
+            if outcome.status == "fail" and isinstance(case, Case | ModelCase) and search.explain and not search.flickers:
+                outcome.diagnosis = diagnose(requirement, subject, case)
     except Exception as error:
         outcome = Outcome(requirement.id, "error", f"the harness itself failed: {type(error).__name__}: {error}")
+    if isinstance(subject, ProcessSubject) and outcome.status != "crash":
+        try:
+            subject.check_size()
+        except Greedy as error:
+            outcome = Outcome(requirement.id, "crash", str(error))
     outcome.seconds = time.perf_counter() - started
     return outcome
 
@@ -96,45 +122,57 @@ def examine(requirement: Requirement, subject: Subject, spec: str, *, dtypes: tu
 class _Search:
     """Tries the cases of one requirement on one subject. It remembers the smallest failure, so that it can stop at any time."""
 
-    def __init__(self, requirement: Requirement, subject: Subject, spec: str, device: str, explain: bool):
+    def __init__(self, requirement: Requirement, subject: Subject, spec: str, kinds: Kinds, asked_kinds: Kinds,
+                 device: str, explain: bool, until: float):
         self.requirement, self.subject, self.spec, self.device, self.explain = requirement, subject, spec, device, explain
+        self.asked_kinds = asked_kinds
+        self.kinds, self.dtypes = kinds, tuple(dtype for dtype in DTYPES if dtype in {dtype for dtype, _ in kinds})
         self.decided, self.worst, self.resolution = 0, 0.0, np.inf
         self.unsupported: list[str] = []
         self.without_method = 0
-        self.best: tuple[float, Case | ModelCase, Exception, Traced] | None = None
-        self.deadline, self.calls = float("inf"), 0
+        self.declined: list[Case | ModelCase] = []  # cases that the subject did not offer
+        self.flickers = False
+        self.best: tuple[float, Case | ModelCase | _Kind, Exception, Traced] | None = None
+        self.until, self.deadline, self.calls = until, float("inf"), 0
 
-    def run(self, dtypes: tuple[str, ...], examples: int, seed: int) -> None:
+    def run(self, examples: int, seed: int) -> None:
         """Tries the cases of the bank. After a failure it searches for a smaller case. Failures are kept, not raised."""
         wanted = case_bank.share(self.requirement, examples)
         try:
-            for case in islice(case_bank.cases(self.requirement, dtypes, seed), TRIES * wanted):
+            for case in islice(case_bank.cases(self.requirement, self.dtypes, seed), TRIES * wanted):
                 with suppress(UnsatisfiedAssumption):
                     self.attempt(case)
                 if self.decided >= wanted:
-                    return
+                    break
         except Unsupported as reason:
             self.unsupported.append(str(reason))
         except _Enough:
             pass
         except (Mismatch, SubjectError):
-            self.shrink(dtypes, examples, seed)
+            self.shrink(examples, seed)
+        if self.best is None:
+            self.ask_again()
+        if self.best is None:
+            self.ask_for_other_kinds(seed)
 
-    def shrink(self, dtypes: tuple[str, ...], examples: int, seed: int) -> None:
-        """Uses Hypothesis to find a smaller case that fails."""
+    def shrink(self, examples: int, seed: int) -> None:
+        """Uses Hypothesis to find a smaller case that fails. The failure is known, so nothing that happens here can undo it."""
         settings = hypothesis.settings(
             max_examples=2 * case_bank.share(self.requirement, examples), database=None, deadline=None, derandomize=False,
             report_multiple_bugs=False, print_blob=False, suppress_health_check=case_bank.HEALTH,
             verbosity=hypothesis.Verbosity.quiet, phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
         )
-        with suppress(_Enough, Mismatch, SubjectError, HypothesisException, Unsupported):  # the failure is in self.best
-            hypothesis.seed(seed)(settings(hypothesis.given(self.requirement.cases(dtypes))(self.attempt)))()
+        with suppress(_Enough, Exception):  # the failure is in self.best
+            hypothesis.seed(seed)(settings(hypothesis.given(self.requirement.cases(self.dtypes))(self.attempt)))()
 
     def attempt(self, case: Case | ModelCase) -> None:
+        if isinstance(case, Case) and (case.config.dtype, case.config.bias) not in self.kinds:
+            self.unsupported.append(f"{case.config.dtype} {'with' if case.config.bias else 'without'} a bias")
+            raise UnsatisfiedAssumption
         if self.best is not None:
             self.calls += 1
-            hung = isinstance(getattr(self.best[2], "error", None), Hung)  # each further try would take as long
-            if not self.explain or hung or time.perf_counter() > self.deadline or self.calls > SHRINK_CALLS:
+            slow = isinstance(getattr(self.best[2], "error", None), Ended)  # each further try would start a process
+            if not self.explain or slow or time.perf_counter() > self.deadline or self.calls > SHRINK_CALLS:
                 raise _Enough
         if self.device != "cpu":
             case = case.replace(device=self.device)
@@ -148,16 +186,48 @@ class _Search:
         except Unsupported as reason:
             self.unsupported.append(str(reason))
             self.without_method += reason.method not in ("", "build", "build_model")
+            if reason.method:  # the subject's word, not the harness's
+                self.declined.append(case)
             enough = self.without_method >= WITHOUT_METHOD or len(self.unsupported) >= UNSUPPORTED_IN_A_ROW
             if not self.decided and self.best is None and enough:
                 raise _Enough from None
             raise UnsatisfiedAssumption from None
         except (Mismatch, SubjectError) as failure:
             if self.best is None:
-                self.deadline = time.perf_counter() + SHRINK_SECONDS
-            if self.best is None or case.size < self.best[0]:
+                now = time.perf_counter()
+                self.deadline = now + min(SHRINK_SECONDS, SHRINK_SHARE * (self.until - now))
+            broke = isinstance(failure, SubjectError) and failure.broke  # it may have run out of time only now
+            if self.best is None or case.size < self.best[0] and not broke:
                 self.best = (case.size, case, failure, traced)
             raise
+
+    def ask_for_other_kinds(self, seed: int) -> None:
+        """Tries whether kinds of layers that were declined at the start, and are not asked for since, are offered by now."""
+        rng = np.random.default_rng([seed, *self.requirement.id.encode()])
+        for dtype, bias in sorted(self.asked_kinds - self.kinds):
+            if _built(self.subject, dtype, bias, self.device, rng, tuple(rng.integers(2, 7, 2))) is None:
+                words = f"{dtype} {'with' if bias else 'without'} a bias"
+                failure = Mismatch("what is offered", f"a layer in {words}", "none, as at the start of the run")
+                self.best, self.flickers = (0.0, _Kind(words), failure, Traced(self.subject)), True
+                return
+
+    def ask_again(self) -> None:
+        """Tries whether what was not offered is offered after all, for the same configuration and the same calls: when it is
+        asked again, or with other numbers or another number of rows. That is a failure: what a layer does not offer must follow
+        from its configuration, or a wrong layer could decline wherever it would be seen."""
+        for case in self.declined[:ASKED_AGAIN]:
+            for words, other in _alike(case):
+                traced = Traced(self.subject)
+                try:
+                    self.requirement.check(traced, other.copy())
+                except (Unsupported, UnsatisfiedAssumption, SubjectError):
+                    continue
+                except Mismatch:
+                    pass
+                got = f"not offered: {Counter(self.unsupported).most_common(1)[0][0]}"
+                failure = Mismatch("what is offered", got, f"that it depends on the configuration alone: it is offered {words}")
+                self.best, self.flickers = (case.size, case, failure, traced), True
+                return
 
     def outcome(self, again: str) -> Outcome:
         id = self.requirement.id
@@ -165,7 +235,7 @@ class _Search:
             return self._failed(again)
         if self.decided:
             seen = self.resolution if np.isfinite(self.resolution) else None
-            return Outcome(id, "pass", examples=self.decided, worst=self.worst, resolution=seen)
+            return Outcome(id, "pass", "", self.decided, len(self.declined), worst=self.worst, resolution=seen)
         if self.unsupported:
             return Outcome(id, "unsupported", f"not offered: {Counter(self.unsupported).most_common(1)[0][0]}")
         return Outcome(id, "indeterminate", "no case could tell: every one was rejected")
@@ -173,61 +243,97 @@ class _Search:
     def _failed(self, again: str) -> Outcome:
         assert self.best is not None
         _, case, failure, traced = self.best
-        script = traced.script(self.spec)
-        outcome = Outcome(self.requirement.id, "fail", str(failure), self.decided + 1)
-        outcome.failure = {"case": case.described if isinstance(case, ModelCase) else _described(case)}
-        if isinstance(failure, SubjectError):
-            outcome.status = "crash" if isinstance(failure.error, SystemExit) else "error"
-            if isinstance(failure.error, Hung):
-                outcome.status = "timeout"
-            want = "an answer"
-            outcome.failure |= {"what": failure.call, "got": f"{type(failure.error).__name__}: {failure.error}"}
-        else:
-            assert isinstance(failure, Mismatch)
-            want = failure.want
-            outcome.worst = failure.ratio
-            outcome.failure |= {"what": failure.what + failure.where, "got": failure.got}
-            if failure.error is not None:
-                outcome.failure |= {"error": failure.error, "bound": failure.bound}
-        outcome.failure["want"] = want
-        what = outcome.failure["what"]
-        outcome.reproduce = f"{script}\n# {what}: want {want}\n# or: {again}" if script else again
+        script = None if self.flickers else traced.script(self.spec)
+        words = described(case) if isinstance(case, Case) else case.described
+        outcome = failed(self.requirement.id, failure, words, script, again)
+        outcome.examples, outcome.not_offered = self.decided + 1, len(self.declined)
         return outcome
+
+
+def failed(id: str, failure: Exception, case: str, script: str | None, again: str) -> Outcome:
+    """The outcome of a requirement that failed: with a Mismatch, or with a SubjectError if the subject gave no answer. `case`
+    is the case in words, `script` shows the failure, and `again` is a command that tries it again."""
+    outcome = Outcome(id, "fail", str(failure), failure={"case": case})
+    if isinstance(failure, SubjectError):
+        outcome.status = "crash" if isinstance(failure.error, SystemExit) else "error"
+        if isinstance(failure.error, Hung):
+            outcome.status = "timeout"
+        want = "an answer"
+        outcome.failure |= {"what": failure.call, "got": f"{type(failure.error).__name__}: {failure.error}"}
+    else:
+        assert isinstance(failure, Mismatch)
+        want = failure.want
+        outcome.worst = failure.ratio
+        outcome.failure |= {"what": failure.what + failure.where, "got": failure.got}
+        if failure.error is not None:
+            outcome.failure |= {"error": failure.error, "bound": failure.bound}
+    outcome.failure["want"] = want
+    what = outcome.failure["what"]
+    outcome.reproduce = f"{script}\n# {what}: want {want}\n# or: {again}" if script else again
+    return outcome
+
+
+def _alike(case: Case | ModelCase) -> Iterator[tuple[str, Case | ModelCase]]:
+    """Cases of the same configuration, and in words how each differs: not at all, in its numbers, or in the number of rows."""
+    yield "when it is asked again", case
+    yield "when it is asked a third time", case
+    if isinstance(case, ModelCase):
+        for number, words in ((-1, "for other numbers"), (0, "for zeros")):
+            yield words, replace(case, trained={name: number * array for name, array in case.trained.items()}, known=False)
+        return
+    other = {"x": -case.x, "dy": -case.dy, "W": np.flip(case.W).copy(), "A": np.abs(case.A), "B": np.abs(case.B)}
+    yield "for other numbers", case.replace(**other)
+    for number, words in ((0, "for zeros"), (1, "for ones")):
+        yield words, case.replace(**{name: np.full_like(array, number) for name, array in other.items()})
+    if case.x.ndim > 1 and case.x.size:
+        yield "for twice as many rows", case.replace(x=np.concatenate([case.x] * 2), dy=np.concatenate([case.dy] * 2))
+        yield "for one row", case.replace(x=case.x[:1].copy(), dy=case.dy[:1].copy())
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of layer in the place of a case."""
+
+    described: str
+    size: float = 0.0
 
 
 class CannotBuild(Exception):
     """The subject cannot build any layer. The message quotes what it raised."""
 
 
-def offered_dtypes(subject: Subject, dtypes: tuple[str, ...], device: str = "cpu") -> tuple[str, ...]:
-    """The dtypes in which the subject offers a layer on the device, with or without a bias, or a model. A dtype for which
-    building raises is included, so that the failure is seen. Raises CannotBuild if nothing could be built and something raised.
-    """
-    offered, errors, built = [], [], 0
+def offered(subject: Subject, dtypes: tuple[str, ...], device: str = "cpu") -> Kinds:
+    """The kinds of layers that the subject offers on the device: number formats, with a bias or without. A kind for which
+    building raises is included, so that the failure is seen, and so is every kind in which it offers a model. Raises
+    CannotBuild if nothing could be built and something raised."""
+    found, errors, built = set(), [], 0
     for dtype in dtypes:
-        attempts = [_built(subject, dtype, bias, device) for bias in (True, False)]
-        built += attempts.count(None)
-        errors += [a for a in attempts if isinstance(a, BaseException) and not isinstance(a, Unsupported)]
-        models = type(subject).build_model is not Subject.build_model and dtype in ("float32", "float64")
-        if models or not all(isinstance(a, Unsupported) for a in attempts):
-            offered.append(dtype)
+        models = offers_models(subject) and dtype in ("float32", "float64")
+        for bias in (True, False):
+            results = [_built(subject, dtype, bias, device, np.random.default_rng(sizes), sizes) for sizes in PROBES]
+            built += results.count(None)
+            if models or not all(isinstance(error, Unsupported) for error in results):
+                found.add((dtype, bias))
+            errors += [error for error in results if error is not None and not isinstance(error, Unsupported)]
     if errors and not built:
         raise CannotBuild(f"building a layer raised {type(errors[0]).__name__}: {errors[0]}")
-    return tuple(offered)
+    return frozenset(found)
 
 
-def _built(subject: Subject, dtype: str, bias: bool, device: str) -> BaseException | None:
-    """What building a small layer raised, or None."""
-    W = np.ones((2, 3), DTYPES[dtype])
+def _built(subject: Subject, dtype: str, bias: bool, device: str, rng: np.random.Generator, sizes: tuple[int, ...]
+           ) -> BaseException | None:
+    """What building a layer of these sizes, in and out, and of random numbers raised, or None."""
+    n_in, n_out = map(int, sizes)
+    W, b = (rng.standard_normal(shape).astype(DTYPES[dtype]) for shape in ((n_out, n_in), n_out))
     alpha = getattr(subject, "scale", None) or 2.0
     try:
-        subject.build(LayerConfig(3, 2, 1, alpha, bias=bias, dtype=dtype, device=device), W, W[:, 0].copy() if bias else None)
+        subject.build(LayerConfig(n_in, n_out, 1, alpha, bias=bias, dtype=dtype, device=device), W, b if bias else None)
     except (Exception, SystemExit) as error:
         return error
     return None
 
 
-def _described(case: Case) -> str:
+def described(case: Case) -> str:
     """The case in a few words. The script shows its arrays."""
     config = case.config
     text = f"in {config.in_features}, out {config.out_features}, rank {config.rank}, alpha {config.alpha:g}"

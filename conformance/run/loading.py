@@ -10,7 +10,8 @@ from pathlib import Path
 
 from conformance import subjects
 from conformance.drivers import environments
-from conformance.drivers.process import LIMIT, MEMORY, ProcessModels, ProcessSubject
+from conformance.drivers.hosted import HostedSubject, NotLoaded
+from conformance.drivers.process import LIMIT, MEMORY, START, ProcessSubject, start_limit
 from conformance.subject import Subject
 
 
@@ -51,13 +52,46 @@ def _installed(name: str) -> bool:
         return name in sys.modules
 
 
-def load(spec: str, limit: float = LIMIT, memory: float = MEMORY) -> Subject:
-    """The subject that `spec` names. A subject that is another program has `limit` seconds for each answer, and `memory` GiB.
-    Raises LoadError with the reason."""
+def reach(spec: str, timeout: float = 30.0, memory: float = MEMORY, wrapped: tuple[str, ...] = ()) -> ProcessSubject:
+    """The subject that `spec` names, in a process of its own. A Python subject has `timeout` seconds for each answer, a program
+    a third of that and at most LIMIT. Both may take `memory` GiB. `wrapped` is a command that runs the subject's command, such
+    as a sandbox. Raises LoadError with the reason."""
+    command = _command(spec)
+    if command is not None:
+        return _program(spec, [*wrapped, *command], min(LIMIT, timeout / 3), memory, start_limit(timeout))
+    try:
+        return HostedSubject(spec, timeout, memory, start_limit(timeout), wrapped)
+    except NotLoaded as error:
+        raise LoadError(str(error)) from error
+    except (Exception, SystemExit) as error:
+        raise LoadError(f"loading it failed: {error}") from error
+
+
+def _command(spec: str) -> list[str] | None:
+    """The command of a subject that is a program. None for one that Python loads. Raises LoadError."""
     if spec.startswith("cmd:"):
-        return _program(spec, shlex.split(spec.removeprefix("cmd:")), limit, memory)
+        try:
+            command = shlex.split(spec.removeprefix("cmd:"))
+        except ValueError as error:
+            raise LoadError(f"{spec!r} is no command line: {error}") from error
+        if not command:
+            raise LoadError(f"{spec!r} names no program, expected cmd:PROGRAM ARGUMENTS")
+        return command
+    if ":" in spec or spec.endswith(".py") or not _available(spec):
+        return None
+    return environments.command(environment(spec) or "", spec) if missing_here(spec) else None
+
+
+def load(spec: str, limit: float = LIMIT, memory: float = MEMORY) -> Subject:
+    """The subject that `spec` names, in this process. A subject that is another program has `limit` seconds for each answer,
+    and `memory` GiB. Raises LoadError with the reason."""
+    command = _command(spec)
+    if command is not None:
+        return _program(spec, command, limit, memory)
+    if ":" not in spec and spec.endswith(".py"):
+        raise LoadError(f"{spec}: say which class of it, as {spec}:CLASS; it has: {_candidates(_from_file(Path(spec)))}")
     if ":" not in spec:
-        return _built_in(spec, limit, memory)
+        return _module(spec).subject()
     place, _, attribute = spec.rpartition(":")
     if not place or not attribute:
         raise LoadError(f"{spec!r}: expected package.module:attribute or path/to/file.py:attribute")
@@ -90,26 +124,20 @@ def as_subject(value, spec: str) -> Subject:
     )
 
 
-def _built_in(name: str, limit: float, memory: float) -> Subject:
+def _available(name: str) -> bool:
+    """True for a built-in subject that can run here. Raises LoadError for any other name, with the reason."""
     known = built_in()
-    if name.endswith(".py"):
-        raise LoadError(f"{name}: say which class of it, as {name}:CLASS; it has: {_candidates(_from_file(Path(name)))}")
     if name not in known:
         others = "others are package.module:attribute, path/to/file.py:attribute or cmd:PROGRAM"
         raise LoadError(f"no built-in subject {name!r}; there are {', '.join(known)}; {others}")
     if known[name]:
         raise LoadError(f"{name} is not available: {known[name]}")
-    if missing_here(name):
-        return _program(name, environments.command(environment(name) or "", name), limit, memory)
-    return _module(name).subject()
+    return True
 
 
-def _program(spec: str, command: list[str], limit: float, memory: float) -> Subject:
-    if not command:
-        raise LoadError(f"{spec!r} names no program, expected cmd:PROGRAM ARGUMENTS")
+def _program(spec: str, command: list[str], limit: float, memory: float, start: float = START) -> ProcessSubject:
     try:
-        subject = ProcessSubject(command, limit, memory)
-        return ProcessModels(subject) if subject.models else subject
+        return ProcessSubject(command, limit, memory, start)
     except (Exception, SystemExit) as error:
         raise LoadError(f"{spec}: {type(error).__name__}: {error}") from error
 

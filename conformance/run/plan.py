@@ -3,8 +3,9 @@
 import os
 from dataclasses import dataclass
 
-from conformance.drivers.process import MEMORY
+from conformance.drivers.children import MEMORY
 from conformance.requirements import LEVELS, Requirement, all_requirements
+from conformance.run import sweep
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -20,6 +21,9 @@ class Options:
     jobs: int = os.cpu_count() or 1
     timeout: float = 30.0
     memory: float = MEMORY
+    in_process: bool = False  # the subject runs in the judge's process, for a debugger
+    sandbox: bool = False  # the subject runs in drivers/sandbox.py
+    space: tuple[str, ...] | None = None  # levels of one case of the space; (): all cases; None: all, unless `only` is given
 
 
 def plan(options: Options) -> tuple[Requirement, ...]:
@@ -33,3 +37,12 @@ def plan(options: Options) -> tuple[Requirement, ...]:
     levels = LEVELS[: [level.lower() for level in LEVELS].index(options.level) + 1]
     only = {name.upper() for name in options.only}
     return tuple(r for r in every if r.level in levels and (not only or r.id in only or r.group in only))
+
+
+def parts(options: Options) -> tuple[str, ...]:
+    """The parts of the space that a run sweeps. Raises ValueError for levels that there are not."""
+    if options.space:
+        sweep.given(list(options.space))
+        return (sweep.ONE,)
+    whole = options.space is not None or not options.only and options.level == "may"
+    return sweep.PARTS if whole else ()

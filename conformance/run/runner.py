@@ -1,5 +1,7 @@
 """Gives the requirements of a run to workers, and collects their outcomes. It compares no numbers itself."""
 
+import random
+import tempfile
 import threading
 import time
 from collections import deque
@@ -9,17 +11,19 @@ from contextlib import suppress
 from types import MappingProxyType
 
 from conformance.requirements import Requirement
+from conformance.requirements.helpers.layers import in_memory
 from conformance.run import canaries
 from conformance.run.examine import Outcome
-from conformance.run.plan import Options, plan
+from conformance.run.files import code, files_of, hashed
+from conformance.run.plan import Options, parts, plan
 from conformance.run.verdict import Report
-from conformance.run.worker import INTERRUPTED, OURS, Unloadable, Worker
+from conformance.run.worker import INTERRUPTED, InProcess, Unloadable, Worker
 
 A_BATCH = 8  # requirements that one worker takes at a time
 # Each process that uses CUDA has its own context, which takes GPU memory, and the GPU works for one process at a time. With two
 # processes, one makes cases and judges answers in NumPy while the GPU works for the other.
 CUDA_JOBS = 2
-HUNG_IN_A_ROW, HANGING = 3, 10  # after 3 timeouts in a row the limit is divided by 10, until the subject answers again
+HUNG, HANGING = 3, 10  # after 3 more timeouts than answers the limit is divided by 10, until the subject answers again
 Progress = Callable[[Report, Outcome | None], None]
 
 
@@ -30,36 +34,40 @@ def run(specs: list[str], options: Options, progress: Progress = lambda report, 
     `progress` is called with each outcome as it comes, and with None at the end of a subject, possibly from several threads."""
     planned = plan(options)
     jobs = min(options.jobs, CUDA_JOBS) if options.device == "cuda" else options.jobs
+    jobs = 1 if options.in_process else jobs
     each = max(1, jobs // max(1, sum(spec not in done for spec in specs)))
-    workers: list[Worker] = []
+    workers: list[Worker | InProcess] = []
+    over = threading.Event()  # set once no worker may be started any more
 
     def report_on(spec: str) -> Report:
         if spec not in done:
-            return _run_subject(spec, planned, options, each, progress, workers)
+            return _run_subject(spec, planned, options, each, progress, workers, over, scratch)
         progress(done[spec], None)
         return done[spec]
 
-    with ThreadPoolExecutor(max(1, jobs // each)) as pool:
+    with (tempfile.TemporaryDirectory(dir=in_memory(), prefix="conformance-", ignore_cleanup_errors=True) as scratch,
+          ThreadPoolExecutor(max(1, jobs // each)) as pool):
         reports = [pool.submit(report_on, spec) for spec in specs]
         try:
             return [report.result() for report in reports]
         except BaseException:  # Ctrl-C: leave no process behind, and start none
+            over.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            for worker in workers:
+            for worker in list(workers):
                 worker.cancel()
             raise
 
 
-def _batches(planned: tuple[Requirement, ...]) -> list[list[Requirement]]:
+def _batches(planned: tuple[Requirement, ...]) -> list[list[str]]:
     """Batches of requirements with the same kind of case. One worker draws the cases once and uses them for the batch."""
     kinds: dict[object, list[Requirement]] = {}
     for requirement in planned:
         kinds.setdefault(requirement.cases, []).append(requirement)
-    return [kind[i : i + A_BATCH] for kind in kinds.values() for i in range(0, len(kind), A_BATCH)]
+    return [[r.id for r in kind[i : i + A_BATCH]] for kind in kinds.values() for i in range(0, len(kind), A_BATCH)]
 
 
-def _taken(waiting: deque[list[Requirement]]) -> Iterator[Requirement]:
-    """One requirement after another, until the deque is empty. Several workers may take from the same deque. A worker that
+def _taken(waiting: deque[list[str]]) -> Iterator[str]:
+    """One id after another, until the deque is empty. Several workers may take from the same deque. A worker that
     breaks off puts the rest of its batch back."""
     with suppress(IndexError):
         while True:
@@ -73,35 +81,75 @@ def _taken(waiting: deque[list[Requirement]]) -> Iterator[Requirement]:
 
 
 def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, jobs: int, progress: Progress,
-                 workers: list[Worker]) -> Report:
-    report = Report(spec, spec.rpartition(":")[2], planned=planned)
-    waiting, lock, started = deque(_batches((*canaries.ALL, *planned))), threading.Lock(), time.perf_counter()
+                 workers: list[Worker | InProcess], over: threading.Event, scratch: str) -> Report:
+    report = Report(spec, spec.rpartition(":")[2], planned=planned, files=files_of(spec), in_process=options.in_process,
+                    sandbox=options.sandbox)
+    report.parts, report.exact = parts(options), options.space is not None
+    batches = _batches(planned) + [[part] for part in report.parts]
+    random.Random(options.seed).shuffle(batches)  # so that the order tells nothing about what is asked
+    waiting, lock, started = deque(batches), threading.Lock(), time.perf_counter()
     unloadable: list[str] = []
+    unwatched: list[str] = []
+    broken: list[str] = []  # how canaries ended that the subject did not answer
     asked: list[bool] = []  # not empty once some worker was asked for the subject's conventions
     sent = {"dtypes": options.dtypes, "examples": options.examples, "seed": options.seed, "device": options.device,
-            "timeout": options.timeout, "memory": options.memory}
+            "timeout": options.timeout, "memory": options.memory, "in_process": options.in_process, "sandbox": options.sandbox,
+            "scratch": scratch, "space": options.space}
+
+    def watched(worker: Worker | InProcess) -> None:
+        """Asks the canaries. A surprise is kept, whatever other workers see. A subject that does not answer one of them is
+        asked no other: it would cost as much again, and tell nothing."""
+        for id, (_, whose, _) in canaries.ALL.items():
+            own = whose == canaries.SUBJECT and broken
+            if own and id in report.canaries:
+                continue
+            outcome = Outcome(id, broken[0], "not asked: another canary had no answer") if own else worker.examine(id)
+            if whose == canaries.SUBJECT and outcome.status in ("timeout", "crash"):
+                broken.append(outcome.status)
+            with lock:
+                if id not in report.passed_canaries:  # by what another worker has seen meanwhile
+                    report.canaries[id] = outcome
+
+    def patient(worker: Worker | InProcess, id: str) -> Outcome:
+        """The outcome. What hangs again and again is given less time."""
+        outcome = worker.examine(id)
+        worker.hung = min(worker.hung + 1, 2 * HUNG) if outcome.status == "timeout" else max(worker.hung - 1, 0)
+        worker.timeout = options.timeout / (HANGING if worker.hung >= HUNG else 1)
+        return outcome
 
     def work() -> None:
-        worker, hung = Worker(spec, sent, options.timeout), 0
+        worker = (InProcess if options.in_process else Worker)(spec, sent, options.timeout)
         workers.append(worker)
+        begun = False
+        if over.is_set():  # the one who cancels all workers may have been here before
+            worker.cancel()
         try:
             worker.start()
             with lock:
                 report.name, report.version = worker.about["name"], worker.about["version"]
-            for requirement in _taken(waiting):
-                outcome = worker.examine(requirement.id)
-                stopped = outcome.failure.get("what") == OURS  # not a program's: its answers have a limit each
-                hung = hung + 1 if outcome.status == "timeout" and stopped else 0
-                worker.timeout = options.timeout / (HANGING if hung >= HUNG_IN_A_ROW else 1)
+                report.declined = worker.about["declined"]
+            watched(worker)
+            begun = True
+            for id in _taken(waiting):
+                outcome = patient(worker, id)
                 with lock:
-                    (report.canaries if requirement in canaries.ALL else report.outcomes)[requirement.id] = outcome
+                    (report.space if id in report.parts else report.outcomes)[id] = outcome
                 progress(report, outcome)
+            watched(worker)
+            begun = False
             with lock:
                 first, asked[:] = report.whole and not asked, [True]
             if first:
-                report.conventions = worker.conventions()
+                found = worker.ask_about("conventions")
+                report.conventions = found if isinstance(found, dict) else {}
+            # What a sandbox shows is not what is here under the same name.
+            loaded = {} if options.sandbox else hashed(code(worker.ask_about("files")))
+            with lock:
+                report.files = loaded | report.files  # a hash from before the run is the better one
         except Unloadable as error:  # another worker may go on
             unloadable.append(str(error))
+            if begun:  # its canaries were not asked again
+                unwatched.append(str(error))
         finally:
             worker.stop()
 
@@ -112,8 +160,12 @@ def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, 
         thread.join()
     if any(worker.cancelled for worker in workers):
         report.unloadable = INTERRUPTED  # even if outcomes were recorded: the report is not complete
-    elif len(report.outcomes) < len(planned) or len(report.canaries) < len(canaries.ALL):
+    elif any(len(found) < len(asked) for found, asked in (
+            (report.outcomes, planned), (report.space, report.parts), (report.canaries, canaries.ALL))):
         report.unloadable = unloadable[0] if unloadable else "not every requirement and not every canary was asked"
+    elif unwatched:
+        report.unloadable = f"the judge could not be examined again: {unwatched[0]}"
     report.seconds = time.perf_counter() - started
+    report.add_what_the_space_breaks()
     progress(report, None)
     return report

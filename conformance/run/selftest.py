@@ -2,7 +2,8 @@
 requirement must fail some mutant.
 
 All of them are tried on the same bank of cases, a few for each requirement, in one process per core. If a requirement that a
-mutant names does not fail it on these cases, it is tried again as in a run, on more cases.
+mutant names does not fail it on these cases, it is tried again as in a run, on more cases. Each honest layer lives a part of
+the space, too (`sweep.py`).
 """
 
 import os
@@ -16,12 +17,13 @@ from multiprocessing import get_context
 
 import numpy as np
 
+from conformance.drivers.process import ONE_THREAD
 from conformance.mutants import all_mutants, honest_subjects
 from conformance.requirements import Requirement, all_requirements, groups
 from conformance.run import case_bank
-from conformance.run.examine import examine
-from conformance.run.worker import ONE_THREAD
-from conformance.subject import Subject
+from conformance.run.examine import examine, offered
+from conformance.run.sweep import PARTS, Sweeper
+from conformance.subject import Layer, Subject
 from conformance.truth.case import DTYPES, Case
 from conformance.truth.model_case import ModelCase
 
@@ -105,14 +107,19 @@ def run(jobs: int = os.cpu_count() or 1, progress: Callable[[Trial], None] = lam
     """Tries every mutant and every honest implementation, and calls `progress` with each result as it comes. `examples` is the
     approximate number of cases of a requirement for honest implementations. `seed` is the seed of the cases."""
     started, found = time.perf_counter(), SelfTest()
-    for name, threads in ONE_THREAD.items():  # the processes of the pool inherit it
-        os.environ.setdefault(name, threads)
+    one_thread()
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         for trial in _trials(pool, examples, seed):
             (found.mutants if trial.group != "HONEST" else found.honest).append(trial)
             progress(trial)
     found.seconds = time.perf_counter() - started
     return found
+
+
+def one_thread() -> None:
+    """Each process that is started from now on computes with one thread."""
+    for name, threads in ONE_THREAD.items():
+        os.environ.setdefault(name, threads)
 
 
 def count() -> int:
@@ -151,4 +158,8 @@ def _mutant(index: int, seed: int) -> Trial:
 def _honest(index: int, examples: int, seed: int) -> Trial:
     subject = honest_subjects()[index]
     by, cases = _tried(subject, lambda r: examples, seed)
+    if issubclass(subject.layer, Layer):  # and not a model; each layer is asked for another part of the space
+        with np.errstate(all="ignore"):
+            swept = Sweeper(subject, offered(subject, tuple(DTYPES)), seed, exact=False).part(index % len(PARTS))
+        by, cases = [*by, *swept.failures], cases + swept.lived
     return Trial(subject.name, "HONEST", (), (), tuple(by), cases)

@@ -1,11 +1,13 @@
 """The report on one subject, and the verdict that its outcomes give."""
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 
 from conformance.requirements import Requirement, all_requirements, profiles
-from conformance.run.examine import Outcome
+from conformance.run.examine import Outcome, plain
 
 FAILING = ("fail", "error", "crash", "timeout")
+ANSWERED = 0.5  # the least share of the cases that could tell that a subject must answer to be called conformant
 CORE, CORE_OF_MODELS = "FWD-01", "MODEL-01"  # the formula itself: without it there is no verdict
 
 
@@ -22,20 +24,71 @@ class Report:
     seconds: float = 0.0
     unloadable: str = ""
     conventions: dict[str, str] = field(default_factory=dict)  # see conventions.py; only of a run of all requirements
+    declined: list[str] = field(default_factory=list)  # kinds of layers that the subject does not offer at all, in words
+    in_process: bool = False  # whether the subject ran in the judge's process: nothing kept them apart
+    sandbox: bool = False  # whether the subject ran in drivers/sandbox.py
+    files: dict[str, str] = field(default_factory=dict)  # the subject's files, each with its SHA-256 when it was run
+    parts: tuple[str, ...] = ()  # of the space, which the run sweeps: see sweep.py
+    space: dict[str, Outcome] = field(default_factory=dict)
+    exact: bool = False  # whether sizes count exactly in the covering array: see space.py
+    swept_then: dict = field(default_factory=dict)  # what the sweep of an earlier run rested on, if the report is of that run
+    taken_from: str = ""  # the file of an earlier run that has this report, if it was not made now
 
     @property
     def verdict(self) -> str:
-        """conformant, nonconformant, void or error. README.md has the table of the exit statuses that belong to them."""
+        """conformant, partial, nonconformant, void or error. README.md has the exit statuses that belong to them."""
         if self.unloadable or not any(o.status in ("pass", "fail") for o in self.outcomes.values()):
             broke = any(o.status in FAILING for o in self.outcomes.values())
             return "error" if self.unloadable or broke else "void"
-        if self.passed_canaries:
+        if self.passed_canaries or self.unseen_canaries or self.broken_off:
             return "void"
         if any(r.level == "MUST" and self.status(r) in FAILING for r in self.planned):
             return "nonconformant"
         core_planned = any(r.id == CORE for r in self.planned)
         decided = not core_planned or self.outcomes[CORE].status == "pass" or self._models_alone
-        return "conformant" if decided and len(self.outcomes) == len(self.planned) else "void"
+        if not decided or len(self.outcomes) < len(self.planned):
+            return "void"
+        return "conformant" if self.answered >= ANSWERED * self.asked else "partial"
+
+    def add_what_the_space_breaks(self) -> None:
+        """Puts what a sweep has found in the place of the outcome of a requirement that its own cases do not fail."""
+        asked = {r.id for r in self.planned}
+        for part in self.space.values():
+            for id, found in part.swept.get("broken", {}).items():
+                own = self.outcomes.get(id)
+                if id in asked and (own is None or own.status not in FAILING):
+                    self.outcomes[id] = Outcome(**found)
+
+    @property
+    def broken_off(self) -> list[str]:
+        """Parts of the space of which nobody knows what they would have shown: the judge itself failed or ended there."""
+        return [id for id, part in self.space.items() if not part.swept]
+
+    @property
+    def swept(self) -> dict:
+        """What the sweep of the space rests on, of all parts together. Empty if the run has swept nothing."""
+        if not self.space:
+            return self.swept_then
+        parts = [part.swept for part in self.space.values() if part.swept]
+        declined = sum((Counter(part["declined"]) for part in parts), Counter())
+        found = {name: sum(part[name] for part in parts) for name in ("cases", "lived", "left")}
+        return found | {"exact": self.exact, "declined": dict(declined), "parts": len(self.parts), "swept": len(parts)}
+
+    @property
+    def _telling(self) -> list[Outcome]:
+        """The outcomes of the MUSTs that some case decided."""
+        musts = [self.outcomes[r.id] for r in self.planned if r.level == "MUST" and r.id in self.outcomes]
+        return [outcome for outcome in musts if outcome.examples]
+
+    @property
+    def answered(self) -> int:
+        """The number of cases that were decided, of those MUSTs of which any case was."""
+        return sum(outcome.examples for outcome in self._telling)
+
+    @property
+    def asked(self) -> int:
+        """The number of cases that could have told: those that were decided, and those that the subject did not offer."""
+        return sum(outcome.examples + outcome.not_offered for outcome in self._telling)
 
     @property
     def _models_alone(self) -> bool:
@@ -54,8 +107,27 @@ class Report:
         return [id for id, outcome in self.canaries.items() if outcome.status == "pass"]
 
     @property
+    def unseen_canaries(self) -> list[str]:
+        """Canaries on layers of ours, if none of their sort had an answer: then nobody knows whether the judge is sound."""
+        found = []
+        for sort in ("CANARY-honest", "CANARY-wrong"):
+            statuses = {id: outcome.status for id, outcome in self.canaries.items() if id.startswith(sort)}
+            if statuses and "fail" not in statuses.values() and set(statuses.values()) != {"unsupported"}:
+                found += statuses
+        return found
+
+    @property
     def exit_status(self) -> int:
-        return {"conformant": 0, "nonconformant": 1, "void": 3, "error": 4}[self.verdict]
+        return {"conformant": 0, "nonconformant": 1, "partial": 3, "void": 3, "error": 4}[self.verdict]
+
+    def cleaned(self) -> "Report":
+        """The report with text that a terminal, JSON and XML can hold, whatever the subject said. The spec and the files stay
+        as they are: they are looked up again."""
+        outcomes = {id: Outcome(**outcome.as_dict()) for id, outcome in self.outcomes.items()}
+        conventions = {plain(name): plain(said) for name, said in self.conventions.items()}
+        name, version = (" ".join(plain(text).split()) for text in (self.name or self.spec, self.version))
+        return replace(self, name=name, version=version, outcomes=outcomes, unloadable=plain(self.unloadable),
+                       conventions=conventions)
 
     @property
     def profiles(self) -> dict[str, str]:

@@ -90,6 +90,13 @@ def subject():
         def fold(self):
             self.module.fold()
 
+    class LinearLoRALayer(TorchLayer):
+        config: LayerConfig
+
+        def around(self, linear):
+            c = self.config
+            return layer_of(c.method).around(linear, c.rank, c.alpha, c.dropout, c.scaling)
+
     class LoRATorch(Subject):
         name, version = "lora_torch", __version__
         methods = (*layer_methods(), "adapter", "prefix", "ptuning")
@@ -97,10 +104,11 @@ def subject():
         def build(self, config: LayerConfig, weight, bias):
             set_seed(config)
             module = layer_of(config.method)(**arguments(config))
-            layer = TorchLayer(
+            layer = LinearLoRALayer(
                 module, W="pre_trained_weight.weight", b="pre_trained_weight.bias" if config.bias else None,
                 A="lora_A", B="lora_B",
             )
+            layer.config = config
             layer.set_base(weight, bias)
             return layer
 

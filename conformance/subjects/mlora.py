@@ -12,6 +12,9 @@ from types import SimpleNamespace
 NEEDS = ("torch", "mlora")
 ENVIRONMENT = "torch-old"
 NONE = 2.0**-100
+# Experiments of conformance/torch_experiments.py with the state, the parameters or the mode of the module. They would judge
+# the Decoder below, which is not mlora's.
+WHOLE = ("copied", "reloaded", "hold", "held", "modes", "moved", "functional", "transformed", "zeroed")
 
 
 def subject():
@@ -109,6 +112,11 @@ def subject():
                 config = lora_config_factory(json.load(file))
             config.adapter_name = default
             self.module.init_adapter(config, torch.load(f"{directory}/adapter_model.bin"))
+
+        def as_module(self, experiment, given):
+            if experiment in WHOLE:
+                raise Unsupported(f"{experiment}: mlora's Linear keeps its adapters in a plain dict, not among its modules")
+            return super().as_module(experiment, given)
 
         def add_adapter(self, name, arrays, alpha):
             config = options(self.config, name, arrays["A"].shape[1], alpha)

@@ -57,8 +57,8 @@ def subject():
             return self.layers[0](x)
 
     class MlxLayer(Layer):
-        """Drives mlx-lm's layer. mlx records no operations, so `backward` repeats the forward pass with the same random
-        numbers. The gradients are added up here."""
+        """Drives mlx-lm's layer. mlx records no operations, so `backward` repeats the forward pass, in its mode and with
+        the same random numbers. The gradients are added up here."""
 
         def __init__(self, model: Model):
             self.model = model
@@ -66,7 +66,7 @@ def subject():
             self.gradients: dict[str, mx.array] = {}
             self.x: mx.array | None = None
             self.x_needs_grad = True
-            self.random = 0
+            self.random, self.training = 0, True  # of the last forward pass
 
         @property
         def lora(self):
@@ -101,7 +101,7 @@ def subject():
             return self.model(x) if self.fused is None else self.fused(x)
 
         def forward(self, x):
-            self.x, self.random = to_mlx(x), random_seed()
+            self.x, self.random, self.training = to_mlx(x), random_seed(), self.model.training
             return to_array(self.apply(self.x))
 
         def backward(self, dy):
@@ -114,10 +114,12 @@ def subject():
                 self.model.update(tree_unflatten(list(zip(paths, values, strict=True))))
                 return self.apply(x)
 
-            after = random_seed()
+            after, mode = random_seed(), self.model.training
             mx.random.seed(self.random)
+            self.model.train(self.training)
             _, (dx, *found) = mx.vjp(function, [self.x, *values], [to_mlx(dy)])
             self.model.update(parameters)
+            self.model.train(mode)
             mx.random.seed(after)
             if self.fused is None:
                 for path, gradient in zip(paths, found, strict=True):

@@ -38,6 +38,9 @@ def subject():
         def measured(self):
             return self.module.base_model.model[0]
 
+        def around(self, linear):
+            return peft.get_peft_model(nn.Sequential(linear), peft.LoraConfig(**options(self.config)))
+
         def set_adapter(self, arrays):
             tensors = {key: to_tensor(array) for key, array in keys(arrays).items()}
             peft.set_peft_model_state_dict(self.module, tensors)

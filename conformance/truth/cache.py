@@ -40,14 +40,15 @@ def write_files(allowed: bool) -> None:
     _writes = allowed
 
 
-def once(key: str, compute: Callable[[], tuple[Arrays, ...]]) -> tuple[Arrays, ...]:
-    """The result of `compute`, from the cache if it is there. The key must cover all inputs of `compute`: see `hashed`."""
+def once(key: str, compute: Callable[[], tuple[Arrays, ...]], files: bool = True) -> tuple[Arrays, ...]:
+    """The result of `compute`, from the cache if it is there. The key must cover all inputs of `compute`: see `hashed`. Without
+    `files` it is kept in memory alone."""
     if key not in _known:
         path = folder() / "spreads" / key
-        found = _read(path)
+        found = _read(path) if files else None
         if found is None:
             found = compute()
-            if _writes:
+            if _writes and files:
                 _write(path, found)
         for array in (array for arrays in found for array in arrays.values()):
             array.flags.writeable = False  # the next caller gets the same arrays

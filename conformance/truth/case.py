@@ -220,6 +220,11 @@ def in_range(case: Case) -> bool:
     return case.config.dtype != "float16" or all(total <= 2.0**15 for total, _ in _sums(case))
 
 
+def holds(dtype: str, array: np.ndarray) -> bool:
+    """Whether the format has numbers as large as these."""
+    return bool((np.abs(array) <= float(ml_dtypes.finfo(DTYPES[dtype]).max)).all())
+
+
 def _sums(case: Case) -> list[tuple[float, float]]:
     """For every step: the largest sum of absolute values that can occur, and the last bit of its terms."""
     arrays = [wide(a).astype(np.float64) for a in (case.W, case.A, case.B, case.x, case.dy)]

@@ -9,6 +9,7 @@ Four kinds of judgement, none with a chosen tolerance:
 Each returns error / bound (0 where equal), or raises a Mismatch that holds what a report needs.
 """
 
+import itertools
 import math
 from functools import cache
 from statistics import NormalDist
@@ -16,8 +17,12 @@ from statistics import NormalDist
 import numpy as np
 
 from lora_ref.error import noise
+from lora_ref.error.bounds import PRECISIONS
 
 ALARM = 1e-11  # false-alarm probability of one statistical check; a run has fewer than 100, so at most 1e-9 a run
+MEANS = 10_000  # checks of `expect_mean`, and of `expect_seldom`, which share one ALARM
+PATCH = 8  # rows and columns of the smallest patch of a mask that must not come again
+TILES = (8, 32, 128)  # rows and columns of the tiles in which code may draw a mask
 
 
 # A rounding case is used only if a relative error of the scale of this size exceeds its bounds. In half precision that is
@@ -54,12 +59,20 @@ class Mismatch(AssertionError):
 
 def expect_equal(got, want, what: str) -> float:
     """Demands equal values, in whatever dtype each is stored. −0 equals 0, and NaN equals NaN."""
+    got, want = np.asarray(got), np.asarray(want)
+    if np.array_equal(got, want) if got.dtype == want.dtype else np.array_equal(_fast(got), _fast(want)):
+        return 0.0
     got, want = wide(got), wide(want)
     _same_shape(got, want, what)
     wrong = ~((got == want) | (np.isnan(got) & np.isnan(want)))
     if wrong.any():
         raise _at(what, got, want, np.zeros(got.shape), wrong)
     return 0.0
+
+
+def within(got: np.ndarray, want: np.ndarray, bound: np.ndarray) -> np.ndarray:
+    """For each component whether it is within its bound. NaN is not."""
+    return np.abs(got - want) <= bound
 
 
 def expect_within(got, want, bound, what: str) -> float:
@@ -141,6 +154,19 @@ def expect_fraction(count: int, trials: int, probability: float, what: str) -> f
     return _statistic(count / trials, probability, math.sqrt(math.log(2 / ALARM) / (2 * trials)), what)
 
 
+def expect_seldom(happened: bool, probability: float, what: str, got: str, want: str) -> None:
+    """Demands that something did not happen whose probability is as small as that of a false alarm. A run makes this check up
+    to MEANS times, and shares one ALARM among them."""
+    expect(not happened or probability > ALARM / MEANS, what, got, want)
+
+
+def expect_mean(got: float, mean: float, widths: np.ndarray, what: str) -> float:
+    """Demands that `got` fits a sum of independent draws with this mean, each from an interval of one of these widths, by
+    Hoeffding's inequality. A run makes this check up to MEANS times, and shares one ALARM among them."""
+    bound = math.sqrt(math.log(2 * MEANS / ALARM) / 2 * float((widths**2).sum()))
+    return _statistic(got, mean, bound, what)
+
+
 def expect_few_in_common(first: np.ndarray, second: np.ndarray, what: str) -> None:
     """Demands that two tables of fair coin flips, n rows of k flips each, have few rows in common. Each of the n² pairs of rows
     is equal with probability 2⁻ᵏ, so m pairs are equal with probability at most (n² 2⁻ᵏ)ᵐ."""
@@ -151,12 +177,92 @@ def expect_few_in_common(first: np.ndarray, second: np.ndarray, what: str) -> No
     expect(common <= allowed, what, common, f"at most {allowed} of {len(second)}, by chance")
 
 
+def expect_unlike(draws: np.ndarray, probability: float, what: str) -> float:
+    """Demands that independent draws, each 1 with that probability p and else 0, agree no more often than by chance with those
+    that stand n entries later, for every n. The products of the deviations of both from p are martingale differences, and each
+    lies in a range of at most c = max(p, 1 − p) once the earlier draw is known. So a sum of m of them exceeds c √(m l / 2),
+    l = ln(2 / a), with probability at most a (Azuma and Hoeffding's inequality). Here a is ALARM, divided by the number of
+    distances and by 4: the deviations are taken from the mean that was found, so that a wrong p alone fails nothing. This
+    changes a sum by 3 l / 2 at most, unless the sum of all deviations, or of the first or last m, exceeds √(m l / 2), too."""
+    deviations = draws.ravel() - draws.mean()
+    count = deviations.size
+    size = min(odd << math.ceil(math.log2(2 * count / odd)) for odd in (1, 3, 5, 9, 15))  # a length of which FFTs are fast
+    sums = np.fft.irfft(np.abs(np.fft.rfft(deviations, size)) ** 2, size)[1:count]
+    terms = np.arange(count - 1, 0, -1)
+    log = math.log(8 * len(terms) / ALARM)
+    bounds = max(probability, 1 - probability) * np.sqrt(terms * log / 2) + 1.5 * log
+    worst = int((np.abs(sums) / bounds).argmax())
+    spread = terms[worst] * probability * (1 - probability)
+    return _statistic(float(sums[worst] / spread), 0.0, float(bounds[worst] / spread),
+                      f"correlation of {what} that are {worst + 1} entries apart")
+
+
+def expect_no_patch_twice(tables: list[np.ndarray], what: str) -> None:
+    """Demands that tables of fair coin flips, (rows, columns) each, have no patch in common with one another or with
+    themselves. A patch is 8 rows by 8 columns, and begins at multiples of 8. Two of n patches are equal with probability at
+    most n² 2⁻⁶⁵, so m of them repeat others with probability at most (n² 2⁻⁶⁵)ᵐ."""
+    patches = []
+    for table in tables:
+        rows, columns = (length // PATCH for length in table.shape)
+        cut = (table[: rows * PATCH, : columns * PATCH] != 0).reshape(rows, PATCH, columns, PATCH)
+        patches.append(np.packbits(cut.swapaxes(1, 2).reshape(-1, PATCH * PATCH), axis=1).view(np.uint64).ravel())
+    found = np.concatenate(patches)
+    allowed = math.floor(math.log(ALARM) / math.log(len(found) ** 2 * 2.0 ** -(PATCH * PATCH + 1)))  # one more is too rare
+    again = len(found) - len(np.unique(found))
+    expect(again <= allowed, f"8 × 8 patches {what} that occur a second time", f"{again} of {len(found)}", allowed)
+
+
+def expect_fractions(draws: np.ndarray, probability: float, what: str) -> float:
+    """Demands that draws (passes, rows, columns), each 1 with that probability p and else 0, have the right fraction of
+    ones: in each row, in each column, in all, and in each tile of TILES rows or columns, tiles that the edge cuts included.
+    A fraction q of n draws is as far off, to one side, with probability at most exp(−n D), D = q ln(q / p) + (1 − q) ln((1
+    − q) / (1 − p)) (Chernoff's bound). ALARM is divided by the number of sides of all tiles."""
+    passes, *shape = draws.shape
+    ones = np.pad((draws != 0).sum(0).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    tiles = [(1, shape[1]), (shape[0], 1), *itertools.product((*TILES, shape[0]), (*TILES, shape[1]))]
+    edges = [[np.append(np.arange(0, *sides), sides[0]) for sides in zip(shape, tile, strict=True)] for tile in tiles]
+    bound = math.log(2 * sum((len(rows) - 1) * (len(columns) - 1) for rows, columns in edges) / ALARM)
+    ratios = [0.0]
+    for rows, columns in edges:
+        counts = np.diff(np.diff(ones[np.ix_(rows, columns)], axis=0), axis=1)
+        trials = passes * np.outer(np.diff(rows), np.diff(columns))
+        distances = trials * _divergence(counts / trials, probability)
+        i, j = np.unravel_index(int(distances.argmax()), distances.shape)
+        if not distances[i, j] <= bound:
+            where = f" in rows {rows[i]} to {rows[i + 1] - 1}, columns {columns[j]} to {columns[j + 1] - 1}"
+            raise Mismatch(f"fraction of {what}", float(counts[i, j] / trials[i, j]), probability, where=where,
+                           error=float(distances[i, j]), bound=bound)
+        ratios.append(float(distances[i, j]) / bound)
+    return max(ratios)
+
+
+def _divergence(found: np.ndarray, probability: float) -> np.ndarray:
+    """D = q ln(q / p) + (1 − q) ln((1 − q) / (1 − p)) for each q of `found`, where 0 ln 0 = 0."""
+    parts = [q * np.log(np.where(q > 0, q, 1) / p) for q, p in ((found, probability), (1 - found, 1 - probability))]
+    return parts[0] + parts[1]
+
+
+def expect_kept_factor(found: np.ndarray, rate: float, dtype: str, what: str) -> float:
+    """Demands that entries that are not zero are 1 / (1 − rate), computed in that dtype or a wider one, with a rounding
+    after every step. Six steps round the result: 1 − rate, the reciprocal, the products with x and with the scale, the
+    scale itself and the output. A rounding of the rate is magnified by rate / (1 − rate). Each step is a factor of at most
+    1 / (1 − u), where u is the unit roundoff. A sum of one number and of zeros does not round."""
+    steps = 6 + rate / (1 - rate)
+    want = 1 / (1 - wide(rate))
+    return expect_within(found, np.where(found != 0, want, 0), want * ((1 - wide(PRECISIONS[dtype].u)) ** -steps - 1), what)
+
+
 def wide(array) -> np.ndarray:
     """The same values in longdouble, which represents every dtype of a subject exactly."""
     array = np.asarray(array)
     if array.dtype != np.longdouble:
         array = array.astype(np.float64)  # bfloat16 has no cast of its own to longdouble
     return array.astype(np.longdouble)
+
+
+def _fast(array: np.ndarray) -> np.ndarray:
+    """The same values in float64, unless they are in longdouble: operations on longdouble take much longer."""
+    return array if array.dtype == np.longdouble else array.astype(np.float64)
 
 
 def _statistic(got: float, want: float, bound: float, what: str) -> float:

@@ -49,6 +49,7 @@ class ModelCase:
     tokens: np.ndarray
     mask: np.ndarray | None
     dlogits: np.ndarray
+    known: bool = False  # whether its right answers may be kept on the disk, where a subject may read or write them
 
     @property
     def size(self) -> float:
@@ -87,7 +88,7 @@ class ModelCase:
         """The spread of f, from the cache if it is there. f may depend on nothing but the arrays and `follows`."""
         drawn = noise.ROUNDINGS, noise.RUNS, self.unit
         key = cache.hashed(SOURCES, drawn, arrays, *follows)
-        truth, deviation = cache.once(key, lambda: noise.spread(f, arrays, self.unit))
+        truth, deviation = cache.once(key, lambda: noise.spread(f, arrays, self.unit), files=self.known)
         return truth, deviation
 
     def bound(self, name: str) -> np.ndarray | None:

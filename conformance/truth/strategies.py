@@ -12,6 +12,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from conformance.subject import LayerConfig, Unsupported
+from conformance.truth import lattice
 from conformance.truth.case import (
     DTYPES,
     Case,
@@ -23,6 +24,7 @@ from conformance.truth.case import (
     shows_the_lora_part,
 )
 from conformance.truth.compare import FAULT_OF_INTEREST
+from conformance.truth.space import PLAIN
 
 # The simplest first, since Hypothesis shrinks bytes towards 0.
 _SMALL = np.array([0, 1, -1, *[1, -1, 1, -1, 0] * 50])
@@ -34,16 +36,18 @@ Integers = st.SearchStrategy[int]
 SIZES: Integers = st.integers(1, 5)
 # Powers of two: a gradient that is divided by another rank before it is summed is not exact.
 RANKS: Integers = st.sampled_from((1, 2, 4))
-DRAWN = 32  # bytes for an array
+DRAWN, ROW = 32, 8  # bytes for an array, and for each of its rows if they are that short
 
 
 def integers(draw, shape: tuple[int, ...], dtype: str, small: bool = False) -> np.ndarray:
-    """An array of small integers that shrink one by one. They come from a single draw of DRAWN bytes, whatever the shape, so
-    that a size can shrink while the numbers stay. A larger array uses the bytes
-    again for other numbers; a zero stays a zero."""
+    """An array of small integers that shrink one by one. They come from a single draw of DRAWN bytes, whatever the shape. An
+    entry keeps its byte when a size changes, up to ROW columns, so that a size can shrink while the numbers stay. A larger
+    array uses the bytes again for other numbers; a zero stays a zero."""
     table = _SMALL if small or DTYPES[dtype].itemsize == 2 else _LARGER
     drawn = np.frombuffer(draw(st.binary(min_size=DRAWN, max_size=DRAWN)), np.uint8).astype(np.int64)
-    rounds, place = np.divmod(np.arange(int(np.prod(shape))), DRAWN)
+    columns = shape[-1] if shape else 1
+    row, column = np.divmod(np.arange(int(np.prod(shape))), max(columns, 1))
+    rounds, place = np.divmod(max(columns, ROW) * row + column, DRAWN)
     index = np.where(drawn[place] == 0, 0, drawn[place] + 89 * rounds)
     return table[index % len(table)].reshape(shape).astype(DTYPES[dtype])
 
@@ -101,6 +105,27 @@ def exact(
                 operations=tuple(draw(operations)) if operations is not None else (),
             )
         return case().filter(lambda c: exact_in_any_order(c) and (degenerate or shows_the_lora_part(c)))
+
+    return of
+
+
+@cache
+def any_size(*, dropout: float = 0.0, only: tuple[str, ...] = tuple(DTYPES), **options):
+    """The cases of `exact`, and among them a third of larger sizes, at and around those of tiles, from the lattice."""
+
+    def of(dtypes: tuple[str, ...]):
+        small = exact(dropout=dropout, only=only, **options)(dtypes)
+        formats = [dtype for dtype in only if dtype in dtypes and dtype in ("float32", "float64")]  # whose sums are exact
+        if not formats:
+            return small
+        levels = st.fixed_dictionaries({
+            "rows": st.sampled_from((17, 33, 129)), "in": st.sampled_from((9, 16, 33, 65)), "leading": st.integers(1, 3),
+            "out": st.sampled_from((8, 17, 31, 64)), "rank": st.sampled_from((2, 4, 8)), "bias": st.booleans(),
+            "format": st.sampled_from(formats), "scale": st.sampled_from(("4", "1/64", "64")), "rate": st.just(dropout),
+        })
+        large = st.builds(lambda chosen, seed: lattice.build(PLAIN | chosen, seed), levels, st.integers(0, 2**31))
+        large = large.filter(lambda c: exact_in_any_order(c.replace(x=c.x / c.x.dtype.type(1 - dropout))))
+        return st.one_of(small, small, large)
 
     return of
 

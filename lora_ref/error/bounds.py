@@ -59,8 +59,9 @@ def forward(x, W, b, p: LoRA, scale: float, precision: str, more: int = 0) -> np
     return bound
 
 
-def backward(dy, x, W, p: LoRA, scale: float, precision: str) -> tuple[np.ndarray, LoRA]:
-    """Bounds of |dx − exact dx|, (…, in), and of dA and dB as a LoRA: (in, rank), (rank, out)."""
+def backward(dy, x, W, p: LoRA, scale: float, precision: str, more: int = 0) -> tuple[np.ndarray, LoRA]:
+    """Bounds of |dx − exact dx|, (…, in), and of dA and dB as a LoRA: (in, rank), (rank, out). The LoRA path has `more`
+    roundings, such as those of a mask that multiplies x."""
     dy, x, W, A, B, s = *_absolute(dy, x, W, p.A, p.B), abs(scale)
     n_in, rank = A.shape
     n_out = B.shape[1]
@@ -72,13 +73,13 @@ def backward(dy, x, W, p: LoRA, scale: float, precision: str) -> tuple[np.ndarra
     lora = s * (dy @ B.T) @ A.T                                                               # (…, in)
     dx = (
         _growth(precision, n_out + rank + 2, 3, products=1) * (dy @ W)
-        + _growth(precision, 2 * n_out + rank + 4, 5, products=2) * lora
+        + _growth(precision, 2 * n_out + rank + 4, 5 + more, products=2) * lora
         + _underflow(precision, s, A.sum(1), dy.sum(-1, keepdims=True), lora)
     )
     # dA = s xᵀ (dy Bᵀ), dB = s (x A)ᵀ dy: inner product, scale, scaling, outer product, sum over the leading dimensions
     dA, dB = x2.T @ u, s * h.T @ dy2                                                          # (in, rank), (rank, out)
-    bound_A = _growth(precision, n_out + n + 4, 5, products=2) * dA
-    bound_B = _growth(precision, n_in + n + 4, 5, products=2) * dB
+    bound_A = _growth(precision, n_out + n + 4, 5 + more, products=2) * dA
+    bound_B = _growth(precision, n_in + n + 4, 5 + more, products=2) * dB
     bound_A = bound_A + _underflow(precision, s, x2.sum(0)[:, None], B.sum(1), dA)
     bound_B = bound_B + _underflow(precision, s, dy2.sum(0), A.sum(0)[:, None], dB)
     return dx, LoRA(bound_A, bound_B)
@@ -90,7 +91,7 @@ def merge(W, p: LoRA, scale: float, precision: str) -> np.ndarray:
     rank = A.shape[1]
     lora = s * (A @ B).T                                                                      # (out, in)
     return (
-        _growth(precision, 1, 1) * W  # the addition
+        _growth(precision, rank + 1, 1) * W  # summed with the products in one accumulator, as a BLAS may add them to W, stored
         + _growth(precision, rank + 3, 4, products=1) * lora  # product, scale, scaling, addition
         + _underflow(precision, s, 0.0, 0.0, lora)
     )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lora_ref import init, linear, lora
+from lora_ref import init, linear, lora, prefix, ptuning
 from lora_ref.error.gradcheck import complex_step, relative_error
 from lora_ref.lora import LoRA
 
@@ -31,6 +31,9 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
+PREFIXES = (prefix.init(rng(), 2, 3, 4), prefix.init(rng(), 2, 3, 4, 5, 6))
+KEYS = "expected (layers, length, width) = (2, 3, 4) because keys is (2, 3, 4)"
+PROMPTS = (ptuning.init(rng(), 3, 4), ptuning.init(rng(), 3, 4, "mlp", 5), ptuning.init(rng(), 3, 4, "lstm", 2))
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: forward(A=zeros(4, 7)), "lora.forward: A is (4, 7), expected (in, rank) = (6, rank) because x is (…, 6)"),
     (lambda: forward(A=zeros(6)), "lora.forward: A is (6), expected (in, rank) = (6, rank) because x is (…, 6)"),
@@ -93,6 +96,30 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (
         lambda: linear.backward(X, linear.Cache(W)),
         "linear.backward: dy is (2, 3, 6), expected (…, out) = (…, 8) because W is (8, 6)",
+    ),
+    *(
+        (lambda p=p, d=d: prefix.backward(prefix.Prefix._make(d), prefix.forward(p, 2)[1]), f"prefix.backward: {message}")
+        for p in PREFIXES for d, message in (
+            ((zeros(2, 3, 5), zeros(2, 3, 4)), f"dkeys is (2, 3, 5), {KEYS}"),
+            ((zeros(2, 3, 4), zeros(3, 2, 4)), f"dvalues is (3, 2, 4), {KEYS}"),
+            ((zeros(3, 4), zeros(3, 4)), f"dkeys is (3, 4), {KEYS}"),
+            ((zeros(2, 3, 4), zeros(48)), f"dvalues is (48), {KEYS}"),
+            ((zeros(2, 3, 4).astype("f"), zeros(2, 3, 4)), "dkeys is float32, expected float64 because keys is float64"),
+            ((zeros(2, 3, 4), None), "dvalues is a NoneType, expected a NumPy array"),
+        )
+    ),
+    *(
+        (lambda p=p, d=d: ptuning.backward(d, ptuning.forward(p)[1]), f"ptuning.backward: dprompts is {got} because {why}")
+        for p, why in zip(PROMPTS, ("embedding is (3, 4)", *["embedding is (3, 4) and W2 is (4, {})"] * 2), strict=True)
+        for why in [why.format(getattr(p, "W2", zeros(4, 1)).shape[1])] for d, got in (
+            (zeros(3, 5), "(3, 5), expected (n, width) = (3, 4)"),
+            (zeros(1, 4), "(1, 4), expected (n, width) = (3, 4)"),
+            (zeros(1, 3, 4), "(1, 3, 4), expected (n, width) = (3, 4)"),
+        )
+    ),
+    (
+        lambda: ptuning.backward(zeros(3, 4).astype("f"), ptuning.forward(PROMPTS[2])[1]),
+        "ptuning.backward: dprompts is float32, expected float64 because embedding is float64",
     ),
     (lambda: lora.scale(np.inf, 2), "lora.scale: alpha is inf, expected a real number that is finite in float64"),
     (

@@ -45,7 +45,17 @@ def test_state_and_arguments_are_not_changed():
 
 
 @pytest.mark.parametrize("dp,rate,words", [
-    ({"C": np.ones(2)}, 0.1, "dp has C"), ({"A": np.ones(3)}, 0.1, r"A of \(3,\)"), ({"A": np.ones(2)}, {}, "rate has no 'A'"),
+    ({"C": np.ones(2)}, 0.1, "dp has 'C', expected one of A because a gradient moves an array of p"),
+    ({"A": np.ones(3)}, 0.1, r"dp\['A'\] is \(3\), expected \(…\) = \(2\) because p\['A'\] is \(2\)"),
+    ({"A": np.ones((1, 2))}, 0.1, r"dp\['A'\] is \(1, 2\), expected \(…\) = \(2\) because p\['A'\] is \(2\)"),
+    ({"A": np.float64(1)}, 0.1, r"dp\['A'\] is a float64, expected a NumPy array"),
+    ({"A": [1.0, 1.0]}, 0.1, r"dp\['A'\] is a list, expected a NumPy array"),
+    ({"A": np.ones(2, np.float32)}, 0.1, r"dp\['A'\] is float32, expected float64 because p\['A'\] is float64"),
+    ({"A": np.ones(2)}, {}, "rate has no 'A'"),
+    *(
+        ({"A": np.ones(2)}, rate, f"rate is {words}, expected a real number that is finite in float64")
+        for rate, words in ((np.nan, "nan"), (np.inf, "inf"), ("1", "'1'"), (None, "None"), (1j, "1j"), ({"A": np.inf}, "inf"))
+    ),
 ])
 def test_bad_arguments_are_refused(dp, rate, words):
     p = {"A": np.ones(2)}

@@ -1,6 +1,7 @@
 """pytora 0.0.4: remove_lora(merge=True) in training mode merges a weight with a dropout mask in it.
 
 requirements: DROP-10
+since: MERGE-14
 kind: fault
 why: remove_lora (utils.py) has torch's remove_parametrizations keep the weight as LoraLayer.forward (lora_layer.py) gives
     it, and in training mode that has dropped entries of the delta and scaled the others. The demo merges right after

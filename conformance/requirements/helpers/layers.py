@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from conformance.record.trace import refuses
 from conformance.subject import Layer, Subject, Unsupported
 from conformance.truth.case import Case
 from conformance.truth.compare import expect, expect_equal, expect_within, wide
+
+SCRATCH = "CONFORMANCE_SCRATCH"  # names the folder for directories; the run removes it, also after it had to kill a process
 
 
 def fresh(subject: Subject, case: Case) -> Layer:
@@ -32,6 +35,14 @@ def set_mode(layer: Layer, training: bool) -> None:
     """Sets training or inference mode. A layer without modes is the same in both."""
     with suppress(Unsupported):
         layer.train(training)
+
+
+def merge(layer: Layer, training: bool = True) -> None:
+    """Merges a layer that is in training mode, or in inference mode. A layer may refuse to merge in one of the two modes.
+    Then it is merged in the other one, and an error there counts."""
+    if refuses(layer.merge):
+        set_mode(layer, not training)
+        layer.merge()
 
 
 def gradients(layer: Layer, x: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarray]:
@@ -64,9 +75,13 @@ def within_bound(got, case: Case, name: str, what: str) -> float:
 
 
 def scratch() -> "tempfile.TemporaryDirectory[str]":
-    """An empty directory. It is in memory where the system allows that, since a directory on a disk takes milliseconds."""
-    memory = "/dev/shm"
-    return tempfile.TemporaryDirectory(prefix="conformance-", dir=memory if os.access(memory, os.W_OK) else None)
+    """An empty directory, in the folder that the run has for them, if there is one."""
+    return tempfile.TemporaryDirectory(dir=os.environ.get(SCRATCH) or in_memory(), prefix="conformance-")
+
+
+def in_memory() -> str | None:
+    """A folder in memory, where the system has one, since a directory on a disk takes milliseconds. Otherwise None."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from conformance.record.trace import refuses
 from conformance.requirements.helpers.layers import fresh, prepared, scratch, set_mode
-from conformance.subject import Layer, Subject, Unsupported
+from conformance.subject import Arrays, Layer, Subject, Unsupported
 from conformance.truth.case import BITS, Case, exact_in_any_order, in_range, last_bit
 from conformance.truth.compare import expect, expect_within, wide
 from lora_ref import lora
@@ -60,6 +60,7 @@ class Expected:
     case: Case  # its A and B are the factors now
     training: bool = True
     merged: bool = False
+    certain: bool = False  # whether a layer that was merged is so still; it may unmerge by itself when the mode changes
     unknown: bool = False  # whether the function is unknown until the layer is unmerged
     gradients: list[Case] = field(default_factory=list)  # the cases whose gradients have added up
     saved: "Expected | None" = None
@@ -169,16 +170,19 @@ def perform(subject: Subject, layer: Layer, model: Expected, operation: str, dir
             if refuses(layer.train, operation == "train"):
                 expect(model.merged, f"{operation}() of a layer that is not merged", "an error", "that mode")
                 return layer, True
-            model.training = operation == "train"
+            model.training, model.certain = operation == "train", False
             model.cycled()  # some layers merge by themselves
         case "merge":
             refused = refuses(layer.merge)
-            expect(not refused or not model.plain, "merge of a layer that is not merged", "an error", "a merged layer")
-            model.merged = True
+            if refused and model.plain:
+                set_mode(layer, False)  # some layers merge in inference mode alone
+                model.training, refused = False, refuses(layer.merge)
+                expect(not refused, "merge of a layer that is not merged", "an error", "a merged layer")
+            model.merged, model.certain = True, model.merged and model.certain or not refused
             model.cycled()
         case "unmerge" if model.merged:
             refused = refuses(layer.unmerge)
-            known = model.training and not model.unknown  # others may have unmerged by themselves
+            known = model.training and model.certain and not model.unknown  # others may have unmerged by themselves
             expect(not refused or not known, "unmerge of a merged layer", "an error", "an unmerged layer")
             set_mode(layer, True)
             model.merged, model.unknown, model.training = False, False, True
@@ -192,11 +196,11 @@ def perform(subject: Subject, layer: Layer, model: Expected, operation: str, dir
         case "save":
             for kept in directory.iterdir():
                 shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
+            model.saved = None  # also if saving a merged layer is not offered
             if not refuses(layer.save, directory):
                 model.saved = replace(model, drift=dict(model.drift))
             else:
                 expect(not model.plain, "save of a layer that is not merged", "an error", "a file")
-                model.saved = None
         case "load" if model.plain and model.saved is not None:
             layer.load(directory)
             unmerged_after_load(layer, model.saved)
@@ -220,12 +224,25 @@ def unmerged_after_load(layer: Layer, saved: Expected) -> None:
         set_mode(layer, True)
 
 
+def factors(layer: Layer, model: Expected) -> Arrays:
+    """A and B of the layer, or nothing if it is merged and has no factors then."""
+    try:
+        return layer.adapter()
+    except Unsupported:
+        if model.plain:
+            raise
+        return {}
+
+
 def agree(layer: Layer, model: Expected, when: str) -> float:
     case, ratio = model.case, 0.0
     if not model.unknown:
         ratio = expect_within(layer.forward(case.x), case.truth.y, model.bound_of_y(), f"y {when}")
+    found = factors(layer, model)
+    if not found:
+        return ratio  # it is a plain layer now
     for name, want in case.adapter.items():
-        ratio = max(ratio, expect_within(layer.adapter()[name], want, model.drift[name], f"{name} {when}"))
+        ratio = max(ratio, expect_within(found[name], want, model.drift[name], f"{name} {when}"))
     with suppress(Unsupported):
         others = sorted(set(layer.trainable()) - {"A", "B"})
         expect(not others, f"what trains, beside A and B, {when}", ", ".join(others), "nothing")

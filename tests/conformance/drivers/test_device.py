@@ -159,7 +159,8 @@ def test_what_is_typed_to_see_a_failure_again_names_the_device(monkeypatch):
     sent = {"device": "cuda", "dtypes": ("float32", "float64"), "seed": 0}
     worker = Worker("my layers.py:Mine", sent, timeout=1.0)
     worker._process = SimpleNamespace(stdin=io.StringIO())  # pyright: ignore[reportAttributeAccessIssue]
-    for name, answer in {"_answer": "took longer than 1 s", "_last_words": "", "stop": None}.items():
+    worker._noise = SimpleNamespace(last_words=lambda: "")  # pyright: ignore[reportAttributeAccessIssue]
+    for name, answer in {"_say": None, "_answer": "took longer than 1 s", "stop": None}.items():
         monkeypatch.setattr(worker, name, lambda *_, answer=answer: answer)
     outcome = worker.examine("FWD-01")
     again = "conformance run 'my layers.py:Mine' --only FWD-01 --seed 0 --device cuda --dtype float32 float64"
@@ -179,7 +180,7 @@ def test_at_most_two_processes_have_a_context_on_a_gpu(monkeypatch, device, spec
     alive, seen, lock = [0], [0], threading.Lock()
 
     class Counted:
-        about, cancelled = {"name": "", "version": ""}, False
+        about, cancelled, hung = {"name": "", "version": "", "declined": []}, False, 0
 
         def __init__(self, *_):
             with lock:
@@ -192,6 +193,9 @@ def test_at_most_two_processes_have_a_context_on_a_gpu(monkeypatch, device, spec
         def examine(self, id):
             time.sleep(0.01)
             return Outcome(id, "pass")
+
+        def ask_about(self, what):
+            return {}
 
         def stop(self):
             with lock:

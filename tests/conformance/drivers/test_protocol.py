@@ -93,7 +93,8 @@ def test_everything_said_fits_the_schema(monkeypatch):
     for method, *args in (
         ("adapter",), ("set_adapter", layer.adapter()), ("weight",), ("bias",), ("forward", np.ones((2, 3), np.float32)[::-1]),
         ("backward", np.ones((2, 2), np.float32)), ("zero_grad",), ("trainable",), ("train", False), ("step", 0.5),
-        ("merge",), ("unmerge",), ("input_needs_grad", False), ("add_adapter", "second", layer.adapter(), np.nan),
+        ("merge",), ("unmerge",), ("input_needs_grad", False), ("factor_needs_grad", "A", False),
+        ("add_adapter", "second", layer.adapter(), np.nan),
         ("activate", {"default": 0.5}), ("remove_adapter", "third"), ("combine", "fourth", {"default": 1.0}),
         ("forward_mixed", np.ones((2, 3), np.float32), ("default", None)), ("stored",),
     ):
@@ -223,7 +224,8 @@ def test_a_program_has_the_packages_of_its_own(tmp_path):
     users = os.environ.get("PYTHONPATH", "")
     check = f"import os, sys\nif os.environ.get('PYTHONPATH', '') != {users!r}: sys.exit('it has the path of the worker')\n"
     file.write_text(check + server("article")[-1])
-    options = {"dtypes": ["float32"], "timeout": 30.0, "memory": 8.0, "device": "cpu"}
+    options = {"dtypes": ["float32"], "timeout": 30.0, "memory": 8.0, "device": "cpu", "in_process": False, "sandbox": False,
+               "scratch": str(tmp_path)}
     worker = Worker(f"cmd:{sys.executable} {file}", options, 30.0)
     try:
         worker.start()

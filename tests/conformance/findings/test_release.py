@@ -42,6 +42,7 @@ def run(arguments):
         first = next(iter(rows.values()))
         report["requirements"] = [rows.get(id, first | {"id": id, "status": "pass"}) | row._asdict() for id, row in now.items()]
         report["planned"] = report["executed"] = len(now)
+        report["files"], report["taken_from"] = {"/home/me/mine.py": "0" * 64}, arguments.json
     if sys.argv[1] == "answers":
         whole["reports"][0]["executed"] -= 1
     open(arguments.json, "w").write(json.dumps(whole))
@@ -134,6 +135,7 @@ def test_a_release(copy):
     stored = json.loads((copy / "conformance" / "results" / "requirements.json").read_text(encoding="utf-8"))["requirements"]
     assert stored["FWD-99"]["sentence"] == "A scratch requirement MUST be so." and " then MUST " in stored["FWD-02"]["sentence"]
     assert findings_pass(copy)
+    assert "/home/me" not in (copy / "conformance" / "results" / "full.json").read_text(encoding="utf-8")
     again = python(copy, "-c", RELEASE, "", "--check")
     assert (again.returncode, again.stdout) == (0, "nothing is to be done\n"), again.stdout
 

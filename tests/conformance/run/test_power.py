@@ -1,12 +1,15 @@
 """The suite detects small errors of the scale, its canaries fail, and it names the likely cause of a failure."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 
 from conformance.mutants import LayerSubject, all_mutants
 from conformance.mutants.honest import Honest
 from conformance.requirements import Requirement, all_requirements
-from conformance.run import canaries, verdict
+from conformance.run import canaries, plan, runner, verdict
 from conformance.run.diagnosis import diagnose
 from conformance.run.examine import Outcome, examine
 from conformance.truth.case import DTYPES, resolution
@@ -60,20 +63,20 @@ def test_what_cannot_be_decided_is_indeterminate():
     assert outcome.status == "indeterminate"
 
 
-@pytest.mark.parametrize("canary", canaries.ALL, ids=lambda c: c.id)
-def test_canaries_fail_on_an_honest_layer(canary):
-    outcome = examine(canary, scaled_by(1.0), "honest", dtypes=("float32",), examples=24, seed=0)
+@pytest.mark.parametrize("id", canaries.ALL)
+def test_canaries_fail_on_an_honest_layer(id):
+    outcome = canaries.examine(id, scaled_by(1.0), "honest", dtypes=("float32",), examples=24, seed=0)
     assert outcome.status == "fail", outcome.message
 
 
 def test_a_canary_that_passes_voids_the_run(monkeypatch):
     """If the comparison is replaced by one that compares nothing, the canaries pass and the verdict is void."""
     monkeypatch.setattr(canaries, "expect_equal", lambda got, want, what: 0.0)
-    outcome = examine(canaries.ALL[0], scaled_by(1.0), "honest", dtypes=("float32",), examples=24, seed=0)
+    outcome = canaries.examine("CANARY-01", scaled_by(1.0), "honest", dtypes=("float32",), examples=24, seed=0)
     assert outcome.status == "pass"
     report = verdict.Report("honest", planned=(REQUIREMENTS["FWD-01"],), outcomes={"FWD-01": Outcome("FWD-01", "pass")})
     assert report.exit_status == 0
-    report.canaries[canaries.ALL[0].id] = outcome
+    report.canaries["CANARY-01"] = outcome
     assert (report.verdict, report.exit_status) == ("void", 3)
 
 
@@ -132,3 +135,34 @@ def all_cases(id: str):
     from conformance.run import case_bank
 
     return case_bank.first(REQUIREMENTS[id], ("float32",), 4)
+
+
+def test_a_surprise_of_one_worker_is_kept_whatever_another_sees(monkeypatch):
+    """Both are asked a canary at the same time. The one that sees nothing answers last."""
+    together, numbers = threading.Barrier(2), iter(range(2))
+
+    class Two:
+        about, cancelled, hung, timeout = {"name": "", "version": "", "declined": []}, False, 0, 1.0
+
+        def __init__(self, *_):
+            self.number = next(numbers)
+
+        def start(self):
+            pass
+
+        def examine(self, id):
+            if id != "CANARY-01":
+                return Outcome(id, "fail" if id in canaries.ALL else "pass")
+            together.wait(30)
+            time.sleep(0.1 * self.number)
+            return Outcome(id, "fail" if self.number else "pass")
+
+        def ask_about(self, what):
+            return {}
+
+        def stop(self):
+            pass
+
+    monkeypatch.setattr(runner, "Worker", Two)
+    report = runner.run(["honest"], plan.Options(only=("FWD",), jobs=2))[0]
+    assert report.passed_canaries == ["CANARY-01"] and report.verdict == "void"

@@ -13,7 +13,7 @@ import pytest
 from conformance.mutants import LayerSubject, Mutant, all_mutants, honest_subjects
 from conformance.requirements import all_requirements
 from conformance.run import examine as search
-from conformance.run.examine import examine, offered_dtypes
+from conformance.run.examine import examine, offered
 from conformance.run.loading import load
 from conformance.truth.case import DTYPES
 
@@ -43,10 +43,10 @@ def test_mutant_is_failed_by_what_it_names(mutant: Mutant) -> None:
 @pytest.mark.parametrize("subject", HONEST, ids=lambda s: s.name)
 def test_honest_variation_fails_no_must(subject: LayerSubject) -> None:
     place = honest_subjects().index(subject)  # the layer itself at three seeds, each variation at one of its own
-    dtypes = offered_dtypes(subject, tuple(DTYPES))
+    kinds = offered(subject, tuple(DTYPES))
     for requirement in REQUIREMENTS.values():
         for seed in (place,) if place or not THOROUGH else range(100, 103):
-            outcome = examine(requirement, subject, subject.spec, dtypes=dtypes, examples=HONEST_EXAMPLES, seed=seed)
+            outcome = examine(requirement, subject, subject.spec, kinds=kinds, examples=HONEST_EXAMPLES, seed=seed)
             known = requirement.level == "SHOULD" and requirement.id in subject.words  # that it fails by convention
             assert outcome.status in ("pass", "unsupported") or known, f"seed {seed}: {outcome.id} {outcome.message}"
 

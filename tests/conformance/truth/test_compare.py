@@ -11,7 +11,11 @@ from conformance.truth.compare import (
     expect_equal,
     expect_few_in_common,
     expect_fraction,
+    expect_fractions,
+    expect_kept_factor,
+    expect_no_patch_twice,
     expect_same_spread,
+    expect_unlike,
     expect_within,
     expect_zero_mean,
 )
@@ -97,3 +101,62 @@ def test_statistics_refuse_faults(seed):
         expect_same_spread(rng.standard_normal(4096), 1.5 * rng.standard_normal(4096), "spread")
     with pytest.raises(Mismatch):
         expect_fraction(int((rng.random(4096) < 0.75).sum()), 4096, 0.25, "fraction")
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.25, 0.5, 0.9])
+def test_entries_that_come_again(rate):
+    """Honest draws pass, also at another rate than the one named. Draws that come again, or as their opposites, do not."""
+    rng = np.random.default_rng(int(100 * rate))
+    draws = rng.random(60_000) >= rate
+    assert expect_unlike(draws, 1 - rate, "entries") < 1
+    assert expect_unlike(draws, 0.5, "entries") < 1
+    for distance in (203, 4096, 30_000, 50_001):
+        with pytest.raises(Mismatch, match=r"correlation of entries that are \d+ entries apart"):
+            expect_unlike(np.resize(draws[:distance], draws.shape), 1 - rate, "entries")
+    with pytest.raises(Mismatch, match="30000 entries apart"):
+        expect_unlike(np.concatenate([draws[:30_000], ~draws[:30_000]]), 0.5, "entries")
+
+
+def test_patches_that_come_again():
+    """One patch of 8 by 8 entries is enough, in one table or in another, where it begins at multiples of 8."""
+    rng = np.random.default_rng(0)
+    first, second = (rng.random((331, 203)) < 0.5 for _ in range(2))
+    expect_no_patch_twice([first, second], "of masks")
+    for table, to in ((first, first), (first, second), (second, first)):
+        copy = to.copy()
+        copy[8:16, 192:200] = table[40:48, 16:24]
+        with pytest.raises(Mismatch, match="1 of 2050"):
+            expect_no_patch_twice([first, copy] if to is second else [copy, second], "of masks")
+    with pytest.raises(Mismatch):
+        expect_no_patch_twice([first, first], "of masks")
+    many = rng.random((2000, 1000)) < 0.5  # so many that one coincidence may be chance
+    many[:8, :8] = many[-8:, -8:]
+    expect_no_patch_twice([many], "of masks")
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.25, 0.3, 0.9])
+def test_fractions_of_rows_columns_and_tiles(rate):
+    rng = np.random.default_rng(int(100 * rate))
+    draws = rng.random((2, 331, 203)) >= rate
+    assert 0 < expect_fractions(draws, 1 - rate, "kept entries") < 1
+    for kept in (True, False):
+        for rows, columns in ((slice(None), slice(200, None)), (slice(328, None), slice(None)), (slice(64, 128), slice(32))):
+            wrong = draws.copy()
+            wrong[:, rows, columns] = kept
+            with pytest.raises(Mismatch, match=r"fraction of kept entries in rows \d+ to \d+, columns \d+ to \d+: got"):
+                expect_fractions(wrong, 1 - rate, "kept entries")
+    with pytest.raises(Mismatch):
+        expect_fractions(rng.random((2, 331, 203)) >= rate + 0.02, 1 - rate, "kept entries")
+
+
+def test_factor_of_kept_entries():
+    """Each dtype may round at every step. A factor that was rounded to a narrower dtype is wrong."""
+    for dtype, narrower in ((np.float64, np.float32), (np.float32, np.float16), (np.float16, None)):
+        for rate in (0.1, 0.3, 0.7):
+            p = dtype(rate)
+            honest = [1 / (1 - rate), dtype(1) / (dtype(1) - p), dtype(1 / (1 - rate))]
+            for value in honest:
+                assert expect_kept_factor(np.array([0, value]), rate, dtype.__name__, "entries") <= 1
+            for wrong in [1.0, 1 / rate, np.nan] + ([] if narrower is None else [float(narrower(1 / (1 - rate)))]):
+                with pytest.raises(Mismatch):
+                    expect_kept_factor(np.array([0, wrong]), rate, dtype.__name__, "entries")

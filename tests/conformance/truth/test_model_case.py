@@ -33,7 +33,7 @@ def forget(monkeypatch) -> None:
 
 
 def case(**changes) -> ModelCase:
-    return drawn(replace(CONFIG, **changes), 2, 3, True)
+    return replace(drawn(replace(CONFIG, **changes), 2, 3, True), known=True)
 
 
 def alike(first: Spread, second: Spread) -> bool:
@@ -98,7 +98,8 @@ def test_a_damaged_file_is_as_good_as_none(computed, monkeypatch, tmp_path):
         assert cache._read(path) is None
     forget(monkeypatch)
     assert alike(case().spread, first) and len(computed) == 2
-    assert path.read_bytes() == whole
+    written = cache._read(path)  # not its bytes: a longdouble has some that mean nothing
+    assert written is not None and alike(written, first)
 
 
 @pytest.mark.parametrize("folder", ["", "file"])

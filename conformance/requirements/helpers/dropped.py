@@ -1,0 +1,130 @@
+"""What can be demanded of the answers of a layer with dropout, whose mask nobody knows.
+
+Where a layer drops entries of x, the gradient of x shows the mask: dx = dy W + m ∘ (s (dy Bᵀ) Aᵀ), and m is 0 or 1 / (1 − p).
+With the mask every other answer is known. A few entries stay open, since dx does not depend on them, or by less than rounding
+does. Whatever they are, they change an answer by no more than a known amount, which then adds to the bound of rounding.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from conformance.truth.case import Case, holds
+from conformance.truth.compare import Mismatch, expect, expect_mean, expect_seldom, expect_within, wide, within
+from conformance.truth.lattice import Answers
+from lora_ref import lora
+from lora_ref.error import bounds
+
+MORE = 2  # roundings on the LoRA path with dropout: that of 1 / (1 − p), and that of its product with x
+
+
+class Pass(NamedTuple):
+    """A forward and a backward pass of a layer: x, dy, y, and dx if it is there."""
+
+    x: np.ndarray
+    dy: np.ndarray
+    y: np.ndarray
+    dx: np.ndarray | None
+
+
+class Mask(NamedTuple):
+    """The mask of a pass: each entry of x (rows, in) was multiplied by `middle` ± `open`."""
+
+    middle: np.ndarray
+    open: np.ndarray
+
+
+def read(dx: np.ndarray, dy: np.ndarray, case: Case) -> Mask:
+    """The mask that the gradient of x shows. Raises a Mismatch where no mask of entries of x explains an entry."""
+    got, dy, W, A, B = (_rows(a) for a in (dx, dy, case.W, case.A, case.B))
+    base, most = dy @ W, 1 / (1 - case.config.dropout)                                         # (rows, in)
+    part = most * case.scale * (dy @ B.T) @ A.T
+    bound, _ = bounds.backward(dy, np.zeros_like(base), W, lora.LoRA(A, B), most * case.scale, case.config.dtype, more=MORE)
+    bound = _of_two(case) * bound
+    expect(got.shape == base.shape, "shape of dx", got.shape, base.shape)
+    none, whole = within(got, base, bound), within(got, base + part, bound)
+    wrong = ~(none | whole)
+    if wrong.any():
+        place = tuple(np.argwhere(wrong)[0].tolist())
+        raise Mismatch(f"dx with dropout, row {place[0]}, column {place[1]}", f"{got[place]:.9g}",
+                       f"{base[place]:.9g} or {(base + part)[place]:.9g}")
+    return Mask(most * np.where(none & whole, 0.5, whole), most * np.where(none & whole, 0.5, 0.0))
+
+
+def explain(passes: list[Pass], found: dict[str, np.ndarray], case: Case) -> None:
+    """Demands that each y, and dA and dB where they are found, have the masks that dx shows. dA and dB are sums over passes."""
+    W, A, B, s = *(_rows(a) for a in (case.W, case.A, case.B)), case.scale
+    b = 0.0 if case.b is None else case.b.astype(np.float64)
+    p, largest, dtype = lora.LoRA(A, B), s / (1 - case.config.dropout), case.config.dtype
+    wants, errs = [], []
+    for one in passes:
+        assert one.dx is not None
+        mask, x, dy = read(one.dx, one.dy, case), _rows(one.x), _rows(one.dy)
+        kept, open = x * mask.middle, abs(s) * np.abs(x) * mask.open                           # (rows, in)
+        u, h = s * dy @ B.T, s * kept @ A                                                      # (rows, rank)
+        bound = bounds.forward(x, W, case.b, p, largest, dtype, more=MORE)
+        expect_within(_rows(one.y), x @ W.T + b + h @ B, _of_two(case) * bound + open @ np.abs(A @ B),
+                      "y with the mask that dx shows")
+        _, bound = bounds.backward(dy, x, W, p, largest, dtype, more=MORE)
+        wants.append(lora.LoRA(kept.T @ u, h.T @ dy))
+        errs.append(lora.LoRA(bound.A + open.T @ np.abs(dy @ B.T), bound.B + (open @ np.abs(A)).T @ np.abs(dy)))
+    added = bounds.total(wants, dtype)
+    for name in sorted({"A", "B"} & set(found)):
+        want, err = (sum(getattr(each, name) for each in several) for several in (wants, errs))
+        expect_within(found[name], want, _of_two(case) * (err + getattr(added, name)), f"d{name} with the mask that dx shows")
+
+
+def fits(case: Case, times: int) -> bool:
+    """Whether the gradients of A and B of so many passes, added up, stay in the range of the format, whatever the masks are."""
+    x, dy, A, B = (np.abs(_rows(a)) for a in (case.x, case.dy, case.A, case.B))
+    largest = times * abs(case.scale) / (1 - case.config.dropout)
+    return all(holds(case.config.dtype, largest * sums) for sums in (x.T @ (dy @ B.T), (x @ A).T @ dy))
+
+
+def _rows(array: np.ndarray) -> np.ndarray:
+    return wide(array).astype(np.float64).reshape(-1, array.shape[-1])
+
+
+def _of_two(case: Case) -> int:
+    """What a bound is multiplied by. What is expected is computed in float64, and is rounded like an answer in that format."""
+    return 2 if case.config.dtype == "float64" else 1
+
+
+def something_dropped(y: np.ndarray, case: Case, true: Answers) -> None:
+    """Demands that y with dropout differs from y without it, unless dropout may have kept all entries of x that count. The rows
+    of a column may share their mask."""
+    x, A, B = (wide(a).astype(np.float64) for a in (case.x.reshape(-1, case.x.shape[-1]), case.A, case.B))
+    counts = int((x.any(0) & (A @ B).any(1)).sum()) if case.scale else 0
+    expect_seldom(bool(np.array_equal(wide(y), wide(true.y.astype(case.dtype)))), (1 - case.config.dropout) ** counts,
+                  "y with dropout", "that without dropout", "another one")
+
+
+def near_its_mean(y: np.ndarray, case: Case, true: Answers) -> None:
+    """Demands of the LoRA part with dropout that it is, in all, as large as without. Dropout multiplies each entry of x by a
+    number between 0 and 1 / (1 − p) with mean 1. The rows of a column count as one draw, since rows may share their mask."""
+    part = true.y - true.base
+    x, g = (wide(a).astype(np.float64).reshape(-1, a.shape[-1]) for a in (case.x, part))
+    A, B = (wide(a).astype(np.float64) for a in (case.A, case.B))
+    terms = case.scale * (x * (g @ B.T @ A.T))
+    got = float((part * (wide(y).astype(np.float64) - true.base)).sum())
+    widths = np.abs(terms).sum(0) / (1 - case.config.dropout)
+    expect_mean(got, float(terms.sum()), widths, "the LoRA part with dropout, times that without it")
+
+
+def of_one_mask(passes: list[Pass], found: dict[str, np.ndarray], case: Case) -> None:
+    """Demands ⟨dA, A⟩ = ⟨dB, B⟩ = ⟨LoRA part of dx, x⟩ = ⟨dy, LoRA part of y⟩, added up over the passes: all have the same
+    masks."""
+    W, b = wide(case.W).astype(np.float64), 0.0 if case.b is None else wide(case.b).astype(np.float64)
+    products: dict[str, list[tuple]] = {"dy": [], "dx": [], "dA": [], "dB": []}
+    for one in passes:
+        of = case.replace(x=one.x, dy=one.dy)
+        bound = of.replace(x=wide(one.x) / (1 - case.config.dropout)).bound
+        products["dy"].append((one.dy, wide(one.y) - (wide(one.x) @ W.T + b), bound.y))
+        if one.dx is not None:
+            products["dx"].append((one.x, wide(one.dx) - wide(one.dy) @ W, bound.dx / (1 - case.config.dropout)))
+        for name in {"A", "B"} & set(found):
+            products[f"d{name}"].append((getattr(case, name), found[name] / len(passes), getattr(bound, f"d{name}")))
+    got = {name: sum((wide(a) * wide(d)).sum() for a, d, _ in terms) for name, terms in products.items() if terms}
+    off = {name: sum((np.abs(wide(a)) * bound).sum() for a, _, bound in terms) for name, terms in products.items()}
+    for name in set(got) - {"dy"}:
+        expect_within(got[name], got["dy"], off[name] + off["dy"], f"⟨{name}, {name[1:]}⟩, against ⟨dy, y − base⟩")

@@ -1,0 +1,82 @@
+"""The judge of one subject: draws cases, knows the right answers, compares, and searches for smaller failures."""
+
+import contextlib
+import gc
+import math
+import os
+
+from conformance.drivers import sandbox
+from conformance.drivers.hosted import HostedSubject
+from conformance.drivers.process import ProcessSubject
+from conformance.requirements import all_requirements
+from conformance.requirements.helpers.layers import SCRATCH
+from conformance.run import canaries, sweep
+from conformance.run.conventions import conventions
+from conformance.run.examine import Outcome, command, examine, offered
+from conformance.run.loading import load, reach
+from conformance.truth import cache
+
+
+class Judge:
+    """Examines requirements for one subject, which it reaches in another process, or loads here if the options say so."""
+
+    def __init__(self, spec: str, options: dict):
+        """Reaches the subject. Raises LoadError or CannotBuild. `options` are those of run/runner.py."""
+        self.spec, self.options, self.dtypes = spec, options, tuple(options["dtypes"])
+        timeout, memory = options["timeout"], options["memory"]
+        if options["in_process"]:
+            cache.write_files(False)  # the subject may have changed NumPy for all
+            self.subject = load(spec, timeout / 3, memory)
+        else:
+            wrapped = sandbox.command(os.environ[SCRATCH], options["device"]) if options["sandbox"] else ()
+            self.subject = reach(spec, timeout, memory, wrapped)
+        self.kinds = offered(self.subject, self.dtypes, options["device"])
+        self.requirements = {r.id: r for r in all_requirements()}
+        gc.collect()
+        gc.freeze()  # what is here now stays, and need not be looked through again and again
+
+    @property
+    def declined(self) -> list[str]:
+        """The kinds of layers, in words, that the subject does not offer, of those that were asked for."""
+        kinds = {f"{dtype} {'with' if bias else 'without'} a bias": (dtype, bias) in self.kinds
+                 for dtype in self.dtypes for bias in (True, False)}
+        return [words for words, offered in kinds.items() if not offered]
+
+    @property
+    def about(self) -> dict:
+        name, version = (str(getattr(self.subject, which, "") or "") for which in ("name", "version"))
+        return {"name": name or self.spec, "version": version, "declined": self.declined}
+
+    def examine(self, id: str, seconds: float) -> Outcome:
+        """The outcome of a requirement or a canary, within about so many seconds."""
+        if isinstance(self.subject, ProcessSubject):
+            self.subject.within(seconds)
+        given = {"kinds": self.kinds, "examples": self.options["examples"], "seed": self.options["seed"],
+                 "device": self.options["device"], "asked": self.dtypes, "seconds": seconds}
+        try:
+            if id.startswith(sweep.ONE):
+                again = {"device": self.options["device"], "asked": self.dtypes}
+                return sweep.sweep(
+                    id, self.subject, self.spec, self.kinds, self.options["seed"], levels=self.options["space"],
+                    device=self.options["device"], seconds=seconds,
+                    again=lambda broken: command(self.spec, broken, self.options["seed"], **again))
+            if id in canaries.ALL:
+                return canaries.examine(id, self.subject, self.spec, **given)
+            return examine(self.requirements[id], self.subject, self.spec, **given)
+        except SystemExit as error:  # the subject's process has ended where nobody asked for an answer
+            return Outcome(id, "crash", str(error))
+
+    def ask_about(self, what: str) -> dict | list:
+        """What else can be found out about the subject: "conventions", or the "files" of code that it has loaded."""
+        with contextlib.suppress(Exception, SystemExit):
+            if what == "conventions":
+                return conventions(self.subject)
+            return self.subject.loaded() if isinstance(self.subject, HostedSubject) else []
+        return {}
+
+    def revive(self) -> None:
+        """Starts the subject's process again if it has ended, so that only the requirement that ended it is lost."""
+        if isinstance(self.subject, ProcessSubject):
+            self.subject.within(math.inf)
+            with contextlib.suppress(Exception, SystemExit):  # the next requirement will tell
+                self.subject.revive()

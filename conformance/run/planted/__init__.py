@@ -1,0 +1,1 @@
+"""Faults that are planted in honest layers: what triggers them, and what is wrong then."""

@@ -1,0 +1,420 @@
+"""What a layer goes through as a torch module among others. Each public function is one experiment.
+
+An experiment gets the module, `call(module, x)`, which gives y of x, and the Parameters A and B as the module stores them. x,
+dy and v are tensors of the requirement. `kept` is a dict that lasts as long as the layer. An experiment returns facts: tensors,
+truth values and names. A tensor whose name ends in " A" or " B" has the layout of that Parameter. The requirement judges the
+facts, in another process. The functions use torch alone, since the script of a failure holds their text.
+"""
+
+import copy
+import hashlib
+import inspect
+import io
+import pickle
+import random
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Own = nn.Parameter
+Through = Callable[[nn.Module, Tensor], Tensor]
+Facts = dict[str, Any]
+
+
+class Impossible(Exception):
+    """The module cannot take part in the experiment, through no fault of its own."""
+
+
+def experiment(name: str) -> Callable[..., Facts]:
+    """The experiment of that name. Raises KeyError."""
+    return {f.__name__: f for f in EXPERIMENTS}[name]
+
+
+def needed(name: str) -> tuple[str, ...]:
+    """The names of its parameters."""
+    return tuple(inspect.signature(experiment(name)).parameters)
+
+
+def perform(name: str, known: dict[str, Any], given: dict[str, Any]) -> Facts:
+    """The facts of the experiment. It takes from `known` what it names among its parameters, and all of `given`."""
+    return experiment(name)(**{key: known[key] for key in needed(name) if key in known}, **given)
+
+
+def now(tensor: Tensor) -> Tensor:
+    """A copy, since what a layer gave may change later."""
+    return tensor.detach().clone()
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    """A copy that gets a gradient."""
+    return tensor.detach().clone().requires_grad_()
+
+
+def gradients_of(**leaves: Tensor) -> Facts:
+    """Copies of the gradients, under "d" and the name. One that has none is left out."""
+    return {f"d {name}": tensor.grad.clone() for name, tensor in leaves.items() if tensor.grad is not None}
+
+
+def twin(module: nn.Module, other: nn.Module, own: Own) -> Own:
+    """The Parameter of a copy of the module that stands where `own` stands in the module."""
+    return list(other.parameters())[[parameter is own for parameter in module.parameters()].index(True)]
+
+
+def negate(parameter: Tensor) -> None:
+    with torch.no_grad():
+        parameter.neg_()
+
+
+def found_by_name(kind: type) -> bool:
+    """Whether pickle finds the class, or the class has a way of its own to be pickled."""
+    found: Any = sys.modules.get(kind.__module__)
+    for name in kind.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is kind or kind.__reduce_ex__ is not object.__reduce_ex__
+
+
+def copied(module: nn.Module, call: Through, A: Own, x: Tensor, how: str) -> Facts:
+    """A copy of the module, made by copy.deepcopy or torch.save. Then A of the copy is negated, and then A of the module."""
+    if how == "deepcopy":
+        other = copy.deepcopy(module)
+    else:
+        if not all(found_by_name(type(part)) for part in module.modules()):
+            raise Impossible("pickle: it does not find a class under its name, such as one that was made inside a function")
+        if any(hasattr(part, "parametrizations") for part in module.modules()):
+            raise Impossible("pickle: torch refuses a module with parametrizations")
+        file = io.BytesIO()
+        torch.save(module, file)
+        file.seek(0)
+        other = torch.load(file, weights_only=False)
+    facts = {"y of the copy": now(call(other, x))}
+    theirs = twin(module, other, A)
+    negate(theirs)
+    facts |= {"y": now(call(module, x)), "y of the changed copy": now(call(other, x))}
+    negate(theirs)
+    negate(A)
+    return facts | {"y of the changed module": now(call(module, x)), "y of the copy again": now(call(other, x))}
+
+
+def reloaded(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor) -> Facts:
+    """The state_dict is kept, A and B are overwritten, and the state_dict is loaded strictly."""
+    state = module.state_dict()
+    live = {name: any(isinstance(value, Tensor) and value.data_ptr() == own.data_ptr() for value in state.values())
+            for name, own in (("A", A), ("B", B))}
+    state = {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
+    negate(A)
+    with torch.no_grad():
+        B.zero_()
+    module.load_state_dict(state, strict=True)
+    return {f"state_dict holds {name}": found for name, found in live.items()} | {"y": call(module, x)}
+
+
+def hold(module: nn.Module, call: Through, A: Own, B: Own, kept: dict, x: Tensor, frozen: str = "") -> Facts:
+    """Somebody takes the output, and an optimiser the Parameters. `frozen` names one that is to have no gradient."""
+    for name, parameter in (("A", A), ("B", B)):
+        if name == frozen:
+            parameter.requires_grad_(False)
+    kept.update(A=A, B=B, y=call(module, leaf(x)))
+    return {"y": now(kept["y"]), "keys": sorted(module.state_dict()), "trains": trains(module)}
+
+
+def held(module: nn.Module, A: Own, B: Own, kept: dict) -> Facts:
+    """What has become of what was held."""
+    return {"y": kept["y"], "A is the same": A is kept["A"], "B is the same": B is kept["B"],
+            "keys": sorted(module.state_dict()), "trains": trains(module)}
+
+
+def trains(module: nn.Module) -> list[str]:
+    return sorted(name for name, parameter in module.named_parameters() if parameter.requires_grad)
+
+
+def used_twice(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor, x2: Tensor,
+               dy2: Tensor, together: bool) -> Facts:
+    """Two forward passes, then the backward passes: of both together, or of one after the other."""
+    x, x2 = leaf(x), leaf(x2)
+    y, y2 = call(module, x), call(module, x2)
+    facts = {"y2": now(y2)}
+    if together:
+        torch.autograd.backward([y, y2], [dy, dy2])
+    else:
+        y.backward(dy)
+        y2.backward(dy2)
+    return facts | gradients_of(x=x, x2=x2, A=A, B=B)
+
+
+def retained(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor) -> Facts:
+    """Two backward passes through one graph."""
+    x = leaf(x)
+    y = call(module, x)
+    y.backward(dy, retain_graph=True)
+    y.backward(dy)
+    return gradients_of(x=x, A=A, B=B)
+
+
+def second(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor, v: Tensor) -> Facts:
+    """The gradients of Σ v · dx, where dx is the gradient of x. An error is a refusal."""
+    x, dy = leaf(x), leaf(dy)
+    y = call(module, x)
+    try:
+        dx, = torch.autograd.grad(y, x, dy, create_graph=True)
+        dx.backward(v)
+    except RuntimeError as error:
+        return {"refused": str(error)}
+    return {"dx": dx} | gradients_of(dy=dy, A=A, B=B)
+
+
+def in_modes(module: nn.Module, call: Through, x: Tensor) -> Facts:
+    """The same x with a gradient, without one, under no_grad, and under inference_mode."""
+    facts = {}
+    for name, mode, given in (
+        ("grad mode", torch.enable_grad(), leaf(x)), ("grad mode, dx not wanted", torch.enable_grad(), x.clone()),
+        ("no_grad", torch.no_grad(), leaf(x)), ("inference_mode", torch.inference_mode(), x.clone()),
+    ):
+        with mode:
+            y = call(module, given)
+        facts |= {f"y in {name}": now(y), f"x after {name}": now(given), f"graph in {name}": y.requires_grad}
+    return facts
+
+
+def autocast(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor, dtype: str) -> Facts:
+    """A forward pass under autocast, and a backward pass after it."""
+    x = leaf(x)
+    with torch.autocast(x.device.type, getattr(torch, dtype)):
+        y = call(module, x)
+    y.backward(dy.to(y.dtype))
+    return {"y": y} | gradients_of(x=x, A=A, B=B)
+
+
+def modes(module: nn.Module) -> Facts:
+    """What train() and eval() return, and the mode that they set."""
+    facts = {}
+    for name, method, arguments, mode in (
+        ("eval()", module.eval, (), False), ("train()", module.train, (), True),
+        ("train(False)", module.train, (False,), False), ("train(True)", module.train, (True,), True),
+    ):
+        facts |= {f"{name} returns the module": method(*arguments) is module, f"{name} sets the mode": module.training == mode}
+    return facts
+
+
+CONTEXTS: dict[str, Callable[[str], Any]] = {
+    "in grad mode": lambda device: torch.enable_grad(), "under no_grad": lambda device: torch.no_grad(),
+    "under inference_mode": lambda device: torch.inference_mode(),
+    "under autocast": lambda device: torch.autocast(device, torch.bfloat16),
+}
+
+
+def passes(module: nn.Module, call: Through, x: Tensor, where: str) -> Tensor:
+    """y of a pass in this context. The one of autocast is without a gradient."""
+    with CONTEXTS["under no_grad" if where == "under autocast" else where](x.device.type), CONTEXTS[where](x.device.type):
+        return now(call(module, x))
+
+
+def within(module: nn.Module, call: Through, x: Tensor, where: str) -> Facts:
+    """A forward pass in training mode and one in inference mode, in this context."""
+    module.train()
+    y = passes(module, call, x, where)
+    module.eval()
+    return {"y": y, "y in inference mode": passes(module, call, x, where)}
+
+
+def written(module: nn.Module, call: Through, A: Own, x: Tensor, how: str, where: str, stay: bool) -> Facts:
+    """A is negated between forward passes in this context, in training mode, and if `stay` in inference mode, too."""
+    def write() -> None:
+        if how == "copy_":
+            with torch.no_grad():
+                A.copy_(-A)
+        elif how == "data":
+            A.data.neg_()
+        elif how == "assigned":
+            A.data = -A.data
+        else:
+            state = {key: value.clone() for key, value in module.state_dict().items()}
+            names = [name for name, parameter in module.named_parameters() if parameter is A and name in state]
+            if not names:
+                raise Impossible("A is not in the state_dict under its name")
+            module.load_state_dict(state | {names[0]: -state[names[0]]})
+
+    facts = {}
+    for after in ("a write", "two writes"):
+        module.train()
+        passes(module, call, x, where)
+        write()
+        facts[f"y after {after}"] = passes(module, call, x, where)
+        module.eval()
+        facts[f"y after {after}, in inference mode"] = passes(module, call, x, where)
+        if stay:
+            write()
+            facts[f"y after {after} and one more, in inference mode"] = passes(module, call, x, where)
+            write()
+    return facts
+
+
+def seed(number: int) -> Facts:
+    """Seeds the three global generators."""
+    torch.manual_seed(number)
+    np.random.seed(number)
+    random.seed(number)
+    return surroundings()
+
+
+def surroundings() -> Facts:
+    """The state of the global generators, and the global settings of torch."""
+    states = {"torch": torch.get_rng_state().numpy().tobytes(), "NumPy": pickle.dumps(np.random.get_state()),
+              "random": pickle.dumps(random.getstate())}
+    facts: Facts = {f"state of {name}": hashlib.sha256(state).hexdigest() for name, state in states.items()}
+    return facts | {
+        "seed of torch": str(torch.initial_seed()), "default dtype": str(torch.get_default_dtype()),
+        "default device": str(torch.get_default_device()), "grad mode": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(), "number of threads": torch.get_num_threads(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(), "autocast": torch.is_autocast_enabled("cpu"),
+        "detection of anomalies": torch.is_anomaly_enabled(), "precision of matmul": torch.get_float32_matmul_precision(),
+    }
+
+
+def wrapped(around: Callable[[nn.Linear], nn.Module], W: Tensor, b: Tensor | None, training: bool) -> Facts:
+    """A new layer around an nn.Linear that was trained elsewhere, and the nn.Linear afterwards."""
+    linear = nn.Linear(W.shape[1], W.shape[0], b is not None, W.device, W.dtype).train(training)
+    with torch.no_grad():
+        linear.weight.copy_(W)
+        if b is not None:
+            linear.bias.copy_(b)
+    around(linear)
+    facts = {"W": linear.weight, "mode of the nn.Linear": linear.training}
+    return facts | ({} if b is None else {"b": linear.bias})
+
+
+def moved(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor, dtype: str, how: str) -> Facts:
+    """The module in another dtype."""
+    if how == "to":
+        module.to(getattr(torch, dtype))
+    else:
+        getattr(module, {"float64": "double", "float32": "float"}.get(dtype, how))()
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    stayed = sorted(name for name, tensor in tensors if tensor.is_floating_point() and tensor.dtype != getattr(torch, dtype))
+    x = leaf(x.to(getattr(torch, dtype)))
+    y = call(module, x)
+    y.backward(dy.to(y.dtype))
+    return {"stayed": stayed, "y": y} | gradients_of(x=x, A=A, B=B)
+
+
+class Called(nn.Module):
+    """The module as a part of another one, whose forward pass is `call`."""
+
+    def __init__(self, module: nn.Module, call: Through):
+        super().__init__()
+        self.inner, self.through = module, call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.through(self.inner, x)
+
+
+def name_of(module: nn.Module, own: Own) -> str:
+    return next(name for name, parameter in module.named_parameters() if parameter is own)
+
+
+def functional(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor) -> Facts:
+    """torch.func.functional_call with −A in the place of A, and then a plain call."""
+    outer, other = Called(module, call), leaf(-A)
+    y = torch.func.functional_call(outer, {name_of(outer, A): other}, (x,))
+    facts = {"y": now(y)}
+    if y.requires_grad:
+        y.backward(dy)
+    facts |= gradients_of(A=other, B=B) | {"A got a gradient": A.grad is not None}
+    return facts | {"y of a plain call": now(call(module, x))}
+
+
+def checkpointed(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor, reentrant: bool) -> Facts:
+    """The same forward and backward pass without a checkpoint and with one, each after the same seed."""
+    facts = {}
+    for name in ("plain", "checkpointed"):
+        A.grad = B.grad = None
+        x = leaf(x)
+        torch.manual_seed(7)
+        y = call(module, x) if name == "plain" else checkpoint(lambda x: call(module, x), x, use_reentrant=reentrant)
+        y.backward(dy)
+        facts |= {f"{name} y": now(y)} | {f"{name} {key}": value for key, value in gradients_of(x=x, A=A, B=B).items()}
+    return facts
+
+
+def hooked(module: nn.Module, x: Tensor, dy: Tensor) -> Facts:
+    """Hooks that negate: x, y, and the gradient of x, one after the other; and one that doubles dy."""
+    fired, facts = [], {}
+
+    def pre(module, arguments):
+        fired.append("forward pre-hook")
+        return tuple(-argument for argument in arguments)
+
+    def post(module, arguments, y):
+        fired.append("forward hook")
+        return -y
+
+    def backward(module, dx, dy):
+        fired.append("full backward hook")
+        return tuple(None if d is None else -d for d in dx)
+
+    def before(module, dy):
+        fired.append("full backward pre-hook")
+        return tuple(2 * d for d in dy)
+
+    hooks: dict[Any, Any] = {
+        "forward_pre_hook": pre, "forward_hook": post, "full_backward_hook": backward, "full_backward_pre_hook": before,
+    }
+    for name, hook in hooks.items():
+        handle, given = getattr(module, f"register_{name}")(hook), leaf(x)
+        y = module(given)
+        y.backward(dy)
+        handle.remove()
+        facts |= {f"{hook.__name__}: y": now(y), f"{hook.__name__}: dx": given.grad}
+    return facts | {"fired": fired}
+
+
+def compiled(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor, backend: str) -> Facts:
+    """torch.compile of the whole forward pass as one graph."""
+    torch.compiler.reset()
+    x = leaf(x)
+    y = torch.compile(Called(module, call), fullgraph=True, backend=backend)(x)
+    y.backward(dy)
+    return {"y": y} | gradients_of(x=x, A=A, B=B)
+
+
+def transformed(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor) -> Facts:
+    """torch.vmap over the rows of x, and torch.func.grad of Σ y · dy."""
+    outer, own = Called(module, call), {"A": A, "B": B}
+
+    def loss(factors: dict[str, Tensor], x: Tensor) -> Tensor:
+        return (torch.func.functional_call(outer, {name_of(outer, own[name]): factors[name] for name in own}, (x,)) * dy).sum()
+
+    names = {name: tensor.detach() for name, tensor in own.items()}
+    found, dx = torch.func.grad(loss, argnums=(0, 1))(names, x)
+    with torch.no_grad():
+        y = torch.vmap(lambda row: call(module, row))(x)
+    return {"y": y, "d x": dx, "d A": found["A"], "d B": found["B"]}
+
+
+def zeroed(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor, to_none: bool) -> Facts:
+    """A backward pass, zero_grad, and a backward pass again."""
+    call(module, x).backward(dy)
+    module.zero_grad(set_to_none=to_none)
+    facts = {f"zero {name}": own.grad.clone() for name, own in (("A", A), ("B", B)) if own.grad is not None}
+    call(module, x).backward(dy)
+    return facts | gradients_of(A=A, B=B)
+
+
+def frozen(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor, name: str) -> Facts:
+    """A backward pass while A or B is frozen by requires_grad_(False), or both are."""
+    for own in {"A": (A,), "B": (B,)}.get(name, (A, B)):
+        own.requires_grad_(False)
+    x = leaf(x)
+    y = call(module, x)
+    y.backward(dy)
+    return {"y": y} | gradients_of(x=x, A=A, B=B)
+
+
+EXPERIMENTS = (
+    copied, reloaded, hold, held, used_twice, retained, second, in_modes, autocast, modes, within, written, seed,
+    surroundings, wrapped, moved, functional, checkpointed, hooked, compiled, transformed, zeroed, frozen,
+)

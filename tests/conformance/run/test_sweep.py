@@ -1,0 +1,267 @@
+"""The sweep of the space: faults in a regime are found, made plain, and reported under the requirement that they break."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conformance.mutants.honest import Honest
+from conformance.requirements import all_requirements
+from conformance.requirements.helpers.broken import breaks
+from conformance.requirements.helpers.life import EXPONENT, live, prepared
+from conformance.run.examine import ALL_KINDS
+from conformance.run.sweep import PARTS, Sweeper, given
+from conformance.run.verdict import Report
+from conformance.subject import Subject, Unsupported
+from conformance.truth import covering
+from conformance.truth.space import BY_NAME, PLAIN
+
+ROOT = Path(__file__).parents[3]
+KINDS = ("y", "dx", "dA", "dB", "W", "A", "B", "x", "dy", "y with dropout", "one mask", "dropout in inference", "state",
+         "format of y", "format of dx")
+
+
+class Of(Subject):
+    """A subject with these layers."""
+
+    name, version = "of", "1"
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    def build(self, config, weight, bias):
+        return self.layer(config, weight, bias)
+
+
+class WrongTail(Honest):
+    """In training mode with more than 64 rows, the last row gets no LoRA part."""
+
+    def lora(self, x):
+        part = super().lora(x)
+        part[-1:] *= not (self.training and len(x) > 64)
+        return part
+
+
+class WrongWhenLoaded(Honest):
+    """A negative scale is positive after a load in float16."""
+
+    loaded = False
+
+    def receive(self, contents):
+        super().receive(contents)
+        self.loaded = True
+
+    def scaled(self, array):
+        wrong = self.loaded and self.config.alpha < 0 and self.config.dtype == "float16"
+        return super().scaled(-array if wrong else array)
+
+
+class NoMerging(Honest):
+    """Neither merges nor loads."""
+
+    def merge(self):
+        raise Unsupported("merge()")
+
+    def load(self, directory):
+        raise Unsupported("load()")
+
+
+class WrongAndSeldomMerged(Honest):
+    """Declines to merge with more than 64 features, and merges wrongly with a negative scale."""
+
+    def merge(self):
+        if self.config.in_features > 64:
+            raise Unsupported("merge()")
+        super().merge()
+
+    def delta_weight(self):
+        return abs(super().delta_weight()) if self.config.alpha < 0 else super().delta_weight()
+
+
+class Standard(Honest):
+    """Is built with a bias and without rank-stabilised scaling only, and in two formats."""
+
+    def __init__(self, config, weight, bias):
+        if config.scaling != "standard" or bias is None or config.dtype not in ("float32", "float16"):
+            raise Unsupported("that")
+        super().__init__(config, weight, bias)
+
+
+def swept(layer, part=0, parts=4, kinds=ALL_KINDS, **options):
+    with np.errstate(all="ignore"):
+        return Sweeper(Of(layer), kinds, 0).part(part, parts, **options)
+
+
+def test_an_honest_layer_is_not_failed():
+    found = swept(Honest, parts=16)
+    assert not found.failures and not found.left and not found.declined
+    assert found.lived == len(covering.array(0)[::16])
+
+
+def test_a_fault_in_a_regime_is_found_and_made_plain():
+    found = swept(WrongTail)
+    failure = next(f for f in found.failures.values() if f.broken.kind == "y")
+    assert {name: level for name, level in failure.levels.items() if level != PLAIN[name]} == {"rows": 65}
+    assert failure.passes == {"rows": 64}
+    assert failure.id == "FWD-09"
+    assert failure.needed == "rows 65 (not 64)"
+
+
+def test_a_fault_of_three_levels_is_found_and_made_plain():
+    found = swept(WrongWhenLoaded, parts=1)
+    assert {f.needed for f in found.failures.values() if f.broken.kind == "y"} == {"format float16, scale -1/4, history loaded"}
+    assert "STATE-02" in found.failures
+
+
+def test_what_is_not_offered_is_replaced_and_told():
+    found = swept(NoMerging, parts=16)
+    assert not found.failures
+    assert {"merged yes", "history loaded", "history unmerged", "history cycled"} <= set(found.declined)
+    assert found.lived > 0.9 * len(covering.array(0)[::16])
+
+
+def test_what_is_declined_in_some_cases_is_asked_for_in_the_others():
+    found = swept(WrongAndSeldomMerged, parts=4)
+    assert "merge()" in found.declined and "merged yes" not in found.declined
+    assert "MERGE-03" in found.failures  # y is looked at before W
+
+
+def test_a_layer_that_is_built_in_some_ways_only_is_judged_in_those():
+    kinds = frozenset({("float32", True), ("float16", True)})
+    found = swept(Standard, parts=16, kinds=kinds)
+    assert not found.failures and "scaling rslora" in found.declined
+    assert found.lived > 0.9 * len(covering.array(0)[::16])
+
+
+def test_a_fixed_scale_is_the_scale_of_every_case():
+    class Fixed(Honest):
+        def __init__(self, config, weight, bias):
+            assert config.alpha == 0.5 * config.rank
+            super().__init__(config, weight, bias)
+
+    subject = Of(Fixed)
+    subject.scale = 0.5
+    with np.errstate(all="ignore"):
+        found = Sweeper(subject, ALL_KINDS, 0).part(3)
+    assert not found.failures and found.lived
+
+
+def test_a_sweep_without_time_says_what_it_left():
+    with np.errstate(all="ignore"):
+        found = Sweeper(Of(Honest), ALL_KINDS, 0, until=0.0).part(0)
+    assert not found.lived and found.left == len(covering.array(0)[:: len(PARTS)])
+
+
+def test_every_kind_of_answer_breaks_a_must_whatever_the_levels():
+    musts = {r.id for r in all_requirements() if r.level == "MUST"}
+    for levels in covering.array(0)[::40]:
+        assert {breaks(kind, levels) for kind in KINDS} <= musts
+
+
+def test_what_a_history_spoils_is_not_laid_to_the_mask():
+    levels = PLAIN | {"mode": "dropout", "rate": 0.5}
+    assert breaks("one mask", levels) == "DROP-04" and breaks("y with dropout", levels) == "DROP-03"
+    for history, id in (("loaded", "STATE-10"), ("cycled", "MERGE-10"), ("set again", "STATE-09")):
+        assert {breaks(kind, levels | {"history": history}) for kind in ("one mask", "y with dropout")} == {id}
+
+
+def test_the_numbers_stay_in_the_range_of_their_format():
+    """The largest numbers of a case, times those by which x is made huge or tiny, are finite and normal."""
+    for number, levels in enumerate(covering.array(0)[::50]):
+        case = prepared(levels, number)
+        info = np.finfo(np.float16) if case.config.dtype == "float16" else np.finfo(np.float32)
+        largest = np.abs(case.x.astype(np.float64)).max(initial=0) * 2.0 ** EXPONENT[case.config.dtype]
+        assert largest < float(info.max) or case.config.dtype == "float64"
+
+
+def test_levels_can_be_given():
+    levels, number = given(["rows=65", "mode=inference", "merged=yes", "x lies=strided", "number=7"])
+    assert number == 7 and levels == PLAIN | {"rows": 65, "mode": "inference", "merged": True, "x lies": "strided"}
+    for wrong, words in (
+        (["size=3"], "no factor 'size'"), (["rows=4"], "rows has no level '4'"),
+        (["content=many bits", "scale=9/4"], "do not go together"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            given(wrong)
+
+
+def test_plain_sizes_are_levels_that_can_be_given():
+    assert given([f"{name}={level}" for name, level in PLAIN.items() if BY_NAME[name].is_size])[0] == PLAIN
+
+
+def test_a_failure_of_the_space_does_not_hide_one_of_the_requirement():
+    requirement = next(r for r in all_requirements() if r.id == "FWD-09")
+    own = {status: replace(_outcome(status)) for status in ("pass", "fail")}
+    for status, outcome in own.items():
+        report = Report("s", planned=(requirement,), outcomes={"FWD-09": outcome}, parts=("SPACE-01",))
+        report.space["SPACE-01"] = replace(_outcome("pass"), swept={"broken": {"FWD-09": _outcome("error").as_dict()}})
+        report.add_what_the_space_breaks()
+        assert report.outcomes["FWD-09"].status == ("error" if status == "pass" else "fail")
+
+
+def test_a_part_that_broke_off_is_told_and_voids_the_verdict():
+    requirement = next(r for r in all_requirements() if r.id == "FWD-09")
+    report = Report("s", planned=(requirement,), outcomes={"FWD-09": _outcome("pass")}, parts=("SPACE-01",))
+    swept = {"cases": 1, "lived": 1, "left": 0, "declined": {}, "broken": {}}
+    report.space["SPACE-01"] = replace(_outcome("pass"), swept=swept)
+    assert report.verdict == "conformant" and report.swept["swept"] == 1
+    report.space["SPACE-01"] = _outcome("crash")
+    assert report.verdict == "void" and report.broken_off == ["SPACE-01"] and report.swept["swept"] == 0
+
+
+def _outcome(status):
+    from conformance.run.examine import Outcome
+
+    return Outcome("FWD-09", status)
+
+
+MODULE = '''
+import torch
+from torch import nn
+
+class Tail(nn.Module):
+    """With more than 128 rows, the last row gets no LoRA part."""
+
+    def __init__(self, in_features, out_features, r=4, lora_alpha=8, dtype=None):
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features, dtype=dtype).requires_grad_(False)
+        self.lora_A = nn.Parameter(torch.randn(r, in_features, dtype=dtype) / in_features**0.5)
+        self.lora_B = nn.Parameter(torch.zeros(out_features, r, dtype=dtype))
+        self.scale = lora_alpha / r
+
+    def forward(self, x):
+        part = self.scale * (x @ self.lora_A.T @ self.lora_B.T)
+        rows = part.reshape(-1, part.shape[-1])
+        if len(rows) > 128:
+            part = torch.cat([rows[:-1], 0 * rows[-1:]]).reshape(part.shape)
+        return self.linear(x) + part
+'''
+
+
+def test_a_run_reports_it_and_a_command_shows_it_again(tmp_path):
+    """The report names the regime, the JSON says what the sweep rests on, and the command of the report fails on its own."""
+    (tmp_path / "tail.py").write_text(MODULE)
+    spec, file = f"{tmp_path / 'tail.py'}:Tail", tmp_path / "r.json"
+    command = [sys.executable, "-m", "conformance", "run", spec, "--only", "FWD-09", "FWD-03", "--json", str(file)]
+    done = subprocess.run([*command, "--seed", "1", "--space"], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1, done.stdout + done.stderr
+    said = " ".join(done.stdout.split())
+    assert "only with rows 255 (not 129)" in said or "only with rows 129 (not 128)" in said, done.stdout
+    report = json.loads(file.read_text())["reports"][0]
+    assert report["space"]["swept"] == report["space"]["parts"] == len(PARTS)
+    assert "merged yes" in report["space"]["declined"]
+    row = next(row for row in report["requirements"] if row["id"] == "FWD-09")
+    again = row["reproduce"].splitlines()[-1].removeprefix("# or: ")
+    shown = subprocess.run(f"{sys.executable} -m {again}", cwd=ROOT, capture_output=True, text=True, timeout=300, shell=True)
+    assert shown.returncode == 1 and "FWD-09" in shown.stdout, again + shown.stdout + shown.stderr
+
+
+def test_live_refuses_nothing_that_is_right():
+    """The plain case, in every format, of a layer that is honest."""
+    for dtype in ("float32", "float64", "float16", "bfloat16"):
+        levels = PLAIN | {"format": dtype}
+        live(Of(Honest), levels, prepared(levels, 0))
