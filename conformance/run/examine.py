@@ -25,9 +25,9 @@ from conformance.truth.case import DTYPES, Case, resolution
 from conformance.truth.compare import Mismatch
 from conformance.truth.model_case import ModelCase
 
-SHRINK_SECONDS = 10.0  # limit of the search for a smaller failing case; only slow subjects reach it
-SHRINK_SHARE = 0.5  # and of the time that is left for the requirement: the script and the diagnosis need some, too
-SHRINK_CALLS = 250  # limit of the cases tried in that search; the smallest found by then is reported
+SHRINK_CALLS = 250  # limit of the search for a smaller failing case; the smallest found by then is reported
+LARGE = 20_000  # a case of so many numbers counts as two in that search, one of twice as many as three
+SHRINK_SHARE = 1 / 3  # limit of its time, of what is left for the requirement; only slow subjects and busy machines reach it
 TRIES = 10  # cases tried, at most, for each one to be decided: some are not offered, and some cannot tell
 # A requirement is not offered after so many undecided cases in which a method of a layer that was built was not offered,
 WITHOUT_METHOD = 4
@@ -133,7 +133,7 @@ class _Search:
         self.declined: list[Case | ModelCase] = []  # cases that the subject did not offer
         self.flickers = False
         self.best: tuple[float, Case | ModelCase | _Kind, Exception, Traced] | None = None
-        self.until, self.deadline, self.calls = until, float("inf"), 0
+        self.until, self.deadline, self.calls = until, float("inf"), 0.0
 
     def run(self, examples: int, seed: int) -> None:
         """Tries the cases of the bank. After a failure it searches for a smaller case. Failures are kept, not raised."""
@@ -170,7 +170,7 @@ class _Search:
             self.unsupported.append(f"{case.config.dtype} {'with' if case.config.bias else 'without'} a bias")
             raise UnsatisfiedAssumption
         if self.best is not None:
-            self.calls += 1
+            self.calls += 1 + case.numbers / LARGE
             slow = isinstance(getattr(self.best[2], "error", None), Ended)  # each further try would start a process
             if not self.explain or slow or time.perf_counter() > self.deadline or self.calls > SHRINK_CALLS:
                 raise _Enough
@@ -195,7 +195,7 @@ class _Search:
         except (Mismatch, SubjectError) as failure:
             if self.best is None:
                 now = time.perf_counter()
-                self.deadline = now + min(SHRINK_SECONDS, SHRINK_SHARE * (self.until - now))
+                self.deadline = now + SHRINK_SHARE * (self.until - now)
             broke = isinstance(failure, SubjectError) and failure.broke  # it may have run out of time only now
             if self.best is None or case.size < self.best[0] and not broke:
                 self.best = (case.size, case, failure, traced)

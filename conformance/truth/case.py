@@ -65,6 +65,11 @@ class Case:
         arrays = [wide(a) for a in (self.W, self.A, self.B, self.x, self.dy, *factors)]
         return len(self.operations) + float(sum(a.size + np.abs(a[np.isfinite(a)]).sum() for a in arrays))
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers the case holds. The time that it takes grows with them."""
+        return sum(a.size for a in (self.W, self.A, self.B, self.x, self.dy))
+
     def replace(self, **changes) -> "Case":
         """The same case with some arrays, or some fields of its LayerConfig, replaced."""
         arrays = {k: v for k, v in changes.items() if k in ("W", "b", "A", "B", "x", "dy")}

@@ -54,7 +54,11 @@ class ModelCase:
     @property
     def size(self) -> float:
         """Size of the case: fewer numbers are easier to read."""
-        return float(sum(a.size for a in (*self.base.values(), *self.trained.values(), self.tokens)))
+        return float(self.numbers)
+
+    @property
+    def numbers(self) -> int:
+        return sum(a.size for a in (*self.base.values(), *self.trained.values(), self.tokens))
 
     def replace(self, **changes) -> "ModelCase":
         own = {k: v for k, v in changes.items() if k in ("base", "trained", "tokens", "mask", "dlogits")}
