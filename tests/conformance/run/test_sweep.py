@@ -12,7 +12,8 @@ import pytest
 from conformance.mutants.honest import Honest
 from conformance.requirements import all_requirements
 from conformance.requirements.helpers.broken import breaks
-from conformance.requirements.helpers.life import EXPONENT, live, prepared
+from conformance.requirements.helpers.inputs import EXPONENT
+from conformance.requirements.helpers.life import live, prepared
 from conformance.run.examine import ALL_KINDS
 from conformance.run.sweep import PARTS, Sweeper, given
 from conformance.run.verdict import Report

@@ -8,6 +8,7 @@ import pytest
 from conformance.mutants import LayerSubject
 from conformance.mutants.honest import Honest
 from conformance.requirements.helpers import life
+from conformance.requirements.helpers.inputs import laid
 from conformance.run import triggered
 from conformance.run.planted.effects import EFFECTS, NAMED, SHOWS
 from conformance.run.planted.observed import NEVER_AT, SEEN_AT, Seen, lies
@@ -55,7 +56,7 @@ def test_the_observer_sees_the_levels_of_a_row(number: int, levels: Levels) -> N
 def test_an_array_with_rows_and_columns_shows_how_it_lies() -> None:
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     for how in BY_NAME["x lies"].levels:
-        assert lies(life.laid(array, str(how))) == how
+        assert lies(laid(array, str(how))) == how
 
 
 def test_every_effect_can_show_with_some_levels() -> None:
