@@ -24,7 +24,7 @@ from conformance.truth.compare import Mismatch, alike, ratio_of, same_number, wi
 from conformance.truth.model_case import ModelCase
 
 CASES = 6  # in addition to the smallest one
-SECONDS = 10.0  # for known faults, the likeliest first; only checks that read much and busy machines reach it
+SECONDS = 10.0  # for known faults, the likeliest first; only slow subjects and busy machines reach it
 
 
 class _Differs(BaseException):
@@ -90,28 +90,28 @@ def diagnose(requirement: Requirement, subject: Subject, case: Case | ModelCase)
     heard = [h for h in (Heard(requirement, subject, c) for c in cases) if h.failure is not None][: CASES + 1]
     if not heard:
         return None
-    parts = [_known_fault(requirement, subject, heard), _relation(heard)]
+    parts = [_known_fault(requirement, subject, heard, time.perf_counter() + SECONDS), _relation(heard)]
     return "; ".join(part for part in parts if part) or None
 
 
-def _known_fault(requirement: Requirement, subject: Subject, heard: list[Heard]) -> str | None:
+def _known_fault(requirement: Requirement, subject: Subject, heard: list[Heard], until: float) -> str | None:
     """The known fault that gives the same answers, in words. Preferred are faults that the requirement is known to catch, then
-    those of its group, then those that were reported in public."""
+    those of its group, then those that were reported in public. `until` is the time at which it has to end."""
     def likelihood(mutant: Mutant) -> tuple[bool, ...]:
         return requirement.id not in mutant.kills, mutant.group != requirement.group, not mutant.reports
 
-    found, until = [], time.perf_counter() + SECONDS
+    found = []
     for m in sorted(all_mutants(), key=likelihood):
         if time.perf_counter() < until and all(h.same_as(Heard(requirement, m.subject(), h.case, h)) for h in heard):
             found.append(m)
     if not found:
         return None
-    mutant = _likeliest(requirement, found, subject, heard[0].case.config.dtype)
+    mutant = _likeliest(requirement, found, subject, heard[0].case.config.dtype, until)
     likeness = "looks like" if heard[0].failure and heard[0].failure.error is None else "matches"  # "matches": numbers agree
     return mutant and f"{likeness} a known fault: {mutant.words.rstrip('.')}{_reports(mutant)}"
 
 
-def _likeliest(requirement: Requirement, found: list[Mutant], subject: Subject, dtype: str) -> Mutant | None:
+def _likeliest(requirement: Requirement, found: list[Mutant], subject: Subject, dtype: str, until: float) -> Mutant | None:
     """The mutant that fails most like the subject. `found` are the mutants that this requirement cannot tell from the subject.
 
     They are compared on the other requirements that one of them is known to fail, and the first of several equals is taken.
@@ -119,7 +119,7 @@ def _likeliest(requirement: Requirement, found: list[Mutant], subject: Subject, 
     alike, told = dict.fromkeys(found, 0), dict.fromkeys(found, 0)
     others = {id for mutant in found for id in mutant.kills} - {requirement.id}
     for other in all_requirements():
-        for case in _cases(other, dtype) if other.id in others else ():
+        for case in _cases(other, dtype) if other.id in others and time.perf_counter() < until else ():
             asked = Heard(other, subject, case)
             for mutant in found if asked.decided else ():
                 its = Heard(other, mutant.subject(), case)
