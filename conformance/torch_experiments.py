@@ -168,13 +168,15 @@ def second(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tens
 
 
 def in_modes(module: nn.Module, call: Through, x: Tensor) -> Facts:
-    """The same x with a gradient, without one, under no_grad, and under inference_mode."""
-    facts = {}
+    """The same x with a gradient, without one, under no_grad, and under inference_mode. Before each pass there is one of more
+    rows that are NaN."""
+    facts, lost = {}, torch.full_like(torch.stack([x, x]), torch.nan)
     for name, mode, given in (
         ("grad mode", torch.enable_grad(), leaf(x)), ("grad mode, dx not wanted", torch.enable_grad(), x.clone()),
         ("no_grad", torch.no_grad(), leaf(x)), ("inference_mode", torch.inference_mode(), x.clone()),
     ):
         with mode:
+            call(module, lost)
             y = call(module, given)
         facts |= {f"y in {name}": now(y), f"x after {name}": now(given), f"graph in {name}": y.requires_grad}
     return facts
@@ -251,6 +253,18 @@ def written(module: nn.Module, call: Through, A: Own, x: Tensor, how: str, where
             facts[f"y after {after} and one more, in inference mode"] = passes(module, call, x, where)
             write()
     return facts
+
+
+def rebased(module: nn.Module, A: Own, B: Own, W: Tensor) -> Facts:
+    """Loads a state_dict in which W is negated, wherever it stands there, transposed or not."""
+    state = {key: value.clone() for key, value in module.state_dict().items() if isinstance(value, Tensor)
+             and value.data_ptr() not in (A.data_ptr(), B.data_ptr())}
+    found = {key: -value for key, value in state.items() if value.dtype == W.dtype
+             and any(value.shape == known.shape and torch.equal(value, known) for known in (W, W.t()))}
+    if not found:
+        raise Impossible("the state_dict does not hold W")
+    module.load_state_dict(module.state_dict() | found)
+    return {"loaded": sorted(found)}
 
 
 def seed(number: int) -> Facts:
@@ -415,6 +429,6 @@ def frozen(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tens
 
 
 EXPERIMENTS = (
-    copied, reloaded, hold, held, used_twice, retained, second, in_modes, autocast, modes, within, written, seed,
-    surroundings, wrapped, moved, functional, checkpointed, hooked, compiled, transformed, zeroed, frozen,
+    copied, reloaded, hold, held, used_twice, retained, second, in_modes, autocast, modes, within, written, rebased,
+    seed, surroundings, wrapped, moved, functional, checkpointed, hooked, compiled, transformed, zeroed, frozen,
 )

@@ -509,3 +509,54 @@ class FreezesAreUndone(LoRA):
             self.A.requires_grad_()
             self.B.requires_grad_()
         return super().lora(x)
+
+
+@mutant(kills="TORCH-29")
+@layer_of
+class KeepsTheFirstWeight(LoRA):
+    """The copy of W for unmerge is made at the first merge, and never again."""
+
+    first: Tensor | None = None
+
+    def merge(self) -> None:
+        super().merge()
+        if self.first is None:
+            self.first = self.kept
+        self.kept = self.first
+
+
+@mutant(kills="TORCH-29")
+@layer_of
+class MergesIntoTheBuiltWeight(LoRA):
+    """A merge adds to a copy of W that was made at the first forward pass."""
+
+    built: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.built is None:
+            self.built = self.linear.weight.detach().clone()
+        return super().forward(x)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        if self.built is not None and self.built.dtype == self.linear.weight.dtype:
+            self.linear.weight.copy_(self.built)
+        super().merge()
+
+
+@mutant(kills="TORCH-13")
+@layer_of
+class WorkspaceLeftover(LoRA):
+    """Without a gradient x A is written into memory of the largest batch so far, and rows of that batch are multiplied by 0."""
+
+    work: Tensor | None = None
+
+    def lora(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().lora(x)
+        down = (self.dropout(x) @ self.A).reshape(-1, self.A.shape[1])
+        if self.work is None or self.work.dtype != down.dtype or len(self.work) < len(down):
+            self.work = torch.zeros(len(down), down.shape[1], dtype=down.dtype)
+        self.work[: len(down)] = down
+        kept = torch.eye(len(down), len(self.work), dtype=down.dtype) @ self.work
+        return self.scale * (kept @ self.B).reshape(*x.shape[:-1], -1)

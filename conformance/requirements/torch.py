@@ -13,7 +13,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from conformance.requirements import Group, requirement
-from conformance.requirements.helpers.layers import fresh, gradients, known_weight, prepared, saved, set_mode
+from conformance.requirements.helpers.layers import fresh, gradients, known_weight, merge, prepared, saved, set_mode
 from conformance.subject import Arrays, Layer, Unsupported
 from conformance.truth.case import DTYPES, Case, exact_in_any_order
 from conformance.truth.compare import expect, expect_equal, wide
@@ -338,7 +338,8 @@ def x_stays(subject, case):
     needs=NEEDS, cases=any_size(), examples=0.5,
 )
 def modes_agree(subject, case):
-    """A layer may take another way when nobody wants a gradient. A graph that is kept all the same holds every activation."""
+    """A layer may take another way when nobody wants a gradient, and reuse memory there. So each pass comes after one of more
+    rows that are NaN. A graph that is kept all the same holds every activation."""
     for words, layer in states(subject, case):
         y, facts = layer.forward(case.x), tried(layer, "in_modes", x=case.x)
         for name in MODES:
@@ -657,3 +658,30 @@ def state_dict_holds_the_factors(subject, case):
     """Averages of weights, and copies from one model to another, are written into the tensors of a state_dict."""
     facts = tried(prepared(subject, case, training=True), "reloaded", x=case.x)
     facts.true("state_dict holds A", "state_dict holds B")
+
+
+@requirement(
+    "TORCH-29",
+    "After load_state_dict has brought another frozen weight, merge and unmerge MUST work on that weight.",
+    formula="W ← −W ⇒ merge: W = −W + scale · (A B)ᵀ, and unmerge: W = −W", needs=f"{NEEDS} merge unmerge",
+    sources=(f"{MODULE}.load_state_dict: copies parameters and buffers",), cases=any_size(), examples=0.25,
+)
+def merges_what_was_loaded(subject, case):
+    """A model that was merged before gets other weights from a checkpoint. A copy of W that a layer has kept since the first
+    merge, or since it was built, brings the old ones back. What is right is what a layer with these weights gives."""
+    other = case.replace(W=-case.W)
+    assume(exact_in_any_order(other))
+    got, want = prepared(subject, case, training=True), prepared(subject, other, training=True)
+    for layer in (got, want):
+        layer.forward(case.x)
+        merge(layer, training=True)
+        layer.unmerge()
+        set_mode(layer, training=True)
+    tried(got, "rebased", W=case.W)
+    for words in ("before a merge", "while merged", "after unmerge"):
+        expect_equal(got.forward(case.x), want.forward(case.x), f"y after another W was loaded, {words}")
+        for layer in (got, want):
+            if words == "before a merge":
+                merge(layer, training=True)
+            elif words == "while merged":
+                layer.unmerge()
