@@ -560,3 +560,38 @@ class WorkspaceLeftover(LoRA):
         self.work[: len(down)] = down
         kept = torch.eye(len(down), len(self.work), dtype=down.dtype) @ self.work
         return self.scale * (kept @ self.B).reshape(*x.shape[:-1], -1)
+
+
+@mutant(kills="TORCH-13")
+@layer_of
+class KeepsAnInferenceTensor(LoRA):
+    """The transpose of W is kept from the first forward pass on. If that was under inference_mode, no gradient can be had."""
+
+    turned: Tensor | None = None
+
+    def lora(self, x: Tensor) -> Tensor:
+        if self.turned is None:
+            self.turned = self.linear.weight.detach().t().clone()
+        return super().lora(x) + 0 * (x @ self.turned)
+
+
+@mutant(kills="TORCH-03")
+@layer_of
+class LoadsWithoutB(LoRA):
+    """load_state_dict, also a strict one, passes over a B that is missing."""
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        return super().load_state_dict({"B": self.B.detach().clone()} | dict(state_dict), strict, assign)
+
+
+@mutant(kills="TORCH-19")
+@layer_of
+class KeptWeightStaysBehind(LoRA):
+    """The weight that a merged layer keeps is put back as it is, whatever the layer was converted to since."""
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        kept = self.kept
+        super().unmerge()
+        assert kept is not None
+        self.linear.weight.data = kept

@@ -88,9 +88,9 @@ WRITES = {"copy_": "copy_ under no_grad", "data": "a write through A.data", "ass
 
 
 def merged_too(layer: Layer) -> bool:
-    """Merges the layer, if it offers that."""
+    """Merges the layer, which is in training mode, if it offers that."""
     try:
-        layer.merge()
+        merge(layer, training=True)
     except Unsupported:
         return False
     return True
@@ -137,13 +137,14 @@ def check_copies(subject, case: Case, how: str) -> None:
 
 @requirement(
     "TORCH-03",
-    "Strict loading of a state_dict that was taken earlier MUST bring back A and B.",
-    formula="load_state_dict(state_dict()) is strict and restores y",
+    "Strict loading of a state_dict that was taken earlier MUST bring back A and B, and MUST fail if one of them is missing.",
+    formula="load_state_dict(state_dict(), strict=True) restores y",
     sources=(f"{MODULE}.state_dict, .load_state_dict",), needs=NEEDS, faults="112 115", cases=any_size(), examples=0.5,
 )
 def state_dict_is_whole(subject, case):
     """Checkpoints, averages of weights and distributed training take the state of a model from here alone."""
     facts = tried(prepared(subject, case, training=True), "reloaded", x=case.x)
+    expect(not facts.names("lenient"), "factors without which a state_dict was loaded strictly", facts.names("lenient"), "none")
     facts.equal("y", plain(subject, case)["y"], "y after A and B were overwritten and the state_dict was loaded")
 
 
@@ -341,7 +342,7 @@ def modes_agree(subject, case):
     """A layer may take another way when nobody wants a gradient, and reuse memory there. So each pass comes after one of more
     rows that are NaN. A graph that is kept all the same holds every activation."""
     for words, layer in states(subject, case):
-        y, facts = layer.forward(case.x), tried(layer, "in_modes", x=case.x)
+        facts, y = tried(layer, "in_modes", x=case.x), layer.forward(case.x)
         for name in MODES:
             facts.equal(f"y in {name}", y, f"y in {name}, {words}")
         for name in ("no_grad", "inference_mode"):
@@ -499,8 +500,17 @@ def given_layers_stay(subject, case):
     optional=True, cases=exact(only=("float32",), small=True), examples=0.5,
 )
 def converted(subject, case):
-    """A scale or a mask that is a plain attribute stays behind, and then promotes the output or is refused."""
+    """A scale or a mask that is a plain attribute stays behind, and then promotes the output or is refused. So does the copy of
+    W that a merged layer keeps."""
     found = plain(subject, case)
+    layer = prepared(subject, case, training=True)
+    if merged_too(layer):
+        tried(layer, "moved", x=case.x, dy=case.dy, dtype="float64", how="double")
+        with suppress(Unsupported):
+            layer.unmerge()
+            y, words = layer.forward(case.x.astype(np.float64)), "after merge, double() and unmerge"
+            expect(y.dtype == np.float64, f"dtype of y {words}", y.dtype, "float64")
+            expect_equal(y, found["y"], f"y {words}")
     for dtype, ways in (("float64", ("to", "double")), ("bfloat16", ("to", "bfloat16")), ("float16", ("to", "half"))):
         if exact_in_any_order(case.replace(dtype=dtype)):
             for how in ways:

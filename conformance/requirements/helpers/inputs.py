@@ -1,5 +1,6 @@
 """The inputs of a case of the space: how x and dy lie in memory, and odd numbers: not finite, zero, very small, very large."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,9 +28,12 @@ def laid(array: np.ndarray, how: str) -> np.ndarray:
     if how == "shifted":  # by one element, so that no address is a multiple of more than that
         view = np.zeros(array.size + 1, array.dtype)[1:].reshape(array.shape)
     elif how in ("strided", "cut out"):
+        *rows, last = array.shape
         step, more = (2, 0) if how == "strided" else (1, 3)
-        last = array.shape[-1]
-        view = np.zeros((*array.shape[:-1], step * last + more), array.dtype)[..., : step * last : step]
+        if how == "cut out" and math.prod(rows[:-1]) > 1:  # of longer sequences, and where their features are odd, of more
+            rows[-1], more = rows[-1] + 1, 3 * (last % 2)
+        whole = np.zeros((*rows, step * last + more), array.dtype)[..., : step * last : step]
+        view = whole[tuple(slice(n) for n in array.shape)]
     else:
         return array.copy()
     view[...] = array
