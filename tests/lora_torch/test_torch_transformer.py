@@ -191,14 +191,16 @@ def test_arrays_that_lack_or_do_not_fit_change_nothing(bad):
 
 
 @every_name
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
 def test_a_model_in_half_precision_and_one_on_meta(name):
     methods = every_method(LLAMA)[name]
     model = Transformer(LLAMA, methods, dtype=torch.bfloat16)
     assert {array.dtype for array in model.arrays().values()} == {torch.bfloat16}
-    assert model(TOKENS, MASK).dtype == torch.bfloat16
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = Transformer(LLAMA, methods)(TOKENS, MASK)
-        loss(logits, TARGETS).backward()
+    with torch.backends.mkldnn.flags(enabled=False):  # its LSTM in half precision needs a processor with AVX-512
+        assert model(TOKENS, MASK).dtype == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = Transformer(LLAMA, methods)(TOKENS, MASK)
+            loss(logits, TARGETS).backward()
     meta = Transformer(LLAMA, methods, device="meta")
     assert {array.device.type for array in meta.arrays().values()} == {"meta"}
 
