@@ -104,7 +104,7 @@ def test_an_honest_layer_is_not_failed():
 
 
 def test_a_fault_in_a_regime_is_found_and_made_plain():
-    found = swept(WrongTail)
+    found = swept(WrongTail, parts=16)
     failure = next(f for f in found.failures.values() if f.broken.kind == "y")
     assert {name: level for name, level in failure.levels.items() if level != PLAIN[name]} == {"rows": 65}
     assert failure.passes == {"rows": 64}
@@ -113,9 +113,15 @@ def test_a_fault_in_a_regime_is_found_and_made_plain():
 
 
 def test_a_fault_of_three_levels_is_found_and_made_plain():
-    found = swept(WrongWhenLoaded, parts=1)
-    assert {f.needed for f in found.failures.values() if f.broken.kind == "y"} == {"format float16, scale -1/4, history loaded"}
-    assert "STATE-02" in found.failures
+    """The array has rows with these levels. One of them shows the fault."""
+    needed = {"format": "float16", "scale": "-1/4", "history": "loaded"}
+    rows = [(at, levels) for at, levels in enumerate(covering.array(0)) if needed.items() <= levels.items()]
+    sweeper = Sweeper(Of(WrongWhenLoaded), ALL_KINDS, 0)
+    with np.errstate(all="ignore"):
+        tried = ((at, *sweeper.outcome(levels, at, set())) for at, levels in rows)
+        at, broken, levels = next((at, broken, levels) for at, broken, levels in tried if broken and broken.kind == "y")
+        failure = sweeper.made_plain(broken, levels, at)
+    assert (failure.needed, failure.id) == ("format float16, scale -1/4, history loaded", "STATE-02")
 
 
 def test_what_is_not_offered_is_replaced_and_told():

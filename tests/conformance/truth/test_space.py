@@ -1,5 +1,6 @@
 """The declared space, and the covering arrays of it."""
 
+import os
 from itertools import combinations
 
 import pytest
@@ -17,6 +18,8 @@ from conformance.truth.space import (
     possible,
     size_near,
 )
+
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 
 def test_sizes_are_at_and_around_those_of_tiles():
@@ -49,20 +52,22 @@ def test_any_three_factors_are_covered_and_each_size_with_the_state():
             assert {column.near for column in sizes} <= {near}
 
 
-@pytest.mark.parametrize(("seed", "exact"), [(0, True), (1, False), (20_000, True)])
+@pytest.mark.parametrize(("seed", "exact"), [(1, False), *([(0, True), (20_000, True)] if THOROUGH else [])])
 def test_every_combination_is_in_some_row(seed, exact):
-    rows = covering.array(seed, exact)
+    rows, some = covering.array(seed, exact), COVERED[exact] if THOROUGH else COVERED[exact][::5]
     assert all(map(possible, rows))
-    assert covering.missing(rows, COVERED[exact]) == {}
+    assert covering.missing(rows, some) == {}
 
 
 def test_the_checker_sees_what_is_missing():
     """Without the rows of one level, and without one row, combinations are missing, and the checker names them."""
     rows = covering.array(0)
-    missing = covering.missing([row for row in rows if row["content"] != "NaN"])
-    for columns in (columns for columns in COVERED[True] if "content" in {column.factor for column in columns}):
-        assert any("NaN" in combination for combination in missing[columns])
-    assert covering.missing(rows[:-1])
+    with_content = tuple(columns for columns in COVERED[True] if "content" in {column.factor for column in columns})
+    some = with_content if THOROUGH else with_content[::5]
+    missing = covering.missing([row for row in rows if row["content"] != "NaN"], some)
+    assert all(any("NaN" in combination for combination in missing[columns]) for columns in some)
+    if THOROUGH:
+        assert covering.missing(rows[:-1])
 
 
 def test_another_seed_gives_other_rows():
