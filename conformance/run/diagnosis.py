@@ -6,6 +6,7 @@ clearly, none is reported.
 """
 
 import json
+import math
 import time
 from contextlib import suppress
 from functools import cache, cached_property
@@ -24,7 +25,7 @@ from conformance.truth.compare import Mismatch, alike, ratio_of, same_number, wi
 from conformance.truth.model_case import ModelCase
 
 CASES = 6  # in addition to the smallest one
-SECONDS = 10.0  # for known faults, the likeliest first; only slow subjects and busy machines reach it
+SECONDS = 10.0  # limit of its time; only slow subjects and busy machines reach it
 
 
 class _Differs(BaseException):
@@ -80,23 +81,26 @@ class Heard(Traced):
         return self.hears(other.answers, 0)
 
 
-def diagnose(requirement: Requirement, subject: Subject, case: Case | ModelCase) -> str | None:
-    """The likely cause in one sentence, or None. It may ask the subject a few dozen times, in the dtype of the case."""
+def diagnose(requirement: Requirement, subject: Subject, case: Case | ModelCase, until: float = math.inf) -> str | None:
+    """The likely cause in one sentence, or None. It may ask the subject a few dozen times, in the dtype of the case. `until` is
+    the time, of time.perf_counter, at which it has to end."""
+    until = min(until, time.perf_counter() + SECONDS)
     drawn = case_bank.first(requirement, (case.config.dtype,), round(CASES / requirement.examples))
     cases = [case]
     for other in drawn:
         with suppress(Unsupported):
             cases.append(case_bank.fitted(other, subject))
-    heard = [h for h in (Heard(requirement, subject, c) for c in cases) if h.failure is not None][: CASES + 1]
+    asked = (Heard(requirement, subject, c) for c in cases if time.perf_counter() < until)
+    heard = [h for h in asked if h.failure is not None][: CASES + 1]
     if not heard:
         return None
-    parts = [_known_fault(requirement, subject, heard, time.perf_counter() + SECONDS), _relation(heard)]
+    parts = [_known_fault(requirement, subject, heard, until), _relation(heard)]
     return "; ".join(part for part in parts if part) or None
 
 
 def _known_fault(requirement: Requirement, subject: Subject, heard: list[Heard], until: float) -> str | None:
     """The known fault that gives the same answers, in words. Preferred are faults that the requirement is known to catch, then
-    those of its group, then those that were reported in public. `until` is the time at which it has to end."""
+    those of its group, then those that were reported in public. None if there is no time to try them all."""
     def likelihood(mutant: Mutant) -> tuple[bool, ...]:
         return requirement.id not in mutant.kills, mutant.group != requirement.group, not mutant.reports
 
@@ -107,6 +111,8 @@ def _known_fault(requirement: Requirement, subject: Subject, heard: list[Heard],
     if not found:
         return None
     mutant = _likeliest(requirement, found, subject, heard[0].case.config.dtype, until)
+    if time.perf_counter() > until:
+        return None  # another one may fit better
     likeness = "looks like" if heard[0].failure and heard[0].failure.error is None else "matches"  # "matches": numbers agree
     return mutant and f"{likeness} a known fault: {mutant.words.rstrip('.')}{_reports(mutant)}"
 

@@ -107,7 +107,7 @@ def examine(requirement: Requirement, subject: Subject, spec: str, *, examples: 
             outcome = search.outcome(command(spec, requirement.id, seed, device, asked))
             case = search.best[1] if search.best is not None else None
             if outcome.status == "fail" and isinstance(case, Case | ModelCase) and search.explain and not search.flickers:
-                outcome.diagnosis = diagnose(requirement, subject, case)
+                outcome.diagnosis = diagnose(requirement, subject, case, started + seconds)
     except Exception as error:
         outcome = Outcome(requirement.id, "error", f"the harness itself failed: {type(error).__name__}: {error}")
     if isinstance(subject, ProcessSubject) and outcome.status != "crash":
