@@ -341,8 +341,8 @@ def x_stays(subject, case):
 def modes_agree(subject, case):
     """A layer may take another way when nobody wants a gradient, and reuse memory there. So each pass comes after one of more
     rows that are NaN. A graph that is kept all the same holds every activation."""
-    for words, layer in states(subject, case):
-        facts, y = tried(layer, "in_modes", x=case.x), layer.forward(case.x)
+    for (words, layer), (_, other) in zip(states(subject, case), states(subject, case), strict=True):
+        facts, y = tried(layer, "in_modes", x=case.x), other.forward(case.x)  # of a layer that has seen no NaN
         for name in MODES:
             facts.equal(f"y in {name}", y, f"y in {name}, {words}")
         for name in ("no_grad", "inference_mode"):
