@@ -7,9 +7,11 @@ requirement: a new one is started for the next. A judge that hears nothing more 
 """
 
 import contextlib
+import faulthandler
 import math
 import os
 import queue
+import re
 import shutil
 import socket
 import subprocess
@@ -17,7 +19,7 @@ import sys
 import tempfile
 import threading
 from json import dumps, loads
-from typing import TextIO
+from typing import IO, TextIO
 
 from conformance.drivers import children
 from conformance.drivers.children import how_it_ended
@@ -29,6 +31,8 @@ from conformance.truth import cache
 
 OURS, INTERRUPTED = "the judge's process", "the run was interrupted"
 GRACE = 20.0  # seconds beyond a limit that the judge itself keeps
+NEAR = 2.0  # seconds before the end of that time at which the judge writes down where it is
+STACK, FRAMES = 1 << 14, 3  # bytes that are read of it, and frames that are told
 GIVEN_UP = 3  # judges that may end or fall silent before the subject is given up
 
 
@@ -55,6 +59,7 @@ class Worker:
             raise Unloadable(INTERRUPTED)
         noise = children.Noise()
         try:
+            self._where = tempfile.TemporaryFile()  # noqa: SIM115 - for where the judge is, if it takes too long: see `_place`
             self._mark = tempfile.mkdtemp(dir=self.options["scratch"])
             # A socket, since another process of the same user can open a pipe through /proc. For the same reason the options,
             # and the seed among them, are no part of the command line.
@@ -63,7 +68,7 @@ class Worker:
                 self._process = subprocess.Popen(
                     python("conformance.run.worker", self.spec), stdin=theirs.fileno(), stdout=subprocess.DEVNULL,
                     stderr=noise.writing, env=own_environment(os.environ.get("PYTHONPATH", "")) | {SCRATCH: self._mark},
-                    start_new_session=True,
+                    pass_fds=(self._where.fileno(),), start_new_session=True,
                 )
                 children.alive.add(self._process.pid)
         except OSError as error:
@@ -73,7 +78,7 @@ class Worker:
         self._line, self._writing = ours, ours.makefile("w", encoding="utf-8")
         self._noise, self._lines = noise, queue.Queue()
         threading.Thread(target=_read, args=(ours.makefile("r", encoding="utf-8"), self._lines), daemon=True).start()
-        self._say(self.options)
+        self._say(self.options | {"where": self._where.fileno()})
         self._busy = False
         if self.cancelled:  # meanwhile
             self.stop()
@@ -99,6 +104,7 @@ class Worker:
             return Outcome(**answer["found"])
         status = "timeout" if answer.startswith("took") else "crash"
         words = self._noise.last_words()
+        words += _place(self._where) if status == "timeout" else ""
         self.stop()
         self._lost += 1
         if self._lost == GIVEN_UP:
@@ -128,6 +134,7 @@ class Worker:
             self._kill()
             self._process = None
             self._line.close()
+            self._where.close()
             with contextlib.suppress(OSError, ValueError):  # for what was written and not sent
                 self._writing.close()
 
@@ -223,6 +230,13 @@ class InProcess:
         cache.write_files(True)
 
 
+def _place(where: IO[bytes]) -> str:
+    """Where the judge was when its time was nearly over, for the end of a message. Empty if it has not written it down."""
+    said = os.pread(where.fileno(), STACK, 0).decode(errors="replace")
+    frames = re.findall(r'/(conformance/\S+)", line (\d+) in (\w+)', said)[:FRAMES]
+    return "; it was in " + ", called from ".join(f"{name} ({file}:{line})" for file, line, name in frames) if frames else ""
+
+
 def _read(line: TextIO, lines: queue.Queue) -> None:
     with contextlib.suppress(ValueError, OSError):  # it is closed meanwhile
         for answer in line:
@@ -263,7 +277,10 @@ def serve(spec: str) -> None:
     while True:
         question = questions.get()
         asked = question["about"] == "requirement"
+        if asked:
+            faulthandler.dump_traceback_later(question["seconds"] + GRACE - NEAR, file=options["where"])
         found = judge.examine(question["id"], question["seconds"]).as_dict() if asked else judge.ask_about(question["about"])
+        faulthandler.cancel_dump_traceback_later()
         say({"number": question["number"], "found": found})
         judge.revive()
         say({"waits": True})

@@ -13,6 +13,8 @@ sys.path.append(str(Path(__file__).parent))
 import corpus
 from watched import LIMIT, SHORT, Command
 
+from conformance.run.worker import OURS
+
 EXIT = {"conformant": 0, "partial": 3, "nonconformant": 1, "void": 3, "error": 4}
 
 
@@ -53,6 +55,8 @@ def problems(attacks: list[corpus.Attack], done: Command) -> list[str]:
 @pytest.mark.parametrize("attacks", corpus.batches(), ids=lambda attacks: f"{attacks[0].name}+{len(attacks) - 1}")
 def test_no_verdict_is_undeserved(attacks, tmp_path):
     done = run(attacks, tmp_path)
+    if done.json.exists() and f"{OURS} took longer" in done.json.read_text(encoding="utf-8"):
+        done = run(attacks, tmp_path)  # the machine stood still, or the attack makes the judge hang: then it does so again
     if found := problems(attacks, done):
         pytest.fail("\n".join([*found, "", done.output[-3000:]]), pytrace=False)
 

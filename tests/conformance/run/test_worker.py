@@ -1,11 +1,15 @@
 """A subject that raises, exits, dies, hangs, prints or answers nonsense fails only the requirement at hand, and the report says
 how."""
 
+import faulthandler
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
-from conformance.run import plan, runner, verdict
+from conformance.run import plan, runner, verdict, worker
+from conformance.truth import cache
 
 BROKEN = Path(__file__).parents[1] / "broken.py"
 
@@ -128,3 +132,19 @@ def test_a_worker_that_cannot_be_started_leaves_the_work_to_the_others(tmp_path)
     report = runner.run([f"{tmp_path / 'once.py'}:subject"], options)[0]
     assert report.verdict == "conformant", report.unloadable
     assert len(report.outcomes) == len(report.planned)
+
+
+def test_a_judge_that_takes_too_long_says_where_it_was():
+    def slow():
+        while not where.tell():
+            time.sleep(0.01)
+            where.seek(0, 2)
+        return ()
+
+    with tempfile.TemporaryFile() as where:
+        assert worker._place(where) == ""
+        faulthandler.dump_traceback_later(0.1, file=where)
+        cache.once("of test_a_judge_that_takes_too_long_says_where_it_was", slow, files=False)
+        said = worker._place(where)
+    assert said.startswith("; it was in slow (conformance/run/test_worker.py:")
+    assert ", called from once (conformance/truth/cache.py:" in said
