@@ -80,7 +80,9 @@ Interactions and Implications for Software Testing*, IEEE Trans. Software Eng. 3
 
 Each case is exact at its size, or judged within the bound where it cannot be (`conformance/truth/lattice.py`). With *few
 bits* every sum is a whole number of units, and what is left out or exchanged changes an answer. With *many bits* every sum is
-one term with as many bits as the format has, so that a detour through a narrower format changes a bit. One case is one life of
+one term with as many bits as the format has, so that a detour through a narrower format changes a bit. Where a
+number of x is *NaN* or *infinity*, rows before it are not judged in 16 bits: a CPU with AMX multiplies it there by a zero that
+fills up a sum, and oneDNN does not keep the NaN from that row (uxlfoundation/oneDNN, issue 5717). One case is one life of
 a layer (`conformance/requirements/helpers/life.py`): it is built, gets its factors as `history` says, is merged or not, computes
 forwards and backwards, and all answers and all state are compared. What is wrong counts as a failure of the requirement that
 it breaks. The report gives the plainest case that still fails: every factor that is not needed is at its plain level, and every

@@ -11,6 +11,7 @@ from conformance.truth.compare import expect, wide
 from conformance.truth.lattice import Answers
 from conformance.truth.space import Levels
 
+TILE = 32  # numbers of 16 bits that an AMX unit adds up at once
 EXPONENT = {"float32": 60, "float64": 400, "float16": 3, "bfloat16": 60}  # 2 to that power times x is still far from the end
 
 
@@ -70,7 +71,7 @@ def odd(levels: Levels, case: Case, true: Answers) -> tuple[Case, Answers, Odd]:
         hit = np.zeros(len(rows), bool)
         hit[row] = True
         lost = {"y": hit.reshape(x.shape[:-1]), "dA": column, "dB": ...}
-        return case.replace(x=laid(x, how)), true, Odd(case, lost)
+        return case.replace(x=laid(x, how)), true, Odd(case, lost, _reached(case, row, column))
     if content == "zeros":
         rows[row] = 0
         changed = case.replace(x=laid(x, how))
@@ -85,3 +86,18 @@ def odd(levels: Levels, case: Case, true: Answers) -> tuple[Case, Answers, Odd]:
     if case.config.dtype == "float16":
         both = {"y": b != 0}
     return changed, true._replace(y=y, dA=np.ldexp(true.dA, power), dB=np.ldexp(true.dB, power)), Odd(case, {}, both)
+
+
+def _reached(case: Case, row: int | slice, column: int) -> dict[str, np.ndarray]:
+    """What of y and dA a number of x that is not finite may reach in a right layer, though it does not depend on it: in 16 bits,
+    the rows before it in memory. oneDNN fills up sums to a multiple of TILE for the AMX units of a CPU: with zeros on one side,
+    and with what follows in memory, the next rows, on the other. Zero times infinity is NaN (oneDNN, issue 5717; seen with
+    torch 2.13)."""
+    if case.dtype.itemsize > 2:
+        return {}
+    found, rows = {}, case.x.size // case.x.shape[-1]
+    if isinstance(row, int) and (case.config.in_features % TILE or case.config.rank % TILE):
+        found["y"] = np.broadcast_to((np.arange(rows) < row).reshape(*case.x.shape[:-1], 1), case.dy.shape)
+    if rows % TILE:
+        found["dA"] = np.broadcast_to((np.arange(case.x.shape[-1]) < column)[:, None], case.A.shape)
+    return found
