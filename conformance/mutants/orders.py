@@ -54,8 +54,8 @@ class PadsToSixteen(Honest):
 
 
 class PadsWithWhatFollows(Honest):
-    """In 16 bits, fills sums up to a multiple of 32: with zeros in one factor, with what follows in memory in the other. So what
-    is not finite reaches the rows before it, as in oneDNN on a CPU with AMX."""
+    """In 16 bits, fills sums up to a multiple of 32: with zeros in one factor, and in the other with what follows in memory. So
+    what is not finite reaches the rows before it, as in oneDNN on a CPU with AMX."""
 
     def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         total = super().product(left, right)

@@ -89,10 +89,10 @@ def odd(levels: Levels, case: Case, true: Answers) -> tuple[Case, Answers, Odd]:
 
 
 def _reached(case: Case, row: int | slice, column: int) -> dict[str, np.ndarray]:
-    """What of y and dA a number of x that is not finite may reach in a right layer, though it does not depend on it: in 16 bits,
-    the rows before it in memory. oneDNN fills up sums to a multiple of TILE for the AMX units of a CPU: with zeros on one side,
-    and with what follows in memory, the next rows, on the other. Zero times infinity is NaN (oneDNN, issue 5717; seen with
-    torch 2.13)."""
+    """What of y and dA a number of x that is not finite may reach in a right layer, although it does not depend on that number:
+    in 16 bits, the rows before it in memory. oneDNN fills up sums to a multiple of TILE for the AMX units of a CPU: with zeros
+    on one side, and with what follows in memory, the next rows, on the other. Zero times infinity is NaN (oneDNN, issue 5717;
+    seen with torch 2.13)."""
     if case.dtype.itemsize > 2:
         return {}
     found, rows = {}, case.x.size // case.x.shape[-1]
