@@ -6,6 +6,7 @@ answer, and which of the arrays that it was handed have changed.
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ from conformance.drivers.process import (
 from conformance.drivers.protocol import WORDS
 from conformance.subject import Call, Unsupported
 
-SUBJECT, HONEST, WRONG = "subject", "honest", "wrong"  # whose layers are built: see run/host.py
+SUBJECT, RAW, HONEST, WRONG = "subject", "raw", "honest", "wrong"  # whose layers are built: see run/host.py
 
 
 class NotLoaded(Exception):
@@ -69,7 +70,8 @@ class Host(Peer):
             env = own_environment(os.environ.get(USERS_PATH, os.environ.get("PYTHONPATH", "")))
             super().__init__(command, limit, memory, env, (ours,), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                              pass_fds=(theirs.fileno(),))
-        ours.settimeout(TICK)
+        for waiting in socket.SO_RCVTIMEO, socket.SO_SNDTIMEO:  # settimeout() would ask the system before each part
+            ours.setsockopt(socket.SOL_SOCKET, waiting, struct.pack("ll", int(TICK), round(TICK % 1 * 1e6)))
         self._line, self._asked, self._given = ours, 0, Given()
         self._forgotten: list[int] = []
         self._layers = 0
@@ -137,7 +139,7 @@ class Host(Peer):
         while left:
             try:
                 left = left[self._line.send(left):]
-            except TimeoutError:
+            except BlockingIOError:
                 self.waited(deadline)
 
     def _received(self, deadline: float) -> Reader:
@@ -161,7 +163,7 @@ class Host(Peer):
         while True:
             try:
                 part = self._line.recv(count)
-            except TimeoutError:
+            except BlockingIOError:
                 self.waited(deadline)
                 continue
             if not part:

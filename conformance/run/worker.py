@@ -47,6 +47,7 @@ class Worker:
         self.spec, self.options, self.timeout = spec, options, timeout
         self.about: dict = {}  # name, version and what it does not offer, once the subject has been loaded
         self._process: subprocess.Popen[bytes] | None = None
+        self._where: IO[bytes] | None = None  # into which the judge writes where it is if it takes too long: see `_place`
         self.cancelled = False
         self.hung = 0  # requirements that were timeouts, less those that were answered since: see runner.py
         self._asked, self._lost = 0, 0
@@ -59,7 +60,7 @@ class Worker:
             raise Unloadable(INTERRUPTED)
         noise = children.Noise()
         try:
-            self._where = tempfile.TemporaryFile()  # noqa: SIM115 - for where the judge is, if it takes too long: see `_place`
+            self._where = tempfile.TemporaryFile()  # noqa: SIM115 - it stays open as long as the judge lives
             self._mark = tempfile.mkdtemp(dir=self.options["scratch"])
             # A socket, since another process of the same user can open a pipe through /proc. For the same reason the options,
             # and the seed among them, are no part of the command line.
@@ -134,7 +135,8 @@ class Worker:
             self._kill()
             self._process = None
             self._line.close()
-            self._where.close()
+            if self._where is not None:
+                self._where.close()
             with contextlib.suppress(OSError, ValueError):  # for what was written and not sent
                 self._writing.close()
 
@@ -230,10 +232,11 @@ class InProcess:
         cache.write_files(True)
 
 
-def _place(where: IO[bytes]) -> str:
+def _place(where: IO[bytes] | None) -> str:
     """Where the judge was when its time was nearly over, for the end of a message. Empty if it has not written it down."""
-    said = os.pread(where.fileno(), STACK, 0).decode(errors="replace")
-    frames = re.findall(r'/(conformance/\S+)", line (\d+) in (\w+)', said)[:FRAMES]
+    said = os.pread(where.fileno(), STACK, 0).decode(errors="replace") if where else ""
+    main = said.rpartition("Thread 0x")[2]  # the thread that was started first comes last
+    frames = re.findall(r'/(conformance/\S+)", line (\d+) in (\w+)', main)[:FRAMES]
     return "; it was in " + ", called from ".join(f"{name} ({file}:{line})" for file, line, name in frames) if frames else ""
 
 

@@ -3,6 +3,7 @@ how."""
 
 import faulthandler
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -141,10 +142,13 @@ def test_a_judge_that_takes_too_long_says_where_it_was():
             where.seek(0, 2)
         return ()
 
+    over = threading.Event()  # of another thread, whose place is not told
+    threading.Thread(target=over.wait, daemon=True).start()
     with tempfile.TemporaryFile() as where:
         assert worker._place(where) == ""
         faulthandler.dump_traceback_later(0.1, file=where)
         cache.once("of test_a_judge_that_takes_too_long_says_where_it_was", slow, files=False)
         said = worker._place(where)
+    over.set()
     assert said.startswith("; it was in slow (conformance/run/test_worker.py:")
     assert ", called from once (conformance/truth/cache.py:" in said
