@@ -172,6 +172,13 @@ class Subject:
     # The fixed scale of an implementation that has no alpha. Every case then has the alpha that gives this scale.
     scale: float | None = None
     freezes: str = ""  # the function, filter or wrapper that freezes W and b, if the layer itself does not
+    # What is made up for, so that it does not fail nearly every requirement: "scale", "freezing" or "dimensions" → what the
+    # implementation does, in words. The requirements about it are asked of `raw()`, where nothing is made up for.
+    compensates: dict[str, str] = {}
+
+    def raw(self) -> "Subject":
+        """The same implementation, with nothing made up for."""
+        return self
 
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> Layer:
         """A fresh layer around the given frozen weight (out, in) and bias (out), in training mode.

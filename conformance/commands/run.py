@@ -43,6 +43,9 @@ def declare(parser: argparse.ArgumentParser) -> None:
              "until the subject answers again")
     add("--memory", type=positive(float), default=DEFAULT.memory, metavar="GIB",
         help=f"memory that a subject and what it starts may take, in GiB (default: {DEFAULT.memory:g})")
+    add("--strict", action="store_true",
+        help="make up for nothing: a scale of another rule and a base that the caller must freeze then fail every requirement "
+             "that they touch, and not only the one about them")
     add("--sandbox", action="store_true",
         help="run the subject in bubblewrap (bwrap), where that is installed: no network, a private home, a read-only system")
     add("--in-process", action="store_true",
@@ -71,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = plan.Options(
         tuple(arguments.only), arguments.level, tuple(arguments.dtype), arguments.device, arguments.examples,
         secrets.randbelow(SEEDS) if seed is None else seed, arguments.jobs, arguments.timeout, arguments.memory,
-        arguments.in_process, arguments.sandbox, None if arguments.space is None else tuple(arguments.space),
+        arguments.in_process, arguments.sandbox, arguments.strict, None if arguments.space is None else tuple(arguments.space),
     )
     parts = plan.parts(options)
     planned = plan.plan(options)

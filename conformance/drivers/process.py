@@ -407,3 +407,6 @@ class ProcessSubject(Subject):
         self.name, self.version = str(about.get("name", ""))[:WORDS], str(about.get("version", ""))[:WORDS]
         self.scale, self.freezes = scale, str(about.get("freezes", ""))[:WORDS]
         self.models, self.methods = about.get("models") is True, tuple(methods)
+        made_up_for = about.get("compensates", {})
+        self.compensates = {str(name)[:80]: str(words)[:WORDS] for name, words in made_up_for.items()} if isinstance(
+            made_up_for, dict) else {}

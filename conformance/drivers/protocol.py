@@ -104,7 +104,8 @@ def parameters(kind: type, method: str, args: tuple) -> dict[str, Any]:
 def about(subject: Subject) -> dict:
     """What a process says about its subject. A subject that is no Subject by class may lack some of it."""
     own = {name: getattr(subject, name, getattr(Subject, name)) for name in ("name", "version", "scale", "freezes", "methods")}
-    return own | {"methods": list(own["methods"]), "models": offers_models(subject)}
+    more = {"compensates": dict(subject.compensates)} if getattr(subject, "compensates", {}) else {}
+    return own | {"methods": list(own["methods"]), "models": offers_models(subject)} | more
 
 
 def offers_models(subject: Subject) -> bool:

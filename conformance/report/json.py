@@ -17,6 +17,7 @@ from conformance import __version__
 from conformance.report import output
 from conformance.requirements import Requirement
 from conformance.run import canaries
+from conformance.run.causes import Cause
 from conformance.run.examine import Outcome
 from conformance.run.files import files_of, hashed
 from conformance.run.plan import Options
@@ -75,7 +76,7 @@ def read(path: str, options: Options, planned: tuple[Requirement, ...]) -> dict[
         found[subject["spec"]] = Report(
             subject["spec"], subject["name"], subject["version"], planned, outcomes, checks, entry["seconds"],
             conventions=entry["conventions"], files=entry["files"], taken_from=path, in_process=entry["in_process"],
-            sandbox=entry["sandbox"], declined=entry["declined"], swept_then=entry["space"])
+            sandbox=entry["sandbox"], declined=entry["declined"], swept_then=entry["space"], compensates=entry["compensates"])
     return found
 
 
@@ -83,11 +84,12 @@ STATUSES = (*FAILING, "pass", "unsupported", "indeterminate")
 NUMBER = int | float
 OUTCOME = {"id": str, "status": STATUSES, "message": str, "examples": int, "not_offered": int, "seconds": NUMBER,
            "worst": NUMBER | None, "resolution": NUMBER | None, "diagnosis": str | None, "reproduce": str | None,
+           "faults": [str], "follows": str,
            "failure": dict | None}
 SHAPE = {"options": dict, "reports": [{
     "subject": {"name": str, "version": str, "spec": str}, "message": str, "seconds": NUMBER, "requirements": [OUTCOME],
     "conventions": {...: str}, "canaries": {...: STATUSES}, "files": {...: str}, "in_process": bool, "sandbox": bool,
-    "declined": [str], "space": dict,
+    "declined": [str], "space": dict, "compensates": {...: str},
 }]}
 
 
@@ -128,7 +130,7 @@ def _same_files(spec: str, then: dict[str, str]) -> bool:
 
 def decisive(options: Options) -> dict:
     """Everything that determines the outcome of a run, except the subjects: version, code, packages and options."""
-    names = ("only", "level", "dtypes", "device", "examples", "seed", "timeout", "memory", "in_process", "space")
+    names = ("only", "level", "dtypes", "device", "examples", "seed", "timeout", "memory", "in_process", "strict", "space")
     return {"version": __version__, "code": _code(), "packages": _packages()} | {name: getattr(options, name) for name in names}
 
 
@@ -152,6 +154,12 @@ def _packages() -> str:
     return hashlib.sha256("\n".join([platform.python_version(), *sorted(every)]).encode()).hexdigest()[:16]
 
 
+def _cause(report: Report, cause: Cause) -> dict:
+    outcome = report.outcomes[cause.head.id]
+    return {"title": f"{cause.head.id} {cause.head.title}", "requirements": list(cause.requirements), "fault": cause.fault,
+            "diagnosis": outcome.diagnosis, "case": outcome.failure.get("case"), "reproduce": outcome.reproduce}
+
+
 def _report(report: Report) -> dict:
     report, rows = report.cleaned(), []
     for requirement in report.planned:
@@ -162,16 +170,18 @@ def _report(report: Report) -> dict:
                 "status": outcome.status, "examples": outcome.examples, "not_offered": outcome.not_offered,
                 "seconds": round(outcome.seconds, 3),
                 "worst": outcome.worst, "resolution": outcome.resolution, "message": outcome.message,
-                "diagnosis": outcome.diagnosis, "reproduce": outcome.reproduce, "failure": outcome.failure or None,
+                "diagnosis": outcome.diagnosis, "faults": list(outcome.faults),
+                "follows": outcome.follows, "reproduce": outcome.reproduce, "failure": outcome.failure or None,
             })
     return {
         "subject": {"name": report.name, "version": report.version, "spec": report.spec},
         "verdict": report.verdict, "profiles": report.profiles, "planned": len(report.planned), "executed": len(rows),
         "seconds": round(report.seconds, 3), "message": report.unloadable, "requirements": rows,
+        "causes": [_cause(report, cause) for cause in report.causes],
         "conventions": report.conventions,
         "canaries": {id: outcome.status for id, outcome in report.canaries.items()},
         "asked": report.asked, "answered": report.answered, "declined": report.declined,
-        "space": report.swept,
+        "space": report.swept, "compensates": report.compensates,
         "in_process": report.in_process, "sandbox": report.sandbox,
         "files": report.files, "taken_from": report.taken_from,
     }

@@ -12,12 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from conformance.requirements import Requirement, groups, profiles
+from conformance.requirements import groups, profiles
+from conformance.run.causes import Cause
 from conformance.run.examine import Outcome
 from conformance.run.verdict import FAILING, Report, plain
 from conformance.truth.space import STRENGTH
 
 SUBJECTS_PER_TABLE, CONVENTIONS_PER_TABLE = 4, 2
+CAUSES_TOLD = 3  # in the line below a verdict
 COLOURS = {"conformant": "green", "partial": "yellow", "nonconformant": "red", "void": "yellow", "error": "red"}
 SHORT = {"conformant": "yes", "nonconformant": "NO", "partial": "partial", "not offered": "–"}
 
@@ -57,9 +59,8 @@ def steps(console: Console):
 def show(console: Console, reports: list[Report], seed: int) -> None:
     reports = [report.cleaned() for report in reports]
     for report in reports:
-        failed = [r for r in report.planned if report.status(r) in FAILING]
-        for requirement in sorted(failed, key=lambda r: r.level != "MUST"):
-            _failure(console, report, requirement, report.outcomes[requirement.id])
+        for cause in report.causes:
+            _failure(console, report, cause)
     shown = [report for report in reports if report.outcomes]
     for start in range(0, len(shown), SUBJECTS_PER_TABLE):
         console.print(_table(shown[start : start + SUBJECTS_PER_TABLE]))
@@ -88,7 +89,8 @@ def show_conversion(console: Console, source: str, target: str, lines: list[str]
         _indented(console, line)
 
 
-def _failure(console: Console, report: Report, requirement: Requirement, outcome: Outcome) -> None:
+def _failure(console: Console, report: Report, cause: Cause) -> None:
+    requirement, outcome = cause.head, report.outcomes[cause.head.id]
     colour = "bold red" if requirement.level == "MUST" else "yellow"
     head = Text.assemble((f"{outcome.status.upper()} {requirement.level} ", colour),
                          (f"{report.name} {requirement.id}", "bold"), f" {requirement.title}")
@@ -110,6 +112,8 @@ def _failure(console: Console, report: Report, requirement: Requirement, outcome
         grid.add_row("why", Text(requirement.why))
     if outcome.diagnosis:
         grid.add_row("likely cause", Text(outcome.diagnosis))
+    if len(cause.requirements) > 1:
+        grid.add_row("fails, too", Text(" ".join(cause.requirements[1:])))
     console.print(Padding(grid, (0, 0, 0, 2), expand=False))
     if outcome.reproduce:
         _indented(console, "to see it alone:")
@@ -169,6 +173,8 @@ def _verdict(console: Console, report: Report) -> None:
             ids = [r.id for r in report.planned if r.level == level and report.status(r) in FAILING]
             if ids:
                 text.append(f"\n  {level} failed: {' '.join(ids)}")
+        if len(report.causes) > 1 or any(len(cause.requirements) > 1 for cause in report.causes):
+            text.append(f"\n  causes: {len(report.causes)}, of which {', '.join(map(_told, report.causes[:CAUSES_TOLD]))}")
         if report.unseen_canaries:
             text.append(f"\n  void, since layers of ours had no answer there: {' '.join(report.unseen_canaries)}")
         for id in report.broken_off:
@@ -177,6 +183,8 @@ def _verdict(console: Console, report: Report) -> None:
             text.append(f"\n  no layers in {', '.join(report.declined)}: not offered")
         if report.swept:
             text.append(f"\n  {_of_the_space(report.swept)}")
+        for id, words in report.compensates.items():
+            text.append(f"\n  {words}: {id} says so; all others were asked as if it were not so, and --strict asks as it is")
         if report.in_process:
             text.append("\n  --in-process: nothing kept the subject apart from its judge")
         if report.answered < report.asked:
@@ -185,6 +193,12 @@ def _verdict(console: Console, report: Report) -> None:
     if report.taken_from:
         text.append(f"\n  taken from {plain(report.taken_from)}")
     console.print(text)
+
+
+def _told(cause: Cause) -> str:
+    """A cause in a few words."""
+    more = len(cause.requirements) - 1
+    return f"{cause.head.id} {cause.head.title}{f' ({more} more fail of it)' if more else ''}"
 
 
 def _of_the_space(swept: dict) -> str:

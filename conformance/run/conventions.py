@@ -17,14 +17,9 @@ from conformance.requirements.init import random_factor
 from conformance.subject import Layer, LayerConfig, Subject, Unsupported
 from conformance.truth.case import DTYPES
 from conformance.truth.compare import Mismatch, expect_equal, expect_same_spread, wide
+from conformance.truth.rules import SCALES
 
 NOT_OFFERED = "not offered"
-SCALES: dict[str, Callable[[float, float], float]] = {
-    "alpha / rank": lambda alpha, rank: alpha / rank,
-    "alpha / √rank": lambda alpha, rank: alpha / rank**0.5,
-    "alpha": lambda alpha, rank: alpha,
-    "always 1": lambda alpha, rank: 1.0,
-}
 SPREADS: dict[str, Callable[[int, int], float]] = {  # standard deviations in use, from the inputs and the rank
     "1 / √(3 in)": lambda n, r: (3 * n) ** -0.5, "√(2 / in)": lambda n, r: (2 / n) ** 0.5, "1 / √in": lambda n, r: n**-0.5,
     "1 / √(3 rank)": lambda n, r: (3 * r) ** -0.5, "√(2 / rank)": lambda n, r: (2 / r) ** 0.5,

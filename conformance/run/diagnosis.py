@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from hypothesis.errors import UnsatisfiedAssumption
@@ -80,8 +81,15 @@ class Heard(Traced):
         return self.hears(other.answers, 0)
 
 
-def diagnose(requirement: Requirement, subject: Subject, case: Case | ModelCase, until: float = math.inf) -> str | None:
-    """The likely cause in one sentence, or None. It may ask the subject a few dozen times, in the dtype of the case. `until` is
+class Diagnosis(NamedTuple):
+    """The likely cause in one sentence, or None. `faults` are the names of all known faults that give the same answers."""
+
+    words: str | None
+    faults: tuple[str, ...] = ()
+
+
+def diagnose(requirement: Requirement, subject: Subject, case: Case | ModelCase, until: float = math.inf) -> Diagnosis:
+    """The likely cause. It may ask the subject a few dozen times, in the dtype of the case. `until` is
     the time, of time.perf_counter, at which it ends; only slow subjects and busy machines reach it."""
     drawn = case_bank.first(requirement, (case.config.dtype,), round(CASES / requirement.examples))
     cases = [case]
@@ -91,12 +99,13 @@ def diagnose(requirement: Requirement, subject: Subject, case: Case | ModelCase,
     asked = (Heard(requirement, subject, c) for c in cases if time.perf_counter() < until)
     heard = [h for h in asked if h.failure is not None][: CASES + 1]
     if not heard:
-        return None
-    parts = [_known_fault(requirement, subject, heard, until), _relation(heard)]
-    return "; ".join(part for part in parts if part) or None
+        return Diagnosis(None)
+    known = _known_fault(requirement, subject, heard, until)
+    parts = [known.words, _relation(heard)]
+    return known._replace(words="; ".join(part for part in parts if part) or None)
 
 
-def _known_fault(requirement: Requirement, subject: Subject, heard: list[Heard], until: float) -> str | None:
+def _known_fault(requirement: Requirement, subject: Subject, heard: list[Heard], until: float) -> Diagnosis:
     """The known fault that gives the same answers, in words. Preferred are faults that the requirement is known to catch, then
     those of its group, then those that were reported in public. None if there is no time to try them all."""
     def likelihood(mutant: Mutant) -> tuple[bool, ...]:
@@ -107,12 +116,13 @@ def _known_fault(requirement: Requirement, subject: Subject, heard: list[Heard],
         if time.perf_counter() < until and all(h.same_as(Heard(requirement, m.subject(), h.case, h)) for h in heard):
             found.append(m)
     if not found:
-        return None
+        return Diagnosis(None)
+    names = tuple(m.name for m in found)
     mutant = _likeliest(requirement, found, subject, heard[0].case.config.dtype, until)
     if time.perf_counter() > until:
-        return None  # another one may fit better
+        return Diagnosis(None, names)  # another one may fit better
     likeness = "looks like" if heard[0].failure and heard[0].failure.error is None else "matches"  # "matches": numbers agree
-    return mutant and f"{likeness} a known fault: {mutant.words.rstrip('.')}{_reports(mutant)}"
+    return Diagnosis(mutant and f"{likeness} a known fault: {mutant.words.rstrip('.')}{_reports(mutant)}", names)
 
 
 def _likeliest(requirement: Requirement, found: list[Mutant], subject: Subject, dtype: str, until: float) -> Mutant | None:

@@ -19,6 +19,7 @@ from conformance.drivers.protocol import offers_models
 from conformance.record.trace import SubjectError, Traced
 from conformance.requirements import Requirement
 from conformance.run import case_bank
+from conformance.run.compensated import BASIC, Compensation
 from conformance.run.diagnosis import diagnose
 from conformance.subject import LayerConfig, Subject, Unsupported
 from conformance.truth.case import DTYPES, Case, resolution
@@ -32,7 +33,8 @@ TRIES = 10  # cases tried, at most, for each one to be decided: some are not off
 # A requirement is not offered after so many undecided cases in which a method of a layer that was built was not offered,
 WITHOUT_METHOD = 4
 UNSUPPORTED_IN_A_ROW = 24  # or after so many undecided cases of which any part was not offered
-PROBES = ((3, 2), (5, 4), (2, 6))  # in and out of the layers that are built of each kind, before it counts as not offered
+# In and out of the layers that are built of each kind, before it counts as not offered.
+PROBES = ((3, 2), (5, 4), (2, 6), (4, 4))
 ASKED_AGAIN = 3  # cases, at most, of which it is tried whether they are not offered whatever their numbers are
 
 
@@ -50,6 +52,8 @@ class Outcome:
     worst: float | None = None
     resolution: float | None = None  # the smallest relative error of the scale that a rounding case would have shown
     diagnosis: str | None = None
+    faults: tuple[str, ...] = ()  # the names of all known faults that fail it with the same answers
+    follows: str = ""  # from what it follows, in words: see compensated.py
     reproduce: str | None = None
     failure: dict = field(default_factory=dict)
     swept: dict = field(default_factory=dict)  # of a part of the space: see run/sweep.py
@@ -90,7 +94,7 @@ def command(spec: str, id: str, seed: int, device: str = "cpu", asked: tuple[str
 
 def examine(requirement: Requirement, subject: Subject, spec: str, *, examples: int, seed: int, dtypes: tuple[str, ...] = (),
             kinds: Kinds = ALL_KINDS, device: str = "cpu", explain: bool = True, asked: tuple[str, ...] = tuple(DTYPES),
-            seconds: float = math.inf) -> Outcome:
+            seconds: float = math.inf, compensation: Compensation | None = None) -> Outcome:
     """The outcome of one requirement, from about `examples` cases of these kinds.
 
     Never raises for what a subject does. An error in the harness itself gives the status `error`, with a message that says so.
@@ -102,12 +106,14 @@ def examine(requirement: Requirement, subject: Subject, spec: str, *, examples: 
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             every = kinds if dtypes else frozenset(kind for kind in ALL_KINDS if kind[0] in asked)
-            search = _Search(requirement, subject, spec, kinds, every, device, explain, started + seconds)
+            search = _Search(requirement, subject, spec, kinds, every, device, explain, started + seconds, compensation)
             search.run(examples, seed)
             outcome = search.outcome(command(spec, requirement.id, seed, device, asked))
             case = search.best[1] if search.best is not None else None
-            if outcome.status == "fail" and isinstance(case, Case | ModelCase) and search.explain and not search.flickers:
-                outcome.diagnosis = diagnose(requirement, subject, case, started + seconds)
+            outcome.follows = search.follows
+            full = search.explain and (not search.follows or requirement.id in BASIC)
+            if outcome.status == "fail" and isinstance(case, Case | ModelCase) and full and not search.flickers:
+                outcome.diagnosis, outcome.faults = diagnose(requirement, subject, case, started + seconds)
     except Exception as error:
         outcome = Outcome(requirement.id, "error", f"the harness itself failed: {type(error).__name__}: {error}")
     if isinstance(subject, ProcessSubject) and outcome.status != "crash":
@@ -123,9 +129,9 @@ class _Search:
     """Tries the cases of one requirement on one subject. It remembers the smallest failure, so that it can stop at any time."""
 
     def __init__(self, requirement: Requirement, subject: Subject, spec: str, kinds: Kinds, asked_kinds: Kinds,
-                 device: str, explain: bool, until: float):
+                 device: str, explain: bool, until: float, compensation: Compensation | None):
         self.requirement, self.subject, self.spec, self.device, self.explain = requirement, subject, spec, device, explain
-        self.asked_kinds = asked_kinds
+        self.asked_kinds, self.compensation, self.follows = asked_kinds, compensation, ""
         self.kinds, self.dtypes = kinds, tuple(dtype for dtype in DTYPES if dtype in {dtype for dtype, _ in kinds})
         self.decided, self.worst, self.resolution = 0, 0.0, np.inf
         self.unsupported: list[str] = []
@@ -149,11 +155,18 @@ class _Search:
         except _Enough:
             pass
         except (Mismatch, SubjectError):
-            self.shrink(examples, seed)
+            self.explain_or_shrink(examples, seed)
         if self.best is None:
             self.ask_again()
         if self.best is None:
             self.ask_for_other_kinds(seed)
+
+    def explain_or_shrink(self, examples: int, seed: int) -> None:
+        """Finds out whether the failure follows from a more basic one, and if not, or if it is that one, a smaller case."""
+        if self.compensation is not None and self.explain and self.best is not None and isinstance(self.best[2], Mismatch):
+            self.follows = self.compensation.words(self.requirement, self.best[1], self.dtypes, seed)
+        if not self.follows or self.requirement.id in BASIC:
+            self.shrink(examples, seed)
 
     def shrink(self, examples: int, seed: int) -> None:
         """Uses Hypothesis to find a smaller case that fails. The failure is known, so nothing that happens here can undo it."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from conformance.drivers.children import end_with_parent
 from conformance.drivers.frames import HEAD, Given, Reader, Writer
-from conformance.drivers.hosted import SUBJECT
+from conformance.drivers.hosted import RAW, SUBJECT
 from conformance.drivers.protocol import WORDS, about
 from conformance.run import canary_layers
 from conformance.run.loading import LoadError, load
@@ -77,7 +77,7 @@ class Driver:
             warnings.simplefilter("ignore")
             np.seterr(all="ignore")  # the subject may have changed it
             if whose not in self.subjects:
-                self.subjects[whose] = canary_layers.subject(whose)
+                self.subjects[whose] = self.subjects[SUBJECT].raw() if whose == RAW else canary_layers.subject(whose)
             made = getattr(self.subjects[whose], method)(*args)
             if made is None:
                 raise TypeError(f"{method}() returned nothing (None), expected a layer")

@@ -4,17 +4,23 @@ import contextlib
 import gc
 import math
 import os
+from collections.abc import Iterator
 
 from conformance.drivers import sandbox
-from conformance.drivers.hosted import HostedSubject
+from conformance.drivers.hosted import RAW, SUBJECT, HostedSubject
 from conformance.drivers.process import ProcessSubject
 from conformance.requirements import all_requirements
 from conformance.requirements.helpers.layers import SCRATCH
 from conformance.run import canaries, sweep
+from conformance.run.compensated import Compensation
 from conformance.run.conventions import conventions
 from conformance.run.examine import Outcome, command, examine, offered
 from conformance.run.loading import load, reach
+from conformance.subject import Subject
 from conformance.truth import cache
+
+# What a subject makes up for → the requirements about it, which are asked of the implementation as it stands.
+ABOUT = {"scale": ("SCALE-01",), "freezing": ("PARAM-02",), "dimensions": ("FWD-03",)}
 
 
 class Judge:
@@ -32,6 +38,7 @@ class Judge:
             self.subject = reach(spec, timeout, memory, wrapped)
         self.kinds = offered(self.subject, self.dtypes, options["device"])
         self.requirements = {r.id: r for r in all_requirements()}
+        self.compensation = Compensation(self.subject)
         gc.collect()
         gc.freeze()  # what is here now stays, and need not be looked through again and again
 
@@ -45,7 +52,28 @@ class Judge:
     @property
     def about(self) -> dict:
         name, version = (str(getattr(self.subject, which, "") or "") for which in ("name", "version"))
-        return {"name": name or self.spec, "version": version, "declined": self.declined}
+        return {"name": name or self.spec, "version": version, "declined": self.declined, "compensates": self.compensates}
+
+    @property
+    def compensates(self) -> dict[str, str]:
+        """What the subject makes up for, in words, and by the id of the requirement about it."""
+        found = getattr(self.subject, "compensates", {})
+        return {id: found[name] for name, ids in ABOUT.items() if name in found and not self.options["strict"] for id in ids}
+
+    @contextlib.contextmanager
+    def as_it_stands(self, id: str) -> Iterator[Subject]:
+        """The subject, with nothing made up for where the requirement is about that, or where the run is strict."""
+        made_up_for = getattr(self.subject, "compensates", {})
+        if not made_up_for or not (self.options["strict"] or id in self.compensates):
+            yield self.subject
+        elif isinstance(self.subject, HostedSubject):
+            self.subject.as_(RAW)
+            try:
+                yield self.subject
+            finally:
+                self.subject.as_(SUBJECT)
+        else:
+            yield self.subject.raw()
 
     def examine(self, id: str, seconds: float) -> Outcome:
         """The outcome of a requirement or a canary, within about so many seconds."""
@@ -56,13 +84,16 @@ class Judge:
         try:
             if id.startswith(sweep.ONE):
                 again = {"device": self.options["device"], "asked": self.dtypes}
-                return sweep.sweep(
-                    id, self.subject, self.spec, self.kinds, self.options["seed"], levels=self.options["space"],
-                    device=self.options["device"], seconds=seconds,
-                    again=lambda broken: command(self.spec, broken, self.options["seed"], **again))
+                with self.as_it_stands(id) as subject:
+                    return sweep.sweep(
+                        id, subject, self.spec, self.kinds, self.options["seed"], levels=self.options["space"],
+                        device=self.options["device"], seconds=seconds,
+                        again=lambda broken: command(self.spec, broken, self.options["seed"], **again))
             if id in canaries.ALL:
                 return canaries.examine(id, self.subject, self.spec, **given)
-            return examine(self.requirements[id], self.subject, self.spec, **given)
+            with self.as_it_stands(id) as subject:
+                own = self.compensation if subject is self.subject and id not in self.compensates else None
+                return examine(self.requirements[id], subject, self.spec, compensation=own, **given)
         except SystemExit as error:  # the subject's process has ended where nobody asked for an answer
             return Outcome(id, "crash", str(error))
 

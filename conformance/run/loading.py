@@ -95,7 +95,7 @@ def load(spec: str, limit: float = LIMIT, memory: float = MEMORY) -> Subject:
     place, _, attribute = spec.rpartition(":")
     if not place or not attribute:
         raise LoadError(f"{spec!r}: expected package.module:attribute or path/to/file.py:attribute")
-    module = _from_file(Path(place)) if place.endswith(".py") else _from_module(place)
+    module = imported(place)
     value = module
     for name in attribute.split("."):
         try:
@@ -140,6 +140,11 @@ def _program(spec: str, command: list[str], limit: float, memory: float, start: 
         return ProcessSubject(command, limit, memory, start)
     except (Exception, SystemExit) as error:
         raise LoadError(f"{spec}: {type(error).__name__}: {error}") from error
+
+
+def imported(place: str):
+    """The module of a file or of a dotted name. Raises LoadError."""
+    return _from_file(Path(place)) if place.endswith(".py") else _from_module(place)
 
 
 def _candidates(module) -> str:

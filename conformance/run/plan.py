@@ -23,6 +23,7 @@ class Options:
     memory: float = MEMORY
     in_process: bool = False  # the subject runs in the judge's process, for a debugger
     sandbox: bool = False  # the subject runs in drivers/sandbox.py
+    strict: bool = False  # nothing is made up for: see Subject.compensates
     space: tuple[str, ...] | None = None  # levels of one case of the space; (): all cases; None: all, unless `only` is given
 
 

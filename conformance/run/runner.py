@@ -94,7 +94,7 @@ def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, 
     asked: list[bool] = []  # not empty once some worker was asked for the subject's conventions
     sent = {"dtypes": options.dtypes, "examples": options.examples, "seed": options.seed, "device": options.device,
             "timeout": options.timeout, "memory": options.memory, "in_process": options.in_process, "sandbox": options.sandbox,
-            "scratch": scratch, "space": options.space}
+            "scratch": scratch, "space": options.space, "strict": options.strict}
 
     def watched(worker: Worker | InProcess) -> None:
         """Asks the canaries. A surprise is kept, whatever other workers see. A subject that does not answer one of them is
@@ -127,7 +127,7 @@ def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, 
             worker.start()
             with lock:
                 report.name, report.version = worker.about["name"], worker.about["version"]
-                report.declined = worker.about["declined"]
+                report.declined, report.compensates = worker.about["declined"], worker.about["compensates"]
             watched(worker)
             begun = True
             for id in _taken(waiting):

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from conformance.requirements import Requirement, all_requirements, profiles
+from conformance.run.causes import Cause, causes
 from conformance.run.examine import Outcome, plain
 
 FAILING = ("fail", "error", "crash", "timeout")
@@ -25,6 +26,7 @@ class Report:
     unloadable: str = ""
     conventions: dict[str, str] = field(default_factory=dict)  # see conventions.py; only of a run of all requirements
     declined: list[str] = field(default_factory=list)  # kinds of layers that the subject does not offer at all, in words
+    compensates: dict[str, str] = field(default_factory=dict)  # requirement → what was made up for in all others, in words
     in_process: bool = False  # whether the subject ran in the judge's process: nothing kept them apart
     sandbox: bool = False  # whether the subject ran in drivers/sandbox.py
     files: dict[str, str] = field(default_factory=dict)  # the subject's files, each with its SHA-256 when it was run
@@ -125,9 +127,15 @@ class Report:
         as they are: they are looked up again."""
         outcomes = {id: Outcome(**outcome.as_dict()) for id, outcome in self.outcomes.items()}
         conventions = {plain(name): plain(said) for name, said in self.conventions.items()}
+        compensates = {id: plain(said) for id, said in self.compensates.items()}
         name, version = (" ".join(plain(text).split()) for text in (self.name or self.spec, self.version))
         return replace(self, name=name, version=version, outcomes=outcomes, unloadable=plain(self.unloadable),
-                       conventions=conventions)
+                       conventions=conventions, compensates=compensates)
+
+    @property
+    def causes(self) -> list[Cause]:
+        """What explains the failures: see causes.py."""
+        return causes(self.planned, self.outcomes, FAILING)
 
     @property
     def profiles(self) -> dict[str, str]:

@@ -63,6 +63,15 @@ class Wrapper(nn.Module):
         self.kept = None
 
 
+class UnfrozenWrapper(Wrapper):
+    """Leaves the layer that it is given as it is."""
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+        before = linear.weight.requires_grad
+        super().__init__(linear, rank, alpha)
+        linear.requires_grad_(before)
+
+
 class NotDivided(Plain):
     """The commonest fault: scale = alpha."""
 
@@ -71,9 +80,31 @@ class NotDivided(Plain):
         self.scaling = lora_alpha
 
 
-class WithoutAlpha(nn.Module):
+class Unfrozen(Nested):
+    """Makes a base of its own, and leaves it to train."""
+
+    def __init__(self, in_dim, out_dim, rank, alpha):
+        super().__init__(in_dim, out_dim, rank, alpha)
+        self.base.requires_grad_(True)
+
+
+class OnlySequences(Nested):
+    """Takes x of three dimensions alone."""
+
+    def forward(self, x):
+        batch, time, features = x.shape
+        return super().forward(x.reshape(batch * time, features)).reshape(batch, time, -1)
+
+
+class WithoutArrays(nn.Module):
     def __init__(self, in_features, out_features, rank):
         super().__init__()
+
+
+class NeedsAFile(nn.Module):
+    def __init__(self, in_features, out_features, rank, alpha):
+        super().__init__()
+        self.read = open("no such file").read()  # noqa: SIM115
 
 
 class NoFactors(nn.Module):

@@ -1,5 +1,6 @@
 """A bare nn.Module class can be checked as it stands: its arrays are found, and its faults, too."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,25 @@ def test_modules_are_judged_as_they_stand(name):
     assert report.profiles["merge"] == ("conformant" if name == "Wrapper" else "not offered")
 
 
-def test_a_fault_is_found():
-    report = runner.run([f"{FILE}:NotDivided"], plan.Options(only=("FWD-01", "SCALE-01"), jobs=1))[0]
-    assert {o.status for o in report.outcomes.values()} == {"fail"}
+@pytest.mark.parametrize("in_process", [False, True])
+@pytest.mark.parametrize(("name", "id"), [("NotDivided", "SCALE-01"), ("Unfrozen", "PARAM-02"), ("OnlySequences", "FWD-03")])
+def test_a_fault_that_would_break_everything_is_one_failure(name, id, in_process):
+    """The requirement about it fails, and all others pass, as if it were not so. A strict run asks them all as it is."""
+    asked = ("FWD-01", "FWD-05", "PARAM-02", "PARAM-03", "GRAD-01", "SCALE-01", "SCALE-05", "FWD-03")
+    options = plan.Options(only=asked, jobs=1, examples=6, in_process=in_process)
+    report = runner.run([f"{FILE}:{name}"], options)[0]
+    assert [id for id, outcome in report.outcomes.items() if outcome.status != "pass"] == [id]
+    assert list(report.compensates) == [id]
+    if not in_process:
+        strict = runner.run([f"{FILE}:{name}"], replace(options, strict=True))[0]
+        assert not strict.compensates
+        assert len([o for o in strict.outcomes.values() if o.status in verdict.FAILING]) > 1
+
+
+def test_who_gives_a_layer_its_base_freezes_it():
+    report = runner.run([f"{FILE}:UnfrozenWrapper"], plan.Options(only=("PARAM",), jobs=1, examples=6))[0]
+    assert {o.status for o in report.outcomes.values()} == {"pass"}
+    assert load(f"{FILE}:UnfrozenWrapper").found.given
 
 
 @pytest.mark.parametrize("name", ["Plain", "Nested", "Wrapper"])
@@ -78,11 +95,14 @@ def test_a_file_that_does_not_fit_changes_nothing(tmp_path):
         np.testing.assert_array_equal(large.adapter()[key], array)
 
 
-def test_what_is_missing_is_named():
-    with pytest.raises(TypeError, match=r"WithoutAlpha\(in_features, out_features, rank\) takes nothing .* as alpha"):
-        load(f"{FILE}:WithoutAlpha").build(LayerConfig(3, 2, 1, 2.0), np.ones((2, 3), np.float32), np.ones(2, np.float32))
-    with pytest.raises(TypeError, match=r"no parameter of NoFactors is A \(7, 3\) .*it has: linear.weight \(5, 7\)"):
-        load(f"{FILE}:NoFactors").build(LayerConfig(3, 2, 1, 2.0), np.ones((2, 3), np.float32), np.ones(2, np.float32))
+@pytest.mark.parametrize(("name", "said"), [
+    ("WithoutArrays", r"Tried: WithoutArrays\(in_features=in, out_features=out, rank=rank\): with in = 7, .* it has no arrays"),
+    ("NoFactors", r"rank = 3 it has linear.weight \(5, 7\), linear.bias \(5,\)"),
+    ("NeedsAFile", r"FileNotFoundError: .* A function that returns the module is enough: def made"),
+])
+def test_what_was_tried_and_what_happened_is_told(name, said):
+    with pytest.raises(TypeError, match=said):
+        load(f"{FILE}:{name}").build(LayerConfig(3, 2, 1, 2.0), np.ones((2, 3), np.float32), np.ones(2, np.float32))
 
 
 def test_tensors_keep_bits_and_strides():

@@ -128,7 +128,7 @@ def test_simple_relations_are_named():
 
 def test_an_honest_layer_has_no_diagnosis():
     case = next(iter(all_cases("FWD-01")))
-    assert diagnose(REQUIREMENTS["FWD-01"], scaled_by(1.0), case) is None
+    assert diagnose(REQUIREMENTS["FWD-01"], scaled_by(1.0), case).words is None
 
 
 def all_cases(id: str):

@@ -1,0 +1,41 @@
+"""What the arguments of LoRA layers are called in the wild: names that are in use for each role."""
+
+_WORDS = {
+    "in": """in_features in_dim d_in input_dim in_channels features_in n_in fan_in in_size input_size in_feature indim dim_in
+             nin in_ch inputs in_shape num_inputs""",
+    "out": """out_features out_dim d_out output_dim out_channels features_out n_out fan_out out_size output_size out_feature
+              outdim dim_out nout out_ch outputs out_shape num_outputs intermediate_size n_inner ffn_dim d_ff inner_dim mlp_dim
+              d_inner""",
+    "width": "dim d_embed dim_embed embed_dim hidden_size hidden_dim d_model n_embd features size width",  # in and out at once
+    "rank": """rank r lora_rank lora_r lora_dim network_dim r_lora low_rank rank_dim adapter_rank dim_r bottleneck k""",
+    "alpha": "alpha lora_alpha network_alpha adapter_alpha scaling_alpha",
+    "bias": "bias use_bias has_bias",
+    "dropout": """dropout lora_dropout dropout_p lora_dropout_p dropout_rate drop p adapter_dropout dropout_prob lora_p
+                  drop_rate dropout_ratio lora_droppout""",
+    "rslora": "use_rslora rslora rank_stabilized",
+    "scaling": "scaling",
+    "dtype": "dtype",
+    "device": "device",
+    "seed": "seed",
+    "linear": """linear base_layer base layer module original_layer original_module linear_layer org_module orig original
+                 orig_module orig_layer base_linear original_linear target wrapped lin fc
+                 base_module org_layer module_to_wrap pretrained
+                 pretrained_layer frozen""",
+    "weight": "weight W w base_weight original_weight orig_weight pretrained_weight W0 weights",
+    "b": "b base_bias original_bias orig_bias bias_tensor",
+    "configuration": "config cfg args lora_config opt hparams conf options params",
+    "model": "model net network root transformer unet parent",
+    "targets": """target_modules target_substrings target_keywords target_layer_names targets target_names
+                  target_replace_modules modules layer_names module_names target_layers include_names""",
+    "multiplier": "multiplier scale lora_scale strength lora_weight",
+    "down": "A lora_A lora_a down lora_down w_a adapter_down",  # a module that the caller makes
+    "up": "B lora_B lora_b up lora_up w_b adapter_up",
+    "switches": "enable_lora",
+    "name": "name lora_name adapter_name key prefix layer_name",
+}
+ROLES = {name: role for role, words in _WORDS.items() for name in words.split()}
+SIZES = ("in", "out")
+AROUND = ("linear", "weight", "turned weight", "convolution", "configuration", "model")  # what a class may be given for W
+ONCE = {*SIZES, *AROUND, "width", "rank", "alpha", "b", "down", "up"}  # what no two arguments stand for
+# What a name says for sure.
+SURE = {*SIZES, "rank", "alpha", "bias", "dropout", "rslora", "dtype", "device", "seed", "name", "targets", "switches"}

@@ -1,0 +1,50 @@
+"""Recognition finds what is true of each layer of the corpus: how it is built, its arrays, scale, merging and freezing."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))
+import look_corpus
+from look_corpus import CORPUS, Layer
+
+from conformance.drivers.look.methods import found_methods
+from conformance.drivers.look.ways import BESIDE, MODEL, PARAMETRISED, REPLACED
+from conformance.drivers.torch_module import ModuleSubject
+
+BUILT = {"turned weight": "weight", "convolution": "linear"}
+
+
+def built(subject: ModuleSubject) -> str:
+    found = subject.found
+    if found.way in (BESIDE, PARAMETRISED):
+        return "part" if found.way == BESIDE else "parametrization"
+    return BUILT.get(found.plan.around, found.plan.around) if found.way != MODEL else "model"
+
+
+def as_found(layer: Layer, subject: ModuleSubject) -> dict[str, str]:
+    """The paths of the corpus, as they are called where the harness holds W beside the module."""
+    paths = {"W": layer.W, "A": layer.A, "B": layer.B} | ({} if layer.b is None else {"b": layer.b})
+    if subject.found.way == BESIDE:
+        return {name: path.replace("base.", "linear.") for name, path in paths.items()}
+    if subject.found.way == REPLACED:
+        moved = {name: f"lora.{path}" for name, path in paths.items() if name in "AB"}
+        return {name: path.replace("org_module.", "linear.") for name, path in paths.items()} | moved
+    return paths
+
+
+@pytest.mark.parametrize("layer", CORPUS, ids=lambda layer: layer.name)
+def test_what_is_found_is_true(layer):
+    subject = ModuleSubject(getattr(look_corpus, layer.name))
+    found = subject.found
+    assert built(subject) == layer.built
+    assert found.places.paths == as_found(layer, subject)
+    assert found.places.transposed == layer.transposed
+    assert bool(found.base_trains) == bool(layer.trains) or found.way
+    if layer.freezer:  # where the class has none of its own, one of another class of the file may do
+        assert found.freezer in (layer.freezer, "mark_only_lora_as_trainable")
+    methods = found_methods(subject.numbered)
+    assert (methods.merge, methods.unmerge) == (layer.merges.replace("train(False)", "eval()"), layer.unmerges)
+    if not layer.fault:
+        assert (found.direct or found.rule) == layer.scale
