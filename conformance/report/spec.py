@@ -88,6 +88,28 @@ forwards and backwards, and all answers and all state are compared. What is wron
 it breaks. The report gives the plainest case that still fails: every factor that is not needed is at its plain level, and every
 size that is needed is the smallest one.
 
+## What is free, and what is made up for
+
+A PyTorch layer that is checked as it stands is looked at first (`conformance/drivers/look/`). What it has chosen is found by
+experiment. Some choices are legitimate, and the requirements are asked under them:
+
+| choice | why | source |
+|---|---|---|
+| the scale is an argument of its own, not called alpha | the caller says what the product is multiplied by | mlx-lm `LoRALinear(scale=…)`; diffusers `set_adapters(adapter_weights=…)` |
+| the scale is always the same | there is no alpha | Flax `nnx.LoRALinear` |
+| the scale is alpha / √rank | rank-stabilised LoRA; standard scaling is then not offered | Kalajdzievski, arXiv:2312.03732 |
+| the caller freezes W and b | it gives them to the layer: a layer around a module leaves its numbers, dtype and mode (TORCH-18), and a LoRA part does not hold them | loralib `mark_only_lora_as_trainable`; Raschka, *Build a Large Language Model (From Scratch)*, appendix E |
+| A starts at zero and B at random | the product is zero all the same | Hu et al., §4.1; Hayou et al., arXiv:2406.08447 |
+
+Others are against a requirement, and would fail nearly all others, too. Each is one failure: the requirement about it is
+asked of the layer as it stands, and all others as if it were not so. `--strict` makes up for nothing.
+
+| choice | fails | in all others |
+|---|---|---|
+| the scale is alpha, under that name | SCALE-01 | alpha is chosen so that the scale is right |
+| W and b are made by the layer and train, and nothing beside it freezes them | PARAM-02 | they are frozen |
+| x must have three dimensions | FWD-03 | x is reshaped |
+
 ## Layouts in use
 
 How other projects store A and B. The tests convert each of them to the layout above (`conformance/subjects/`):
