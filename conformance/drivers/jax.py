@@ -40,6 +40,9 @@ if os.path.exists(os.path.join(sys.prefix, "made.json")):  # made by environment
 jax.config.update("jax_enable_x64", True)  # without it float64 is float32
 
 
+COMPILED = 300  # functions that are kept
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def _forward(function, static, trained, frozen, x, key):
     return function(static, trained, frozen, x, key)
@@ -53,6 +56,12 @@ def _backward(function, static, trained, frozen, x, key, dy):
 @partial(jax.jit, static_argnums=(0, 1))
 def _backward_of_trained(function, static, trained, frozen, x, key, dy):
     return jax.vjp(lambda trained: function(static, trained, frozen, x, key), trained)[1](dy)
+
+
+def forget_compiled() -> None:
+    """Lets JAX forget what it has compiled, if that is a lot: code of many shapes takes gigabytes."""
+    if sum(function._cache_size() for function in (_forward, _backward, _backward_of_trained)) > COMPILED:
+        jax.clear_caches()
 
 
 def to_jax(array: np.ndarray, dtype=None) -> jax.Array:
@@ -153,6 +162,7 @@ class JaxLayer(Layer):
         return self.array("b") if "b" in self.paths else None
 
     def forward(self, x: np.ndarray) -> np.ndarray:
+        forget_compiled()
         self._last = self.function, self.static, self.trained, self.frozen, to_jax(x), self.key()
         return to_array(_forward(*self._last))
 

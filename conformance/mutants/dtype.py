@@ -5,6 +5,7 @@ import numpy as np
 
 from conformance.mutants import mutant
 from conformance.mutants.honest import BFLOAT16, Honest
+from conformance.mutants.orders import pieces
 from conformance.subject import Arrays, LayerConfig
 
 
@@ -156,6 +157,19 @@ class SumsInBfloat16(SumsIn):
     """A layer in bfloat16 accumulates its sums in bfloat16."""
 
     kind = BFLOAT16
+
+
+@mutant("128", kills="DTYPE-09")
+class TilesAddedUpInHalf(Honest):
+    """In half precision a sum is added up over tiles of 8 terms, and rounded to that precision after each tile."""
+
+    def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        if self.dtype.itemsize > 2:
+            return super().product(left, right)
+        total = np.zeros((left.shape[0], right.shape[1]), self.dtype)
+        for terms in pieces(len(right), 8):
+            total = self.rounded(self.up(total) + self.up(left[:, terms]) @ self.up(right[terms]))
+        return self.up(total)
 
 
 @mutant("126", kills="DTYPE-10")

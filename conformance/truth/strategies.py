@@ -162,11 +162,11 @@ def all_differ(case: Case) -> bool:
 @cache
 def rounding(
     *, only: tuple[str, ...] = ("float32", "float64"), bias=st.booleans(), scaling: str = "standard", dropout: float = 0.0,
-    sizes=st.integers(2, 40), rank=st.integers(1, 9), positive: bool = False, operations=None,
+    sizes=st.integers(2, 40), rank=st.integers(1, 9), positive: bool = False, operations=None, shapes=None,
 ):
     """Cases of normal draws. W and A have standard deviation 1/√in, and alpha is from a twentieth to twenty times the rank.
     Only cases that can show a scale error of FAULT_OF_INTEREST are used. With `positive` numbers the rounding errors of long
-    sums add up."""
+    sums add up. `shapes` draws rows, in and out together."""
 
     def of(dtypes: tuple[str, ...]):
         dtype_of = among(only, dtypes)
@@ -174,8 +174,8 @@ def rounding(
         @st.composite
         def case(draw) -> Case:
             dtype = draw(dtype_of)
-            n, n_in, n_out, r = draw(st.tuples(st.integers(1, 20), sizes, sizes, rank))
-            r = min(r, n_in, n_out)
+            n, n_in, n_out = draw(st.tuples(st.integers(1, 20), sizes, sizes) if shapes is None else shapes)
+            r = min(draw(rank), n_in, n_out)
             alpha = r * draw(st.sampled_from([2.75, 0.3, 1.7, 8.0, 0.05, 20.0]))
             config = LayerConfig(n_in, n_out, r, alpha, draw(bias), dtype, dropout=dropout, scaling=scaling)
             rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
