@@ -51,11 +51,13 @@ def to_tensor(array: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
     if any(stride < 0 for stride in array.strides):
         array = array.copy()  # torch has no negative strides
     bits, owner = array.view(np.int16) if array.dtype == ml_dtypes.bfloat16 else array, array.base
+    beside = isinstance(owner, np.ndarray) and owner.dtype == array.dtype and owner.flags.c_contiguous
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the array is read-only; a requirement tests whether it is written to
         tensor = torch.from_numpy(bits)
-        if array.flags.c_contiguous and isinstance(owner, np.ndarray) and owner.dtype == array.dtype and owner.ndim == 1:
-            whole = torch.from_numpy(owner.view(bits.dtype))  # so that the tensor has the array's offset in its memory
+        if isinstance(owner, np.ndarray) and beside and array.size:
+            # So that the tensor has the array's offset in its memory, and what lies beside it.
+            whole = torch.from_numpy(owner.reshape(-1).view(bits.dtype))
             tensor = whole.as_strided(tensor.shape, tensor.stride(), (tensor.data_ptr() - whole.data_ptr()) // tensor.itemsize)
     tensor = tensor.view(torch.bfloat16) if bits is not array else tensor
     return tensor if torch.device(device).type == "cpu" else placed(tensor, device)

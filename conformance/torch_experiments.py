@@ -146,7 +146,7 @@ def used_twice(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: 
     """Two forward passes, then the backward passes: of both together, or of one after the other."""
     x, x2 = leaf(x), leaf(x2)
     y, y2 = call(module, x), call(module, x2)
-    facts = {"y2": now(y2)}
+    facts = {"y": now(y), "y2": now(y2)}
     if together:
         torch.autograd.backward([y, y2], [dy, dy2])
     else:
@@ -211,11 +211,25 @@ def modes(module: nn.Module) -> Facts:
     return facts
 
 
+def part_modes(module: nn.Module) -> Facts:
+    """The modes of the module, which comes first, and of its parts."""
+    return {"modes": [f"{path or 'the layer'}: {part.training}" for path, part in module.named_modules()]}
+
+
 CONTEXTS: dict[str, Callable[[str], Any]] = {
     "in grad mode": lambda device: torch.enable_grad(), "under no_grad": lambda device: torch.no_grad(),
     "under inference_mode": lambda device: torch.inference_mode(),
     "under autocast": lambda device: torch.autocast(device, torch.bfloat16),
 }
+
+
+def held_under(module: nn.Module, call: Through, x: Tensor, x2: Tensor, where: str) -> Facts:
+    """An output of a pass in this context, before and after another pass."""
+    with CONTEXTS[where](x.device.type):
+        y = call(module, x)
+        before = now(y)
+        call(module, x2)
+        return {"y": before, "y later": now(y)}
 
 
 def passes(module: nn.Module, call: Through, x: Tensor, where: str) -> Tensor:
@@ -404,6 +418,15 @@ def compiled(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Te
     return {"y": y} | gradients_of(x=x, A=A, B=B)
 
 
+def compiled_pass(module: nn.Module, call: Through, x: Tensor) -> Facts:
+    """One pass of the module, compiled. A compiler that refuses the module says nothing about its dropout."""
+    torch.compiler.reset()
+    try:
+        return {"y": now(torch.compile(Called(module, call), backend="eager")(x))}
+    except Exception as error:
+        raise Impossible(f"torch.compile: {type(error).__name__}") from None
+
+
 def transformed(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor) -> Facts:
     """torch.vmap over the rows of x, and torch.func.grad of Σ y · dy."""
     outer, own = Called(module, call), {"A": A, "B": B}
@@ -438,6 +461,7 @@ def frozen(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tens
 
 
 EXPERIMENTS = (
-    copied, reloaded, hold, held, used_twice, retained, second, in_modes, autocast, modes, within, written, rebased,
-    seed, surroundings, wrapped, moved, functional, checkpointed, hooked, compiled, transformed, zeroed, frozen,
+    copied, reloaded, hold, held, held_under, used_twice, retained, second, in_modes, autocast, modes, part_modes, within,
+    written, rebased, seed, surroundings, wrapped, moved, functional, checkpointed, hooked, compiled, compiled_pass,
+    transformed, zeroed, frozen,
 )

@@ -27,6 +27,7 @@ HEAD = struct.Struct("<QQ")
 BEFORE = 8  # of a view's own memory, at most so many items are kept that lie before it
 # All arrays that are remembered are looked at after every call. So beyond these bytes in all, only the LAST ones are.
 REMEMBERED_BYTES, LAST = 1 << 18, 16
+BESIDE = 4  # times the size of a view, at most, is the memory that is sent with it
 LARGEST = 1 << 28  # bytes of a frame
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Made here, before a subject can have changed anything, and once: to make them takes longer than to use them.
@@ -162,10 +163,22 @@ class Writer:
             self.bytes.append(array.tobytes())
             return ["again", number, array.nbytes]
         plain = array.flags.c_contiguous or any(stride % array.itemsize for stride in array.strides)
-        items, first, strides = (array, 0, None) if plain else memory(array)
+        items, first, strides = (array, 0, None) if plain else _with_what_lies_beside(array) or memory(array)
         self.bytes.append(items.tobytes())
         return ["given", self.given.keep(array), name, list(array.shape), items.size, first, strides, array.flags.writeable,
                 _items_before(array)]
+
+
+def _with_what_lies_beside(array: np.ndarray) -> tuple[np.ndarray, int, tuple[int, ...]] | None:
+    """The memory that a view was cut out of, the place of its first item there, and its strides in items. None for a view that
+    runs backwards, or one of little in a lot of memory."""
+    owner = array.base
+    if not isinstance(owner, np.ndarray) or owner.dtype != array.dtype or not owner.flags.c_contiguous:
+        return None
+    if min(array.strides) < 0 or owner.size > BESIDE * array.size:
+        return None
+    start, own = (a.__array_interface__["data"][0] for a in (array, owner))
+    return owner.reshape(-1), (start - own) // array.itemsize, tuple(stride // array.itemsize for stride in array.strides)
 
 
 def _items_before(array: np.ndarray) -> int:

@@ -304,6 +304,24 @@ class MaskOfThePassBefore(Honest):
         return super().draw_mask()
 
 
+@mutant("75", kills="DROP-05")
+class TwoEvaluationsEndDropout(Honest):
+    """Inference mode keeps the rate and sets it to 0, and training mode brings it back: after two evaluations it is 0."""
+
+    rate: float | None = None
+    kept: float | None = None
+
+    def drops(self) -> bool:
+        return super().drops() and self.rate != 0
+
+    def train(self, mode: bool = True) -> None:
+        if not mode:
+            self.kept, self.rate = self.config.dropout if self.rate is None else self.rate, 0.0
+        elif self.kept is not None:
+            self.rate = self.kept
+        super().train(mode)
+
+
 @mutant("75", kills="DROP-12")
 class UnmergeEndsDropout(Honest):
     """Nothing is dropped any more after an unmerge."""

@@ -99,6 +99,16 @@ class ColumnRepeated(Honest):
         return A, B
 
 
+@mutant(kills="INIT-05")
+class NoMoreColumnsThanInputs(Honest):
+    """The columns of A are orthogonal. With a rank above in, those beyond it are zero and never train."""
+
+    def init_factors(self, n_in: int, n_out: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        A, B = super().init_factors(n_in, n_out, rank)
+        A[:, n_in:] = 0
+        return A, B
+
+
 @mutant(kills="INIT-06")
 class SeedIsConstant(Honest):
     """The seed is a constant, so all layers start from the same A."""

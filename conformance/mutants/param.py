@@ -71,6 +71,14 @@ class OtherParametersTrain(Honest):
         return {f"copy of {name}": shape for name, shape in super().trainable().items()}
 
 
+@mutant(kills="PARAM-02")
+class RsloraScaleTrains(Honest):
+    """With rank-stabilised scaling the scale is a parameter, and trains."""
+
+    def trainable(self) -> dict[str, tuple[int, ...]]:
+        return super().trainable() | ({"scale": ()} if self.config.scaling == "rslora" else {})
+
+
 @mutant("57", kills="PARAM-02 PARAM-04")
 class OnlyBTrains(Honest):
     """A is frozen at its random start, and only B trains."""

@@ -595,3 +595,77 @@ class KeptWeightStaysBehind(LoRA):
         super().unmerge()
         assert kept is not None
         self.linear.weight.data = kept
+
+
+@mutant(kills="TORCH-08")
+@layer_of
+class OneOutputWithoutGrad(LoRA):
+    """Under no_grad in inference mode every output is the same buffer, which the next call overwrites."""
+
+    buffer: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if self.training or torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            return y
+        if self.buffer is None or self.buffer.shape != y.shape or self.buffer.dtype != y.dtype:
+            self.buffer = torch.empty_like(y)
+        return self.buffer.copy_(y)
+
+
+class MaskOfTheModule(torch.autograd.Function):
+    """x with dropped entries, whose backward pass takes the mask from the module."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: Any) -> Tensor:
+        ctx.module, module.mask = module, nn.functional.dropout(torch.ones_like(x), module.dropout.p)
+        return x * module.mask
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        mask = ctx.module.mask.flatten()
+        return dy * mask.repeat(-(-dy.numel() // len(mask)))[: dy.numel()].reshape(dy.shape), None
+
+
+@mutant("59", kills="TORCH-09")
+@layer_of
+class BackwardOfTheLastMask(LoRA):
+    """The backward pass uses the mask of the last forward pass, whichever output it is of."""
+
+    def lora(self, x: Tensor) -> Tensor:
+        if not self.training or not self.dropout.p:
+            return super().lora(x)
+        return self.scale * (MaskOfTheModule.apply(x, self) @ self.A @ self.B)  # pyright: ignore[reportOperatorIssue]
+
+
+@mutant("74", kills="TORCH-15")
+@layer_of
+class UnmergeTurnsDropoutOn(LoRA):
+    """To undo a merge sets the dropout to training mode, in an evaluation, too."""
+
+    def unmerge(self) -> None:
+        super().unmerge()
+        self.dropout.train()
+
+
+@mutant("129", kills="TORCH-19")
+@layer_of
+class ComputesInItsFirstDtype(LoRA):
+    """The LoRA part is computed in the dtype that the layer had when it was built."""
+
+    def __init__(self, linear: nn.Linear, rank: int, scale: float, dropout: float):
+        super().__init__(linear, rank, scale, dropout)
+        self.first = linear.weight.dtype
+
+    def lora(self, x: Tensor) -> Tensor:
+        dtype, first = x.dtype, self.first
+        return (self.scale * (self.dropout(x).to(first) @ self.A.to(first) @ self.B.to(first))).to(dtype)
+
+
+@mutant(kills="TORCH-30")
+@layer_of
+class CompiledWithoutDropout(LoRA):
+    """Nothing is dropped while the layer is compiled."""
+
+    def lora(self, x: Tensor) -> Tensor:
+        return self.scale * (x @ self.A @ self.B) if torch.compiler.is_compiling() else super().lora(x)

@@ -168,11 +168,14 @@ def one_mask_for_both_passes(subject, case):
 def comes_back_after_inference(subject, case):
     """With this fault a training run goes on without dropout after its first evaluation, and no loss curve shows it."""
     layer, read = showing(subject, case, rows=16)
-    layer.train(False)
-    whole = read()
-    expect_equal(whole, np.ones_like(whole), "entries of the LoRA path in inference mode, as multiples of x")
-    layer.train(True)
-    drops(read, "after train, eval, train")
+    for times, words in ((1, "train, eval, train"), (2, "train, eval twice, train twice")):
+        for _ in range(times):
+            layer.train(False)
+        whole = read()
+        expect_equal(whole, np.ones_like(whole), "entries of the LoRA path in inference mode, as multiples of x")
+        for _ in range(times):
+            layer.train(True)
+        drops(read, f"after {words}")
 
 
 @requirement(

@@ -1,12 +1,14 @@
 """PARAM: which parameters train, and which are frozen."""
 
 import math
+from contextlib import suppress
 
 import numpy as np
 from hypothesis import strategies as st
 
 from conformance.requirements import PAPER, Group, requirement
 from conformance.requirements.helpers.layers import fresh, gradients, prepared
+from conformance.subject import Unsupported
 from conformance.truth.case import exact_in_any_order
 from conformance.truth.compare import expect, expect_equal
 from conformance.truth.strategies import exact, rounding
@@ -40,8 +42,10 @@ def trainable_count(subject, case):
 )
 def only_the_factors_train(subject, case):
     """The count alone can be right by accident."""
-    names = sorted(fresh(subject, case).trainable())
-    expect(names == ["A", "B"], "names of the trainable parameters", names, ["A", "B"])
+    for scaling in ("standard", "rslora"):
+        with suppress(*[Unsupported] * (scaling == "rslora")):
+            names = sorted(fresh(subject, case.replace(scaling=scaling)).trainable())
+            expect(names == ["A", "B"], f"names of the trainable parameters, with {scaling} scaling", names, ["A", "B"])
 
 
 @requirement(

@@ -12,12 +12,14 @@ import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from conformance.record.trace import refuses
 from conformance.requirements import Group, requirement
 from conformance.requirements.helpers.layers import fresh, gradients, known_weight, merge, prepared, saved, set_mode
-from conformance.subject import Arrays, Layer, Unsupported
+from conformance.requirements.helpers.masks import revealing
+from conformance.subject import Arrays, Layer, Subject, Unsupported
 from conformance.truth.case import DTYPES, Case, exact_in_any_order
 from conformance.truth.compare import expect, expect_equal, wide
-from conformance.truth.strategies import any_size, exact
+from conformance.truth.strategies import any_size, exact, sized
 
 GROUP = Group("TORCH", "Torch module", order=125, profile="torch", asks="as_module")
 NEEDS = "set_adapter forward backward as_module"
@@ -240,7 +242,8 @@ def flags_survive(subject, case):
     needs=f"{NEEDS} forward backward step train", faults="66 123", cases=any_size(only=SINGLE), examples=0.5,
 )
 def outputs_stay(subject, case):
-    """A layer that uses one buffer for all its outputs is right as long as nobody looks back."""
+    """A layer that uses one buffer for all its outputs is right as long as nobody looks back. Some do so only where no gradient
+    is asked for."""
     layer = prepared(subject, case, training=True)
     y = layer.forward(case.x)
     tried(layer, "hold", x=case.x).equal("y", y)
@@ -251,6 +254,12 @@ def outputs_stay(subject, case):
     layer.forward(-case.x)
     layer.train(True)
     tried(layer, "held").equal("y", y, "y that was held while the layer ran in inference mode")
+    for mode in (False, True):
+        set_mode(layer, mode)
+        for where in CONTEXTS[1:3]:
+            facts = tried(layer, "held_under", x=case.x, x2=-case.x, where=where)
+            words = f"y of a pass {where}, in {'training' if mode else 'inference'} mode, after another pass"
+            facts.equal("y later", facts["y"], words)
     with suppress(Unsupported):
         layer.merge()
         layer.forward(-case.x)
@@ -280,6 +289,23 @@ def used_twice(subject, case):
                 facts.equal(f"d {name}", want["x"], f"dx of the {'first' if want is first else 'second'} {words}")
         for name in ("A", "B"):
             facts.equal(f"d {name}", wide(first[name]) + wide(other[name]), f"d{name} {words}")
+    with suppress(Unsupported):
+        each_with_its_mask(subject, case, x, dy)
+
+
+def each_with_its_mask(subject: Subject, case: Case, x: np.ndarray, dy: np.ndarray) -> None:
+    """With dropout the LoRA part of each use is linear in its x, with the mask that it had then:
+    ⟨dy, y − base⟩ = ⟨dx − dy W, x⟩."""
+    layer = prepared(subject, case.replace(dropout=0.5), training=True)
+    given = {"x": case.x, "dy": case.dy, "x2": x, "dy2": dy}
+    facts, W, b = tried(layer, "used_twice", **given, together=False), wide(case.W), 0.0 if case.b is None else wide(case.b)
+    for name in ("", "2"):
+        if f"d x{name}" in facts:
+            x, dy = wide(given[f"x{name}"]), wide(given[f"dy{name}"])
+            y, dx = wide(facts[f"y{name}"]), wide(facts[f"d x{name}"])
+            forward, backward = (dy * (y - x @ W.T - b)).sum(), ((dx - dy @ W) * x).sum()
+            words = f"⟨dx − dy W, x⟩ of the {'second' if name else 'first'} of two uses with dropout, against ⟨dy, y − base⟩"
+            expect_equal(np.array(backward), np.array(forward), words)
 
 
 @requirement(
@@ -386,15 +412,27 @@ def under_autocast(subject, case):
 
 @requirement(
     "TORCH-15",
-    "train() and eval() MUST return the module and set its mode.",
+    "train() and eval() MUST return the module and set its mode, and merge and unmerge MUST leave the modes of its parts.",
     formula="module.train() is module, module.eval() is module", sources=(f"{MODULE}.train, .eval: Returns self",),
     needs="as_module", faults="75 76", cases=exact(degenerate=True), examples=0.25,
 )
 def modes_return_the_module(subject, case):
-    """`model = Model().eval()` is written everywhere. With None in the place of the model it fails later and elsewhere."""
+    """`model = Model().eval()` is written everywhere. With None in the place of the model it fails later and elsewhere. Dropout
+    that an unmerge puts into training mode goes on in the evaluation."""
     facts = tried(fresh(subject, case), "modes")
     for name in ("eval()", "train()", "train(False)", "train(True)"):
         facts.true(f"{name} returns the module", f"{name} sets the mode")
+    for mode in (True, False):
+        with suppress(Unsupported):
+            layer = fresh(subject, case)
+            set_mode(layer, mode)
+            before = tried(layer, "part_modes")["modes"]
+            if not refuses(layer.merge):
+                layer.unmerge()
+                after = tried(layer, "part_modes")["modes"]
+                if after[:1] == before[:1]:  # some layers merge by a change of mode
+                    words = f"modes after merge and unmerge in {'training' if mode else 'inference'} mode"
+                    expect(after == before, words, after, before)
 
 
 @requirement(
@@ -501,8 +539,9 @@ def given_layers_stay(subject, case):
 )
 def converted(subject, case):
     """A scale or a mask that is a plain attribute stays behind, and then promotes the output or is refused. So does the copy of
-    W that a merged layer keeps."""
+    W that a merged layer keeps. A layer that remembers its first dtype goes on to compute in it."""
     found = plain(subject, case)
+    has_all_digits(subject, case)
     layer = prepared(subject, case, training=True)
     if merged_too(layer):
         tried(layer, "moved", x=case.x, dy=case.dy, dtype="float64", how="double")
@@ -520,6 +559,16 @@ def converted(subject, case):
                 facts.equal("y", found["y"], f"y {words}")
                 expect(facts["y"].dtype == DTYPES[dtype], f"dtype of y {words}", facts["y"].dtype, dtype)
                 facts.gradients(found, words)
+
+
+def has_all_digits(subject: Subject, case: Case) -> None:
+    """A layer in float32 that is converted to float64 computes as one that was built in float64, with numbers that only that
+    format has."""
+    layer, longer = prepared(subject, case, training=True), 1 + 2.0**-30  # 31 bits: float32 has 24, and the others are for sums
+    tried(layer, "moved", x=case.x, dy=case.dy, dtype="float64", how="double")
+    b = 0.0 if case.b is None else case.b.astype(np.float64)
+    want = (case.truth.y - b) * longer + b
+    expect_equal(layer.forward(case.x.astype(np.float64) * longer), want, "y after double(), of numbers that only float64 has")
 
 
 @requirement(
@@ -695,3 +744,16 @@ def merges_what_was_loaded(subject, case):
                 merge(layer, training=True)
             elif words == "while merged":
                 layer.unmerge()
+
+
+@requirement(
+    "TORCH-30",
+    "Under torch.compile there MUST be dropout in training mode, as without it.",
+    formula="compile(module).train() drops", sources=("PyTorch documentation, torch.compile: the same results as eager mode",),
+    needs=NEEDS, optional=True, cases=sized(32, 32, 32, 128.0, dropout=0.5), examples=0.1,
+)
+def compiled_dropout(subject, case):
+    """What is in the way of a compiler is left out while it looks, and nobody sees that the compiled model trains without."""
+    x = np.ones((4, 16, case.config.in_features), case.dtype)
+    y = tried(revealing(subject, case), "compiled_pass", x=x)["y"]
+    expect(bool((wide(y) == 0).any()), "dropped entries of a compiled pass in training mode", 0, f"about {x.size // 2}")

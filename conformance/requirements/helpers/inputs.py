@@ -33,7 +33,8 @@ def laid(array: np.ndarray, how: str) -> np.ndarray:
         step, more = (2, 0) if how == "strided" else (1, 3)
         if how == "cut out" and math.prod(rows[:-1]) > 1:  # of longer sequences, and where their features are odd, of more
             rows[-1], more = rows[-1] + 1, 3 * (last % 2)
-        whole = np.zeros((*rows, step * last + more), array.dtype)[..., : step * last : step]
+        beside = 0.0 if array.dtype.itemsize == 2 else np.nan  # in 16 bits oneDNN may multiply it by zero: see `_reached`
+        whole = np.full((*rows, step * last + more), beside, array.dtype)[..., : step * last : step]
         view = whole[tuple(slice(n) for n in array.shape)]
     else:
         return array.copy()
