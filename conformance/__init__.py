@@ -11,7 +11,7 @@ from conformance.model import Model, ModelConfig
 from conformance.subject import Layer, LayerConfig, Subject, Unsupported
 
 __all__ = ["Layer", "LayerConfig", "Model", "ModelConfig", "Subject", "Unsupported", "load"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load(spec: str) -> Subject:

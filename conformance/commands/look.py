@@ -66,7 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     if arguments.write:
         output.write(arguments.write, said["found"][0]["subject"].encode())
-        screen.print(f"wrote {arguments.write}\nnow run: conformance run {arguments.write}:{said['found'][0]['subject_name']}")
+        subject = f"{arguments.write}:{said['found'][0]['subject_name']}"
+        screen.print(f"wrote {arguments.write}\nnow run: conformance run {subject}", soft_wrap=True)
     return 0
 
 

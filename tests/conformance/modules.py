@@ -80,6 +80,20 @@ class NotDivided(Plain):
         self.scaling = lora_alpha
 
 
+class NegativePart(Nested):
+    """The LoRA part is subtracted, in the forward and so in the backward pass."""
+
+    def forward(self, x):
+        return self.base(x) - self.up(self.down(x)) * self.scale
+
+
+class DividedTwice(Nested):
+    """The LoRA part is divided by the rank twice."""
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x)) * self.scale / self.down.out_features
+
+
 class Unfrozen(Nested):
     """Makes a base of its own, and leaves it to train."""
 

@@ -112,11 +112,14 @@ def _imports(found: Found, name: str, place: str) -> list[str]:
     lines += [f"from conformance.drivers.look.ways import {WAYS[found.way]}"] if found.way in WAYS else []
     lines += ["from conformance.drivers.look.arguments import Conv1D"] if found.plan.around == "convolution" else []
     lines += ["from conformance.torch import TorchLayer", ""]
+    names = [name, found.freezer] if found.freezer and not found.freezer.startswith(".") else [name]
     if not from_file:
-        return [*lines, f"from {place} import {name}"]
+        return [*lines, f"from {place} import {', '.join(names)}"]
     path = Path(place)
-    line = f"from {path.stem} import {name}" if path.stem.isidentifier() else f"{name} = __import__({path.stem!r}).{name}"
-    return [*lines, f"sys.path.insert(0, {str(path.resolve().parent)!r})", f"{line}  # noqa: E402"]
+    lines.append(f"sys.path.insert(0, {str(path.resolve().parent)!r})")
+    if path.stem.isidentifier():
+        return [*lines, f"from {path.stem} import {', '.join(names)}  # noqa: E402"]
+    return [*lines, *(f"{each} = __import__({path.stem!r}).{each}  # noqa: E402" for each in names)]
 
 
 def _making(found: Found, name: str) -> list[str]:

@@ -1,0 +1,47 @@
+"""`conformance look` as a user sees it: what it says, and what it writes."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))
+from test_cli import MODULES, ROOT, conformance
+
+CORPUS = "tests/conformance/drivers/look_corpus.py"
+
+
+def test_a_class_is_shown():
+    done = conformance("look", f"{MODULES}:Wrapper")
+    assert done.returncode == 0, done.stderr
+    for part in ("Wrapper(linear=nn.Linear(in, out), rank=rank, alpha=alpha)", "linear.weight (out, in)",
+                 "B (rank, out), zero at the start", "alpha / rank", "merge(), undone by unmerge()"):
+        assert part in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_a_file_is_shown_with_what_is_not_recognised():
+    done = conformance("look", CORPUS)
+    assert done.returncode == 0
+    assert "LowRankBranch" in done.stdout and "a linear layer, to whose output it is added" in done.stdout
+    assert "the scale is alpha: it is not divided by the rank" in done.stdout
+
+
+def test_what_cannot_be_found_is_explained():
+    done = conformance("look", f"{MODULES}:NoFactors")
+    assert done.returncode == 1
+    assert "NoFactors: not recognised" in done.stdout and "linear.weight (5, 7)" in done.stdout
+    assert conformance("look", f"{MODULES}:NoSuchClass").returncode == 4
+    assert conformance("look", "no/such/file.py").returncode == 4
+    assert conformance("look", MODULES, "--write", "subject.py").returncode == 2
+
+
+def test_what_is_written_is_a_subject(tmp_path):
+    """One way of each kind is written, and judged."""
+    for name in ("Wrapped", "LowRankUpdate", "BottleneckAdapter", "LoRAModule", "inject_lora", "OverWeight"):
+        path = tmp_path / f"{name}_subject.py"
+        done = conformance("look", f"{ROOT / CORPUS}:{name}", "--write", str(path))
+        assert done.returncode == 0, done.stderr
+        command = done.stdout.split("now run: conformance ")[1].split()
+        judged = conformance(*command, "--only", "FWD-01", "GRAD-01", "--jobs", "1")
+        assert judged.returncode == 0, judged.stdout
+    again = conformance("look", f"{ROOT / CORPUS}:Wrapped", "--write", str(tmp_path / "Wrapped_subject.py"))
+    assert again.returncode == 2 and "exists already" in again.stderr
