@@ -128,14 +128,14 @@ def low_precision_is_exact_on_integers(subject, case):
 @requirement(
     "DTYPE-09",
     "In float16 and bfloat16 long sums MUST be accumulated in float32 or better, in the output and in the gradients.",
-    formula="4096 positive terms over in, out or rows: error ≤ bound with γₖ of float32", sources=SOURCES, profile="training",
+    formula="4096 positive terms over in or out: error ≤ bound with γₖ of float32", sources=SOURCES, profile="training",
     needs=f"{NEEDS} backward", optional=True,
-    cases=rounding(only=HALVES, shapes=st.sampled_from([(2, LONG, 6), (2, 6, LONG), (LONG, 6, 5)]), rank=st.integers(2, 4),
-                   positive=True), examples=0.5,
+    cases=rounding(only=HALVES, shapes=st.sampled_from([(2, LONG, 6), (2, 6, LONG)]), rank=st.integers(2, 4), positive=True),
+    examples=0.5,
 )
 def low_precision_sums(subject, case):
     """When terms of one sign are added up in bfloat16, the sum stops growing at 256 terms. Sums of tiles stop later, and not at
-    512 terms. Mixed signs do not show it."""
+    512 terms. Mixed signs do not show it. Sums over rows are not looked at: autograd adds up what chunks of rows give."""
     layer = prepared(subject, case, training=True)
     ratio = expect_within(layer.forward(case.x), case.truth.y, case.bound.y, "y")
     return max(ratio, judged(gradients(layer, case.x, case.dy), case, within_bound))

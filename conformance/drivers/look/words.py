@@ -109,7 +109,9 @@ def _imports(found: Found, name: str, place: str) -> list[str]:
     lines += ["import torch", "from torch import nn"]
     lines += ["from torch.nn.utils import parametrize"] if found.way == PARAMETRISED else []
     lines += ["", "from conformance import Subject, Unsupported"]
-    lines += [f"from conformance.drivers.look.ways import {WAYS[found.way]}"] if found.way in WAYS else []
+    classes = {WAYS[found.way]} if found.way in WAYS else set()
+    classes |= {"Model"} if "model" in found.plan.roles.values() else set()
+    lines += [f"from conformance.drivers.look.ways import {', '.join(sorted(classes))}"] if classes else []
     lines += ["from conformance.drivers.look.arguments import Conv1D"] if found.plan.around == "convolution" else []
     lines += ["from conformance.torch import TorchLayer", ""]
     names = [name, found.freezer] if found.freezer and not found.freezer.startswith(".") else [name]
@@ -136,6 +138,8 @@ def _making(found: Found, name: str) -> list[str]:
                        'parametrize.register_parametrization(module, "weight", lora)'],
         BESIDE: [f"module = Beside(linear, {call})"],
     }[found.way]
+    if "model" in found.plan.roles.values() and found.way != MODEL:
+        lines = [f"model = Model(linear, {found.place!r})", *lines]
     if found.freezer:
         lines.append(f"module{found.freezer}()" if found.freezer.startswith(".") else f"{found.freezer}(module)")
     elif found.base_trains and found.given:
