@@ -82,11 +82,11 @@ class RankWithoutSign(AnyRank):
 
 
 @mutant(kills="INPUT-02")
-class NegativeRankIsOff(AnyRank):
-    """A negative rank switches the adapter off, without an error."""
+class NegativeRankIsOne(AnyRank):
+    """A rank below 1 is taken for 1, without an error."""
 
     def rank_of(self, rank: int) -> int:
-        return max(rank, 0)
+        return max(rank, 1) if rank else rank
 
 
 @mutant(kills="INPUT-03")

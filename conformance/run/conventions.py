@@ -182,8 +182,8 @@ def number_formats(subject: Subject) -> str:
     return ", ".join(found) or NOT_OFFERED
 
 
-def rank_zero(subject: Subject) -> str:
-    config, W = replace(_config(subject), rank=0, bias=True), np.ones((5, 7), np.float32)
+def rank_zero(subject: Subject, rank: int = 0) -> str:
+    config, W = replace(_config(subject), rank=rank, bias=True), np.ones((5, 7), np.float32)
     try:
         y = subject.build(config, W, np.ones(5, np.float32)).forward(np.ones((1, 7), np.float32))
     except SubjectError:
@@ -191,10 +191,14 @@ def rank_zero(subject: Subject) -> str:
     return "taken for no adapter" if np.array_equal(y, np.full((1, 5), 8)) else "accepted, and y is not that of the base"
 
 
+def negative_rank(subject: Subject) -> str:
+    return rank_zero(subject, -1)
+
+
 PROBES: dict[str, Callable[[Subject], str]] = {
     "layout": layout, "scale": scale_rule, "rslora": rank_stabilised, "at the start": zero_factor,
     "the other factor": random_factor_law, "dropout": dropout_site, "trains": trained, "merge": merging,
-    "merge again": merging_twice, "unmerge": unmerging, "number formats": number_formats, "rank 0": rank_zero,
+    "merge again": merging_twice, "unmerge": unmerging, "number formats": number_formats, "rank 0": rank_zero, "rank −1": negative_rank,
 }
 
 

@@ -10,7 +10,7 @@ HONEST = {
     "layout": "A (in, rank), B (rank, out)", "scale": "alpha / rank", "rslora": "alpha / √rank", "at the start": "B is zero",
     "the other factor": "normal, standard deviation 1 / √in", "dropout": "on x, before A", "trains": "A, B",
     "merge": "adds to W", "merge again": "refused", "unmerge": "gives back the very bits",
-    "number formats": "float32, float64, float16, bfloat16", "rank 0": "refused",
+    "number formats": "float32, float64, float16, bfloat16", "rank 0": "refused", "rank −1": "refused",
 }
 
 

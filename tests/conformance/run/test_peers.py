@@ -14,7 +14,7 @@ FINDINGS = {
     },
     "loralib": {
         "MERGE-08", "MERGE-11", "MERGE-17", "MERGE-19", "STATE-07", "STATE-08", "STATE-09", "STATE-12", "DTYPE-07",
-        "INPUT-02", "INPUT-05", "INPUT-06", "TORCH-02", "TORCH-15", "GRAD-20",
+        "INPUT-05", "INPUT-06", "TORCH-02", "TORCH-15", "GRAD-20",
     },
     "article": {"INIT-07", "INPUT-05"},
     "lora_ref": set(),  # lora_torch is judged by the README's first command, which tests/test_readme.py runs
