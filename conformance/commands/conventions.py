@@ -4,6 +4,8 @@ import argparse
 import sys
 
 from conformance.commands.shared import console
+from conformance.drivers.hosted import RAW, HostedSubject
+from conformance.drivers.process import ProcessSubject
 from conformance.record.trace import SubjectError
 from conformance.report import terminal
 from conformance.run import conventions
@@ -22,7 +24,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     screen = console()
     try:
-        subjects = [reach(spec) for spec in arguments.subjects]
+        subjects = [as_it_stands(reach(spec)) for spec in arguments.subjects]
     except LoadError as error:
         print(f"conformance conventions: {error}", file=sys.stderr)
         return 4
@@ -31,6 +33,13 @@ def run(arguments: argparse.Namespace) -> int:
         for source, target in (subjects, subjects[::-1]):
             terminal.show_conversion(screen, source.name, target.name, converted(source, target))
     return 0
+
+
+def as_it_stands(subject: ProcessSubject) -> ProcessSubject:
+    """The subject, with nothing made up for: a scale of another rule is a convention here."""
+    if isinstance(subject, HostedSubject) and subject.compensates:
+        subject.as_(RAW)
+    return subject
 
 
 def converted(source: Subject, target: Subject) -> list[str]:

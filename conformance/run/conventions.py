@@ -198,7 +198,8 @@ def negative_rank(subject: Subject) -> str:
 PROBES: dict[str, Callable[[Subject], str]] = {
     "layout": layout, "scale": scale_rule, "rslora": rank_stabilised, "at the start": zero_factor,
     "the other factor": random_factor_law, "dropout": dropout_site, "trains": trained, "merge": merging,
-    "merge again": merging_twice, "unmerge": unmerging, "number formats": number_formats, "rank 0": rank_zero, "rank −1": negative_rank,
+    "merge again": merging_twice, "unmerge": unmerging, "number formats": number_formats, "rank 0": rank_zero,
+    "rank −1": negative_rank,
 }
 
 

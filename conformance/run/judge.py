@@ -19,6 +19,7 @@ from conformance.run.loading import load, reach
 from conformance.subject import Subject
 from conformance.truth import cache
 
+CONVENTIONS = "conventions"
 # What a subject makes up for → the requirements about it, which are asked of the implementation as it stands.
 ABOUT = {"scale": ("SCALE-01",), "freezing": ("PARAM-02",), "dimensions": ("FWD-03",)}
 
@@ -62,9 +63,10 @@ class Judge:
 
     @contextlib.contextmanager
     def as_it_stands(self, id: str) -> Iterator[Subject]:
-        """The subject, with nothing made up for where the requirement is about that, or where the run is strict."""
+        """The subject, with nothing made up for where the requirement is about that, or where the run is strict, and always for
+        its conventions."""
         made_up_for = getattr(self.subject, "compensates", {})
-        if not made_up_for or not (self.options["strict"] or id in self.compensates):
+        if not made_up_for or not (self.options["strict"] or id in self.compensates or id == CONVENTIONS):
             yield self.subject
         elif isinstance(self.subject, HostedSubject):
             self.subject.as_(RAW)
@@ -100,8 +102,9 @@ class Judge:
     def ask_about(self, what: str) -> dict | list:
         """What else can be found out about the subject: "conventions", or the "files" of code that it has loaded."""
         with contextlib.suppress(Exception, SystemExit):
-            if what == "conventions":
-                return conventions(self.subject)
+            if what == CONVENTIONS:
+                with self.as_it_stands(CONVENTIONS) as subject:
+                    return conventions(subject)
             return self.subject.loaded() if isinstance(self.subject, HostedSubject) else []
         return {}
 

@@ -18,6 +18,7 @@ from conformance.record.torch_script import assigned, dtype_of, tensor, written
 from conformance.record.trace import SubjectError, Traced
 from conformance.requirements import all_requirements
 from conformance.run import examine
+from conformance.run.diagnosis import Diagnosis
 from conformance.torch import to_tensor
 from conformance.truth.case import DTYPES
 
@@ -29,11 +30,11 @@ ALONE = "\nimport sys; assert not {'conformance', 'lora_ref'} & set(sys.modules)
 @pytest.fixture(autouse=True)
 def short_searches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examine, "SHRINK_CALLS", 60)
-    monkeypatch.setattr(examine, "diagnose", lambda *_: None)
+    monkeypatch.setattr(examine, "diagnose", lambda *_: Diagnosis(None))
 
 
 def failure(spec: str, id: str, dtypes=("float32",)):
-    outcome = examine.examine(REQUIREMENTS[id], load(spec), spec, dtypes=dtypes, examples=12, seed=0)
+    outcome = examine.examine(REQUIREMENTS[id], load(spec).raw(), spec, dtypes=dtypes, examples=12, seed=0)
     assert outcome.status in ("fail", "error"), outcome
     assert outcome.reproduce is not None
     return outcome

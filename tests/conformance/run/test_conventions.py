@@ -60,4 +60,4 @@ def test_an_adapter_converts():
 
 def test_what_computes_otherwise_does_not_convert():
     with pytest.raises(Mismatch, match="y of the converted adapter"):
-        conversion(load("article"), load("tests/conformance/modules.py:NotDivided"))
+        conversion(load("article"), load("tests/conformance/modules.py:NotDivided").raw())
