@@ -23,7 +23,7 @@ examples:
   conformance run 'cmd:./my-lora'            a program that speaks the protocol
   conformance run peft --only MERGE GRAD-04  some groups or requirements alone
   conformance run my_layer.py:MyLoRA --sandbox   code that is not trusted
-  conformance look my_layer.py               what is recognised in a file, and how
+  conformance look my_layer.py               what is recognised in a file
   conformance explain MERGE-01               what is asked, why, and who says so
   conformance selftest                       how good the suite itself is
   conformance bench                          speed and memory, side by side

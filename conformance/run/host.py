@@ -72,7 +72,7 @@ class Driver:
             return loaded()
         if method == "script":
             calls, spec = args
-            return self.subjects[SUBJECT].script([self.call(*call) for call in calls], spec)
+            return self.subjects[RAW if whose == RAW else SUBJECT].script([self.call(*call) for call in calls], spec)
         if method in ("build", "build_model"):
             warnings.simplefilter("ignore")
             np.seterr(all="ignore")  # the subject may have changed it

@@ -142,7 +142,8 @@ def test_a_surprise_of_one_worker_is_kept_whatever_another_sees(monkeypatch):
     together, numbers = threading.Barrier(2), iter(range(2))
 
     class Two:
-        about, cancelled, hung, timeout = {"name": "", "version": "", "declined": []}, False, 0, 1.0
+        about = {"name": "", "version": "", "declined": [], "compensates": {}}
+        cancelled, hung, timeout = False, 0, 1.0
 
         def __init__(self, *_):
             self.number = next(numbers)
