@@ -224,8 +224,8 @@ CONTEXTS: dict[str, Callable[[str], Any]] = {
 
 
 def held_under(module: nn.Module, call: Through, x: Tensor, x2: Tensor, where: str) -> Facts:
-    """An output of a pass in this context, before and after another pass."""
-    with CONTEXTS[where](x.device.type):
+    """An output of a pass under no_grad or inference_mode, before and after another pass."""
+    with torch.inference_mode() if where == "under inference_mode" else torch.no_grad():
         y = call(module, x)
         before = now(y)
         call(module, x2)

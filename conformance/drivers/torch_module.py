@@ -32,13 +32,6 @@ class ModuleLayer(TorchLayer):
     def around(self, linear: nn.Linear) -> nn.Module:
         return super().around(linear) if self.wrap is None else self.wrap(linear)
 
-    def train(self, mode: bool = True) -> None:
-        """Modes are set as users set them: some classes override one of the two methods."""
-        self.module.train() if mode else self.module.eval()
-
-    def train_source(self, name: str, mode: bool = True) -> list[str]:
-        return [f"{name}.{MODES[mode]}"]
-
     def merge(self) -> None:
         self._called(self.merges, "merge()")
 
@@ -67,12 +60,30 @@ class ModuleLayer(TorchLayer):
         return [f"{name}.load_state_dict(torch.load({directory} + '/state.pt', weights_only=True))"]
 
 
+class WithOwnEval(ModuleLayer):
+    """The layer of a module whose class has an eval() of its own. Users call that, and not train(False)."""
+
+    def train(self, mode: bool = True) -> None:
+        called(self.module, MODES[mode])
+
+    def train_source(self, name: str, mode: bool = True) -> list[str]:
+        return [f"{name}.{MODES[mode]}"]
+
+
 class Reshaped(ModuleLayer):
     """The layer of a module that takes x of three dimensions and no others."""
 
     def through(self, module: nn.Module, x: Tensor) -> Tensor:
         y = module(x.reshape(1, -1, x.shape[-1]))
         return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+class ReshapedWithOwnEval(Reshaped, WithOwnEval):
+    """Both."""
+
+
+# By whether x must have three dimensions, and whether the class has an eval() of its own.
+KINDS = {(False, False): ModuleLayer, (False, True): WithOwnEval, (True, False): Reshaped, (True, True): ReshapedWithOwnEval}
 
 
 class ModuleSubject(Subject):
@@ -140,7 +151,7 @@ class ModuleSubject(Subject):
         if found.rank not in (None, config.rank):
             raise Unsupported(f"a rank other than {found.rank}")
         module = found.module(self._told(config))
-        kind = Reshaped if found.places.three and not self.is_raw else ModuleLayer
+        kind = KINDS[found.places.three and not self.is_raw, type(module).eval is not nn.Module.eval]
         layer = found.places.layer(kind, module, config.bias)
         layer.merges, layer.unmerges = self._methods
         if found.plan.around == "linear" and not found.way:

@@ -127,7 +127,7 @@ def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, 
             worker.start()
             with lock:
                 report.name, report.version = worker.about["name"], worker.about["version"]
-                report.declined, report.compensates = worker.about["declined"], worker.about["compensates"]
+                report.declined, report.compensates = worker.about["declined"], worker.about.get("compensates", {})
             watched(worker)
             begun = True
             for id in _taken(waiting):
