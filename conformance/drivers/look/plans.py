@@ -73,6 +73,12 @@ def more_steps(plan: Plan) -> Iterator[Plan]:
                     yield dataclasses.replace(plan, then=Plan(method, roles))
 
 
+def turned(plan: Plan) -> Plan:
+    """The plan with in and out exchanged."""
+    other = {"in": "out", "out": "in"}
+    return dataclasses.replace(plan, roles={name: other.get(role, role) for name, role in plan.roles.items()})
+
+
 def _beside(call: type) -> tuple[Beside, ...]:
     """The rank, alpha and dropout that the class itself holds, or a dict of the module."""
     wanted = ("rank", "alpha", "dropout")

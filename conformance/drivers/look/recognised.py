@@ -13,7 +13,7 @@ from conformance.drivers.look import arrays
 from conformance.drivers.look.arguments import PLACE, Plan
 from conformance.drivers.look.arrays import SEEN, SIZES, Places
 from conformance.drivers.look.names import ROLES
-from conformance.drivers.look.plans import more_steps, plans
+from conformance.drivers.look.plans import more_steps, plans, turned
 from conformance.drivers.look.ways import BESIDE, PARAMETRISED, REPLACED, Model, ways
 from conformance.subject import LayerConfig, Unsupported
 from conformance.torch import set_seed
@@ -73,6 +73,9 @@ def recognised(call: Callable[..., Any]) -> Found:
         if found is not None and (best is None or len(found.places.seen) >= len(best.places.seen)):
             best = found
             break
+    if best is not None and len(best.places.seen) < len(SEEN):
+        found = _best(turned(best.plan), tried)  # those who think of W as (in, out) call its first size in
+        best = found if found is not None and len(found.places.seen) > len(best.places.seen) else best
     if best is None:
         raise NotRecognised(_message(call, tried))
     best.tried = tried

@@ -1217,7 +1217,7 @@ def convert_values(model, rank=8, alpha=16):
 
 
 class ViewedUpdate(nn.Module):
-    """The parametrization views A B in the shape of the weight where it must transpose it."""
+    """The parametrization views A B in the shape of the weight. That is right where the first size is that of the output."""
 
     def __init__(self, in_features: int, out_features: int, rank: int, alpha: float):
         super().__init__()
@@ -1375,9 +1375,8 @@ CORPUS = (
           fault="A and B are frozen, like the base.", wrong=("GRAD", "PARAM")),
     Layer("convert_values", "model", "v_proj.weight", "v_proj.down", "v_proj.up", None,
           fault="The layer loses the bias of the layer that it replaces.", wrong=("FWD", "INIT")),
-    Layer("ViewedUpdate", "parametrization", "parametrizations.weight.original", "parametrizations.weight.0.A",
-          "parametrizations.weight.0.B", "bias", trains=("W", "b"),
-          fault="The layer reshapes A B and does not transpose it.", wrong=("FWD", "GRAD")),
+    Layer("ViewedUpdate", "parametrization", "parametrizations.weight.original", "parametrizations.weight.0.B",
+          "parametrizations.weight.0.A", "bias", "AB", trains=("W", "b")),
     Layer("LoRALayer", "part", "base.weight", "lora.A", "lora.B", "base.bias", scale="alpha",
           fault="The part does not divide alpha by the rank.", wrong=("FWD", "GRAD", "SCALE")),
 )
