@@ -3,8 +3,10 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from rich.table import Table
@@ -72,16 +74,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def answer(place: str, seconds: float) -> dict:
-    """What the process of the look says. It imports the user's code, and ends with all that it has started."""
-    env = own_environment(os.environ.get("PYTHONPATH", ""))
+    """What the process that imports the user's code says. It ends with all that is in its process group."""
+    process = subprocess.Popen(
+        python("conformance.run.looking", place), env=own_environment(os.environ.get("PYTHONPATH", "")),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     try:
-        done = subprocess.run(python("conformance.run.looking", place), env=env, stdin=subprocess.DEVNULL, capture_output=True,
-                              timeout=seconds, start_new_session=True)
+        said, printed = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         return {"error": f"it took longer than {seconds:g} s"}
+    finally:
+        with suppress(ProcessLookupError):  # its group is gone
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
     try:
-        found = json.loads(done.stdout)
+        return json.loads(said)
     except ValueError:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        return {"error": f"looking at {place} ended with exit status {done.returncode}: {' '.join(last)[:200]}"}
-    return found
+        last = printed.decode(errors="replace").strip().splitlines()[-1:]
+        return {"error": f"looking at {place} ended with exit status {process.returncode}: {' '.join(last)[:200]}"}

@@ -1,7 +1,7 @@
 """Makes an nn.Module class, or a function that makes or changes modules, a Subject: drivers/look/ finds out how.
 
-What the class leaves to its caller, and a scale that follows another rule, would each fail most requirements. So they are made
-up for, and the requirements that are about them are asked without that: see `ModuleSubject.raw` and `COMPENSATED`.
+A base that nobody freezes, a scale of alpha, and x of three dimensions only would each fail most requirements. So they are made
+up for, and the one requirement about each is asked without that: see `ModuleSubject.raw`, and ABOUT in run/judge.py.
 """
 
 import inspect
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from conformance.drivers.look.arrays import in_three_dimensions
 from conformance.drivers.look.methods import MODES, called, found_methods, small_numbers
 from conformance.drivers.look.recognised import Found, NotRecognised, call_freezer, recognised
 from conformance.record.torch_script import script, written
@@ -74,8 +75,7 @@ class Reshaped(ModuleLayer):
     """The layer of a module that takes x of three dimensions and no others."""
 
     def through(self, module: nn.Module, x: Tensor) -> Tensor:
-        y = module(x.reshape(1, -1, x.shape[-1]))
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+        return in_three_dimensions(module, x)
 
 
 class ReshapedWithOwnEval(Reshaped, WithOwnEval):

@@ -84,8 +84,7 @@ STATUSES = (*FAILING, "pass", "unsupported", "indeterminate")
 NUMBER = int | float
 OUTCOME = {"id": str, "status": STATUSES, "message": str, "examples": int, "not_offered": int, "seconds": NUMBER,
            "worst": NUMBER | None, "resolution": NUMBER | None, "diagnosis": str | None, "reproduce": str | None,
-           "faults": [str], "follows": str,
-           "failure": dict | None}
+           "faults": [str], "follows": str, "failure": dict | None}
 SHAPE = {"options": dict, "reports": [{
     "subject": {"name": str, "version": str, "spec": str}, "message": str, "seconds": NUMBER, "requirements": [OUTCOME],
     "conventions": {...: str}, "canaries": {...: STATUSES}, "files": {...: str}, "in_process": bool, "sandbox": bool,

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from conformance.drivers.look.methods import Methods, found_methods
+from conformance.drivers.look.methods import found_methods
 from conformance.drivers.look.recognised import NotRecognised
 from conformance.drivers.look.words import named, subject, told
 from conformance.drivers.torch_module import ModuleSubject
@@ -52,12 +52,10 @@ def looked(call: Any, name: str, place: str) -> dict[str, Any]:
     """What was found about the class or function. Raises NotRecognised."""
     made = ModuleSubject(call)
     found = made.found
-    layer = made.numbered()
     zero = tuple(letter for letter in "AB" if not made.fresh().adapter()[letter].any())
-    methods = found_methods(made.numbered) if layer is not None else Methods()
+    methods = found_methods(made.numbered)
     return {"name": name, "rows": told(found, methods, zero), "subject": subject(found, methods, name, place),
-            "subject_name": f"{named(name)}Subject",
-            "compensates": made.compensates}
+            "subject_name": f"{named(name)}Subject", "compensates": made.compensates}
 
 
 if __name__ == "__main__":

@@ -132,7 +132,10 @@ class Tried(TorchLayer):
     three = False
 
     def through(self, module: nn.Module, x: Tensor) -> Tensor:
-        if not self.three:
-            return module(x)
-        y = module(x.reshape(1, -1, x.shape[-1]))
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+        return in_three_dimensions(module, x) if self.three else module(x)
+
+
+def in_three_dimensions(module: nn.Module, x: Tensor) -> Tensor:
+    """y of x (…, in), which the module gets as (1, rows, in)."""
+    y = module(x.reshape(1, -1, x.shape[-1]))
+    return y.reshape(*x.shape[:-1], y.shape[-1])

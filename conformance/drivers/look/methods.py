@@ -20,7 +20,6 @@ class Methods(NamedTuple):
 
     merge: str = ""
     unmerge: str = ""
-    merged: bool = False  # whether merging moves W; if not, it changes how y is computed
     notes: tuple[str, ...] = ()
 
 
@@ -48,11 +47,11 @@ def found_methods(make) -> Methods:
                 called(again.module, call)
                 called(again.module, back)
                 if _state(again) != moved:
-                    return Methods(call, back, moved[0] != before[0], tuple(notes))
+                    return Methods(call, back, tuple(notes))
         half = half or call
     if half:
         notes.append(f"{half} merges, and nothing undoes it")
-    return Methods(half, "", bool(half), tuple(notes))
+    return Methods(half, "", tuple(notes))
 
 
 def called(module: nn.Module, call: str):

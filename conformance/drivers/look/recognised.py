@@ -1,9 +1,9 @@
 """Finds out how a LoRA layer is built, where its arrays are, what its scale is, and who freezes the base."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,7 +43,6 @@ class Found:
     probe: LayerConfig = PROBE  # a configuration that it takes
     base_trains: tuple[str, ...] = ()  # of W and b, those that are not frozen
     freezer: str = ""  # the function beside the class that freezes them
-    tried: list[str] = field(default_factory=list)
 
     @property
     def given(self) -> bool:
@@ -78,7 +77,6 @@ def recognised(call: Callable[..., Any]) -> Found:
         best = found if found is not None and len(found.places.seen) > len(best.places.seen) else best
     if best is None:
         raise NotRecognised(_message(call, tried))
-    best.tried = tried
     _settle(best)
     return best
 
@@ -136,7 +134,8 @@ def _default(dtype: torch.dtype):
         torch.set_default_dtype(usual)
 
 
-def _each(plan: Plan, config: LayerConfig, place: str = PLACE):
+def _each(plan: Plan, config: LayerConfig, place: str = PLACE) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that may compute y after one call: see ways.py. Raises Unsupported, and whatever the call raises."""
     set_seed(config)
     dtype, device = getattr(torch, config.dtype), torch.device(config.device)
     with _default(dtype):
@@ -220,8 +219,6 @@ def _rule(found: Found, config: LayerConfig) -> str:
     """The rule of the scale: the name of one of SCALES, "always …", or what was measured."""
     seen: list[tuple[float, int, float]] = []
     for rank, alpha in OTHERS:
-        if found.rank is not None and rank != found.rank and seen:
-            rank = found.rank
         with suppress(Exception):
             tried = replace(config, rank=rank if found.rank is None else found.rank, alpha=alpha)
             places = arrays.tried(lambda config=tried: found.module(config), found.places.paths, found.places.transposed,
@@ -232,7 +229,7 @@ def _rule(found: Found, config: LayerConfig) -> str:
         return ""
     rules = [name for name, rule in SCALES.items() if all(same_number(scale, rule(alpha, rank)) for alpha, rank, scale in seen)]
     if len({scale for *_, scale in seen}) == 1 and len(seen) > 1:
-        return f"always {seen[0][2]:g}"
+        return f"always {seen[0][2]:.17g}"  # every digit: it becomes Subject.scale
     return rules[0] if rules else "; ".join(f"{scale:.5g} for alpha {alpha:g}, rank {rank}" for alpha, rank, scale in seen)
 
 
