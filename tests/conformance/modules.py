@@ -94,6 +94,19 @@ class DividedTwice(Nested):
         return self.base(x) + self.up(self.down(x)) * self.scale / self.down.out_features
 
 
+class AlwaysAThird(nn.Module):
+    """There is no alpha: the scale is a third."""
+
+    def __init__(self, in_dim, out_dim, rank):
+        super().__init__()
+        self.base = nn.Linear(in_dim, out_dim).requires_grad_(False)
+        self.down, self.up = nn.Linear(in_dim, rank, bias=False), nn.Linear(rank, out_dim, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x)) * (1 / 3)
+
+
 class Unfrozen(Nested):
     """Makes a base of its own, and leaves it to train."""
 

@@ -45,3 +45,9 @@ def test_what_is_written_is_a_subject(tmp_path):
         assert judged.returncode == 0, judged.stdout
     again = conformance("look", f"{ROOT / CORPUS}:Wrapped", "--write", str(tmp_path / "Wrapped_subject.py"))
     assert again.returncode == 2 and "exists already" in again.stderr
+
+
+def test_what_takes_too_long_is_ended(tmp_path):
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(300)\n", encoding="utf-8")
+    done = conformance("look", str(tmp_path / "slow.py"), "--timeout", "3")
+    assert done.returncode == 4 and "took longer than 3 s" in done.stderr

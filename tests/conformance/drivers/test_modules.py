@@ -41,6 +41,10 @@ def test_a_fault_that_would_break_everything_is_one_failure(name, id, in_process
         assert len([o for o in strict.outcomes.values() if o.status in verdict.FAILING]) > 1
 
 
+def test_a_fixed_scale_has_all_its_digits():
+    assert load(f"{FILE}:AlwaysAThird").scale == 1 / 3
+
+
 def test_who_gives_a_layer_its_base_freezes_it():
     report = runner.run([f"{FILE}:UnfrozenWrapper"], plan.Options(only=("PARAM",), jobs=1, examples=6))[0]
     assert {o.status for o in report.outcomes.values()} == {"pass"}
