@@ -23,9 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_torch.checks import is_finite, is_size, require
-from lora_torch.fast import FrozenLinearLoRA
 from lora_torch.merging import copy_at_once, load_at_once, merged_weight, put_turned, save_unmerged
-from lora_torch.paths import SMALL, are_bare, autocast_dtype, fast_is_valid, has_triton, is_traced, small
+from lora_torch.paths import SMALL, are_bare, fast, is_traced, small
 
 _require = partial(require, "LinearLoRA")
 
@@ -165,14 +164,7 @@ class LinearLoRA(nn.Module):
         W, b, A, B = base.weight, base.bias, self.lora_A, self.lora_B
         if self.merged or base.weight is not W:  # looked up twice, as in paths.small
             return None
-        to, rate = autocast_dtype(x), dropout.p if dropout.training else 0.0
-        if not fast_is_valid(x, W, b, A, B, to, rate):
-            return None
-        if to is not None:
-            x, W, b = x.to(to), W.to(to), None if b is None else b.to(to)
-        one_pass = self.one_pass and x.is_cuda and x.dtype != torch.float64 and self.rank <= 128 and has_triton()
-        y = FrozenLinearLoRA.apply(x, W, b, A, B, self.scale, rate, one_pass)    # (n, out)
-        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)    # (…, out)
+        return fast(x, W, b, A, B, self.scale, dropout.p if dropout.training else 0.0, self.one_pass)
 
     def plain(self, x: Tensor) -> Tensor:
         """The same as forward, as a formula that autograd differentiates: x (…, in) → y (…, out)."""

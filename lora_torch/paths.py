@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
+from lora_torch.fast import FrozenLinearLoRA
+
 # Below so many multiply-adds of x Wᵀ, `small` is the fastest. Measured by tests/bench/small_layers.py, on the CPU.
 SMALL = 1 << 27
 _TENSORS = (Tensor, nn.Parameter)
@@ -55,6 +57,20 @@ def small(layer: nn.Module, x: Tensor, scale: float) -> Tensor | None:
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])    # (n, in)
     y = F.linear(rows, W, b).addmm_(torch.mm(rows, A), B, alpha=scale)    # (n, out)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[1])
+
+
+def fast(
+    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scale: float, rate: float, one_pass: bool = False
+) -> Tensor | None:
+    """x (…, in) → y (…, out) by fast.py, where `rate` of the entries of x are dropped. None where this way is not valid."""
+    to = autocast_dtype(x)
+    if not fast_is_valid(x, W, b, A, B, to, rate):
+        return None
+    if to is not None:
+        x, W, b = x.to(to), W.to(to), None if b is None else b.to(to)
+    one_pass = one_pass and x.is_cuda and x.dtype != torch.float64 and A.shape[1] <= 128 and has_triton()
+    y = FrozenLinearLoRA.apply(x, W, b, A, B, scale, rate, one_pass)    # (n, out)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[1])    # (…, out)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
