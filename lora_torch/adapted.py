@@ -91,8 +91,8 @@ class Adapted(nn.Module):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.pre_trained_weight, self.training = layer, layer.training
-        self.adapters = nn.ModuleDict()
+        self.pre_trained_weight, self.adapters = layer, nn.ModuleDict()
+        self.training = self.adapters.training = layer.training
         self.active: tuple[str, ...] = ()
         self.loads_merged = False
         self.register_buffer("unmerged_weight", None, persistent=False)
@@ -174,8 +174,8 @@ class Kept(nn.Module):
 
     def __init__(self, original: nn.Module) -> None:
         super().__init__()
-        self.original, self.training = original, original.training
-        self.copies = nn.ModuleDict()
+        self.original, self.copies = original, nn.ModuleDict()
+        self.training = self.copies.training = original.training
         self.active: tuple[str, ...] = ()
 
     def at_work(self) -> nn.Module:

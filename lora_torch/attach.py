@@ -25,7 +25,7 @@ from lora_torch.adapted import Adapted, Kept
 from lora_torch.checks import require
 from lora_torch.linear import INITS
 from lora_torch.merging import as_own, copy_at_once, put_at_once
-from lora_torch.parts import Attached, adapted, biases, parts, parts_of, put, refuse_merged, state_of
+from lora_torch.parts import Attached, adapted, biases, named_parameters, parts, parts_of, put, refuse_merged, state_of
 from lora_torch.report import Report, report
 from lora_torch.settings import Settings
 from lora_torch.targets import ALL_LINEAR, all_linear, find, walk
@@ -136,7 +136,7 @@ def detach(model: nn.Module, name: str | None = None, *, merge: bool = False) ->
         own = [model.get_parameter(path).detach() for path in before]
         copy_at_once(own, [as_own(value, bias) for value, bias in zip(before.values(), own, strict=True)])
     if not kept:
-        for path, parameter in model.named_parameters():
+        for path, parameter in named_parameters(model):
             parameter.requires_grad_(path in state.trained)
         del model.lora_attached
 

@@ -155,14 +155,15 @@ def _fitting(model: nn.Module, name: str, settings: Settings, dtype: torch.dtype
 def _same_as_there(of: Parts, places: Mapping[str, Any]) -> dict[str, Tensor | str]:
     """Keys that some files have, too: of what was never trained, with the model's tensor; of a tensor that the file has under
     another key, with that key. PEFT writes the W of embeddings and heads that are targets, and with bias="all" each bias of a
-    module to save three times."""
+    module to save three times, once with the adapter's name in the key if it is deep inside."""
     same: dict[str, Tensor | str] = {
         f"{PREFIX}{path}.base_layer.weight": bare(places[path]).get_parameter("weight") for path in of.adapters
     }
     for path, module in of.kept.items():
         original = places[path].original if isinstance(places[path], Kept) else places[path]
         same |= {f"{PREFIX}{path}.original_module.{key}": tensor for key, tensor in original.state_dict().items()}
-        same |= {f"{PREFIX}{path}.modules_to_save.{key}": f"{PREFIX}{path}.{key}" for key in module.state_dict()}
+        for again in ("modules_to_save", "modules_to_save.default"):
+            same |= {f"{PREFIX}{path}.{again}.{key}": f"{PREFIX}{path}.{key}" for key in module.state_dict()}
     return same
 
 

@@ -41,6 +41,11 @@ def state_of(model: nn.Module) -> Attached:
     return getattr(model, "lora_attached", Attached({}, frozenset(), {}))
 
 
+def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """One that has several names under each of them: a merge may give them different numbers."""
+    return list(model.named_parameters(remove_duplicate=False))
+
+
 def refuse_merged(model: nn.Module, caller: str) -> None:
     """RuntimeError if the model is merged: W is not in its place."""
     if any(layer.merged for layer in adapted(model)):
@@ -77,7 +82,7 @@ def put(model: nn.Module, name: str, settings: Settings, new: Parts) -> None:
     """Put the parts of a new adapter into the model, all of them at once, and freeze the model's own parameters."""
     state, places, changes = state_of(model), dict(walk(model)), []
     if not state.settings:
-        state = Attached({}, frozenset(n for n, p in model.named_parameters() if p.requires_grad), {})
+        state = Attached({}, frozenset(n for n, p in named_parameters(model) if p.requires_grad), {})
         model.requires_grad_(False)
     for of, wrapper, inside in ((new.adapters, Adapted, "adapters"), (new.kept, Kept, "copies")):
         for path, module in of.items():

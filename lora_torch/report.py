@@ -1,8 +1,9 @@
 """What an adapter has: the modules that were wrapped, their sizes, and how much of the model trains."""
 
 import re
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -21,17 +22,28 @@ class Report:
     total: int
 
     def __str__(self) -> str:
-        rows = Counter((re.sub(r"\b\d+\b", "*", path), *numbers) for path, numbers in self.layers.items())
         lines = [f"{'layers of adapter ' + repr(self.name):40}{'number':>7}{'in':>9}{'out':>9}{'rank':>5}{'scale':>9}"]
-        for (path, n_in, n_out, rank, scale), number in rows.items():
-            path = path if len(path) <= 40 else f"…{path[-39:]}"
-            lines.append(f"{path:40}{number:7}{n_in:9}{n_out:9}{rank:5}{scale:9.4g}")
-        whole = Counter(re.sub(r"\b\d+\b", "*", path) for path in self.kept)
-        lines += [f"trained whole: {path}" + (f", {number} of them" if number > 1 else "") for path, number in whole.items()]
+        for paths, (n_in, n_out, rank, scale) in _alike(self.layers):
+            lines.append(f"{_short(paths):40}{len(paths):7}{n_in:9}{n_out:9}{rank:5}{scale:9.4g}")
+        for paths, _ in _alike(dict.fromkeys(self.kept, ())):
+            lines.append(f"{_short(paths):40}{len(paths):7}  trained whole")
         if self.biases:
-            lines.append(f"trained biases: {len(self.biases)}")
+            lines.append(f"{'biases':40}{len(self.biases):7}  trained")
         lines.append(f"trained: {self.trained:,} of {self.total:,} parameters, {self.trained / max(self.total, 1):.3%}")
         return "\n".join(lines)
+
+
+def _alike(rows: Mapping[str, tuple[Any, ...]]) -> list[tuple[list[str], list[Any]]]:
+    """The names of rows that differ in the numbers in their names alone, and what they have in common."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for path, row in rows.items():
+        groups.setdefault((re.sub(r"\b\d+\b", "*", path), *row), []).append(path)
+    return [(paths, common) for (_, *common), paths in groups.items()]
+
+
+def _short(paths: list[str]) -> str:
+    path = paths[0] if len(paths) == 1 else re.sub(r"\b\d+\b", "*", paths[0])
+    return path if len(path) <= 40 else f"…{path[-39:]}"
 
 
 def report(model: nn.Module, name: str = "default") -> Report:
