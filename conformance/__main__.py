@@ -13,8 +13,8 @@ from typing import Any
 
 from conformance import __version__
 
-COMMANDS = ("run", "look", "list", "explain", "selftest", "bench", "subjects", "conventions", "findings", "init", "gpu",
-            "release")
+COMMANDS = ("run", "look", "list", "explain", "selftest", "bench", "subjects", "conventions", "findings", "init", "file",
+            "corpus", "gpu", "release")
 EXAMPLES = """\
 examples:
   conformance run                            lora_torch, this project's layer

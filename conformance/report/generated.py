@@ -1,7 +1,7 @@
 """Writes all generated text: `python -m conformance.report.generated`. A test fails while a file on disk is stale.
 
-SPEC.md and findings/FINDINGS.md are generated whole. README.md and the other pages of the checkout are written by hand, except
-for the text between two comments: a number from COUNTS within a line, or a text from REGIONS on lines of its own.
+SPEC.md, FILES.md and findings/FINDINGS.md are generated whole. README.md and the other pages of the checkout are written by
+hand, except for the text between two comments: a number from COUNTS within a line, or a text from REGIONS on lines of its own.
 
     <!-- count: mutants -->439<!-- /count -->
 
@@ -17,9 +17,10 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from conformance.files import corpus
 from conformance.findings import page
 from conformance.mutants import all_mutants, honest_subjects
-from conformance.report import spec
+from conformance.report import files_spec, spec
 from conformance.requirements import all_requirements
 from conformance.requirements import groups as all_groups
 from conformance.run.diagnosis import catalogue
@@ -71,6 +72,8 @@ COUNTS: dict[str, Callable[[], int]] = {
     "reports": recreated,
     "reports_total": lambda: len(catalogue()),
     "subjects": lambda: len(built_in()),
+    "files_cases": lambda: len(list(corpus.cases())),
+    "files_valid": lambda: sum(case.valid for case in corpus.cases()),
     # numbers of the full run that is committed:
     "implementations": lambda: len(page.reports()),
     "environments": lambda: len({environment(report["subject"]["spec"]) for report in page.reports()}),
@@ -123,7 +126,7 @@ def findings() -> str:
 def files() -> dict[Path, Callable[[], str]]:
     """Every generated file and every page that may have regions → the function that makes its text."""
     by_hand = {path: lambda path=path: filled(path.read_text(encoding="utf-8")) for path in pages()}
-    return {spec.PATH: spec.render, page.PATH: findings, **by_hand}
+    return {spec.PATH: spec.render, files_spec.PATH: files_spec.render, page.PATH: findings, **by_hand}
 
 
 def stale(write: bool = False) -> list[Path]:
@@ -147,7 +150,7 @@ def stale(write: bool = False) -> list[Path]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m conformance.report.generated", description=(
-        "writes SPEC.md, FINDINGS.md, and the generated regions of README.md and the other pages of this checkout"))
+        "writes SPEC.md, FILES.md, FINDINGS.md, and the generated regions of README.md and the other pages of this checkout"))
     parser.add_argument("--check", action="store_true", help="write nothing; say which are stale, with status 1")
     check = parser.parse_args().check
     try:

@@ -7,7 +7,7 @@ import pytest
 
 from conformance.findings import page
 from conformance.mutants import all_mutants
-from conformance.report import generated, spec
+from conformance.report import files_spec, generated, spec
 from conformance.run import selftest
 
 FILES = generated.files()
@@ -60,6 +60,7 @@ def test_the_counts_are_true():
     faults = json.loads((PACKAGE / "known_faults.json").read_text(encoding="utf-8"))["faults"]
     scripts = {path.stem: path.read_text(encoding="utf-8") for path in (PACKAGE / "findings" / "scripts").glob("*.py")}
     faulty = [name.split("-")[0] for name, script in scripts.items() if "\nkind: fault\n" in script]
+    tried = re.findall(r"^\* files of the corpus: (\d+) valid, (\d+) invalid$", files_spec.render(), re.M)
     rows = re.findall(r"^\| \[(\w+)\]\(#\1\) \| \S+ \| (\S+) \|", page.PATH.read_text(encoding="utf-8"), re.M)
     assert {name: count() for name, count in generated.COUNTS.items()} == {
         "requirements": len(re.findall(r"^### \w+-\d+ ", text, re.M)),
@@ -68,6 +69,8 @@ def test_the_counts_are_true():
         "should": levels.count("SHOULD"),
         "mutants": len(re.findall(r"^@mutant\(", sources, re.M)),
         "honest": selftest.count() - len(all_mutants()),
+        "files_cases": sum(int(number) for pair in tried for number in pair),
+        "files_valid": sum(int(valid) for valid, _ in tried),
         "reports": sum("waits_for" not in row for row in faults),
         "reports_total": len(faults),
         "subjects": len(list((PACKAGE / "subjects").glob("[!_]*.py"))),

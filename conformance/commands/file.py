@@ -1,0 +1,117 @@
+"""conformance file: shows what an adapter file means, and what is wrong with it."""
+
+import argparse
+import json
+import sys
+from collections import Counter
+
+from rich.table import Table
+from rich.text import Text
+
+from conformance.commands.shared import Written, console
+from conformance.files import reading
+from conformance.files.clauses import CLAUSES, ERROR
+from conformance.files.meaning import Meaning
+from conformance.files.readers import READERS, says
+from conformance.report import output
+from conformance.run.examine import plain
+
+HELP = "show what an adapter file means, module by module, and what no reader will use"
+EPILOG = """\
+It reads the folders and files of PEFT, diffusers, kohya / ComfyUI, torchtune
+and mlx-lm, and GGUF. conformance/FILES.md has the clauses, and the codes of
+all issues. The program runs nothing that is in the file.
+
+examples:
+  conformance file my_adapter                 a folder of PEFT
+  conformance file lora.safetensors
+  conformance file my_adapter --base model    compare names and shapes with
+                                              the weights in a folder
+  conformance file my_adapter --for vllm      what that reader is known to do
+
+exit status:
+  0 no issue is an error   1 an issue is an error   2 usage
+"""
+SHOWN = 12  # issues of one code
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    add = parser.add_argument
+    add("path", metavar="PATH", help="a folder, a .safetensors file or a .gguf file")
+    add("--base", metavar="DIR|JSON",
+        help="the base model: a folder with its .safetensors files, or a JSON object {name: shape}")
+    add("--for", dest="reader", choices=sorted(READERS), help="say what this program is known to do with the file")
+    add("--json", metavar="F", help="write all of it to F as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    written = Written(arguments.json)
+    base = reading.shapes(arguments.base) if arguments.base else None
+    meaning = reading.read(arguments.path)
+    if base is not None:
+        reading.compare(meaning, base)
+    told = says(meaning, arguments.reader) if arguments.reader else []
+    report = as_dict(meaning) | ({"reader": {arguments.reader: told}} if arguments.reader else {})
+    written(arguments.json, lambda file: output.write(file, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode()))
+    show(meaning)
+    if arguments.reader:
+        screen = console()
+        screen.print(Text(f"for {READERS[arguments.reader].version}", style="bold"))
+        for words in told or ["nothing is known to go wrong"]:
+            screen.print(Text(f"  {plain(words)}"))
+    return written.status(0 if meaning.right else 1)
+
+
+def as_dict(meaning: Meaning) -> dict:
+    """The JSON report: schema 1."""
+    modules = [{
+        "module": part.module, "kind": part.kind, "weight": list(part.weight), "rank": part.rank, "scale": part.scale.value,
+        "scale_from": part.scale.source, "delta_norm": part.norm(), "tensors": {"A": part.A.name, "B": part.B.name} | (
+            {"magnitude": part.magnitude} if part.magnitude else {}) | ({"bias": part.bias} if part.bias else {}),
+    } for part in meaning.parts]
+    return {
+        "schema": 1, "path": meaning.path, "format": meaning.format, "right": meaning.right, "modules": modules,
+        "others": [other._asdict() for other in meaning.others], "settings": meaning.settings,
+        "issues": [{"code": issue.code, "severity": issue.severity, "where": issue.where, "words": issue.words,
+                    "sentence": issue.kind.sentence, "clause": issue.kind.clause,
+                    "clause_sentence": CLAUSES[issue.kind.clause].sentence}
+                   for issue in meaning.issues],
+    }
+
+
+def show(meaning: Meaning) -> None:
+    """Prints what the file says, at 80 columns and without colour too."""
+    screen = console()
+    screen.print(Text(f"{meaning.format}: {len(meaning.parts)} modules", style="bold"))
+    for name, value in sorted(meaning.settings.items()):
+        screen.print(Text(f"  {plain(name)} = {plain(str(value))[:200]}"))
+    if meaning.parts:
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        for name in ("module", "weight", "rank", "scale", "‖ΔW‖"):
+            table.add_column(name, overflow="fold", justify="left" if name == "module" else "right")
+        for part in meaning.parts:
+            norm = "needs W" if part.magnitude else _number(part.norm())
+            table.add_row(plain(part.module), "×".join(map(str, part.weight)), str(part.rank), _number(part.scale.value), norm)
+        screen.print(table)
+        for source, count in Counter(part.scale.source for part in meaning.parts).items():
+            screen.print(Text(f"  scale of {count}: {plain(source)}"))
+    for other in meaning.others:
+        screen.print(Text(f"  {plain(other.name)}: {other.words}"))
+    shown: Counter[str] = Counter()
+    for issue in meaning.issues:
+        if not shown[issue.code]:
+            style = "bold red" if issue.severity == ERROR else "bold"
+            screen.print(Text(f"{issue.code} {issue.severity}: {issue.kind.sentence} ({issue.kind.clause})", style=style))
+        shown[issue.code] += 1
+        if shown[issue.code] <= SHOWN:
+            screen.print(Text(f"  {plain(issue.where)[:300]}: {plain(issue.words)}"))
+    for code, count in shown.items():
+        if count > SHOWN:
+            screen.print(Text(f"{code}: {count - SHOWN} more of them are in the JSON"))
+    screen.print(Text("no issue is an error" if meaning.right else "wrong", style="bold"))
+    sys.stdout.flush()
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.5g}"

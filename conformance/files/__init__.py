@@ -1,0 +1,10 @@
+"""What an adapter file means: its formats, the truth of each, and what is wrong with it. FILES.md is the specification.
+
+    container.py  gguf.py   the bytes of a file: names, shapes, dtypes, and arrays as slices
+    clauses.py              the clauses of the specification, and the issues that a file can have
+    meaning.py              what a file adds to which module: factors, rank, scale, and where the scale came from
+    peft.py  kohya.py …     one file per format: from names and settings to the meaning
+    reading.py              finds the format of a file or folder, and reads it
+    readers.py              what other programs are known to do with a file
+    corpus.py               small files, valid and invalid, each about one clause, with the right answer
+"""

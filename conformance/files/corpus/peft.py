@@ -1,0 +1,212 @@
+"""PEFT: what its settings and names mean, one case each."""
+
+from collections.abc import Iterator
+
+import ml_dtypes
+import numpy as np
+
+from conformance.files.corpus.made import IN, OUT, RANK, Case, K, Q, V, drawn, key, peft, power, safetensors, wrong
+
+
+def valid() -> Iterator[Case]:
+    yield peft("P-3", "plain")
+    yield peft("P-3", "rslora", scale=1.5, settings={"use_rslora": True})
+    yield peft("P-3", "no_alpha", scale=2.0, settings={"lora_alpha": "absent"}, codes=("FILE-032",))
+    yield peft("P-3", "negative_alpha", scale=-0.5, settings={"lora_alpha": -2})
+    yield peft("P-3", "alpha_with_a_fraction", scale=0.625, settings={"lora_alpha": 2.5})
+    yield peft("P-3", "alpha_zero_r_absent", scale=0.5, rank=8, settings={"lora_alpha": 4, "r": "absent"})
+    yield peft("P-4", "rank_pattern", rank={Q: 2, V: 4}, scale={Q: 1.5, V: 0.75}, settings={"rank_pattern": {"q_proj": 2}})
+    yield peft("P-4", "alpha_pattern", scale={Q: 0.75, V: 2.0}, settings={"alpha_pattern": {"v_proj": 8}})
+    yield peft(
+        "P-4",
+        "both_patterns",
+        rank={Q: 2, V: 4},
+        scale={Q: 4.0, V: 0.75},
+        settings={"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"self_attn.q_proj": 8}},
+    )
+    yield peft(
+        "P-4",
+        "patterns_and_rslora",
+        rank={Q: 16, V: 4},
+        scale={Q: 2.0, V: 1.5},
+        settings={"rank_pattern": {"q_proj": 16}, "alpha_pattern": {"q_proj": 8}, "use_rslora": True},
+    )
+    yield peft(
+        "P-4",
+        "a_pattern_that_is_an_expression",
+        scale={Q: 0.75, V: 2.0},
+        settings={"alpha_pattern": {r"layers\.\d+\..*v_proj": 8}},
+    )
+    yield peft(
+        "P-4", "the_first_pattern_counts", scale={Q: 0.25, V: 2.0}, settings={"alpha_pattern": {"q_proj": 1, r".*_proj": 8}}
+    )
+    yield peft("P-4", "a_pattern_that_ends_too_early", settings={"alpha_pattern": {"self_attn": 8, "q_pro": 8, "proj": 8}})
+    yield peft("P-5", "targets_by_an_expression", settings={"target_modules": r".*\.(q|v)_proj"})
+    yield peft("P-5", "targets_all_linear", settings={"target_modules": "all-linear"})
+    yield peft(
+        "P-5", "a_target_without_factors", settings={"target_modules": ["q_proj", "v_proj", "k_proj"]}, codes=("FILE-025",)
+    )
+    yield peft("C-6", "bfloat16", dtype=ml_dtypes.bfloat16)
+    yield peft("C-6", "float16", dtype=np.float16)
+    yield peft("C-6", "float64", dtype=np.float64)
+    yield peft("P-7", "fan_in_fan_out", modules=("h.0.attn.c_proj",), turned=True, settings={"fan_in_fan_out": True})
+    yield peft("R-4", "rank_one", rank=1, scale=3.0, settings={"r": 1})
+    yield peft("R-4", "rank_above_the_sizes", rank=16, scale=0.25, settings={"r": 16, "lora_alpha": 4})
+    yield peft(
+        "P-8",
+        "biases",
+        settings={"bias": "lora_only"},
+        codes=("FILE-050",),
+        more={key(Q, "base_layer.bias"): drawn("bias", OUT)},
+    )
+    yield peft(
+        "P-9",
+        "a_whole_module",
+        settings={"modules_to_save": ["lm_head"]},
+        codes=("FILE-050",),
+        more={"base_model.model.lm_head.weight": drawn("head", OUT, IN)},
+    )
+    yield peft(
+        "P-11",
+        "a_bias_beside_b",
+        modules=(Q,),
+        settings={"lora_bias": True},
+        codes=("FILE-050",),
+        more={key(Q, "lora_B.bias"): drawn("lora bias", OUT)},
+    )
+    yield peft(
+        "R-2", "settings_of_training", settings={"lora_dropout": 0.1, "inference_mode": True, "init_lora_weights": "gaussian"}
+    )
+    yield _dora()
+    yield _embedding()
+
+
+def _dora() -> Case:
+    case = peft(
+        "P-6",
+        "dora",
+        modules=(Q,),
+        settings={"use_dora": True},
+        codes=("FILE-050",),
+        more={key(Q, "lora_magnitude_vector"): np.abs(drawn("magnitude", OUT)) + 1},
+    )
+    W = drawn("W", OUT, IN).astype(np.float64)
+    adapted = W + case.truth[Q]
+    lengths = np.abs(drawn("magnitude", OUT)).astype(np.float64)[:, None] + 1
+    truth = {Q: lengths * adapted / np.sqrt((adapted**2).sum(1, keepdims=True)) - W}
+    return case._replace(
+        files=case.files | {"base.safetensors": safetensors({f"{Q}.weight": drawn("W", OUT, IN)})}, truth=truth
+    )
+
+
+def _embedding() -> Case:
+    module, rows = "model.embed_tokens", 14
+    A, B = drawn("embedding A", RANK, rows), drawn("embedding B", IN, RANK)
+    case = peft(
+        "P-10",
+        "embedding",
+        modules=(),
+        settings={"target_modules": ["embed_tokens"]},
+        more={key(module, "lora_embedding_A"): A, key(module, "lora_embedding_B"): B},
+        valid=False,
+    )
+    return case._replace(truth={module: 0.75 * (B.astype(np.float64) @ A.astype(np.float64)).T}, power=power(A, B, 0.75))
+
+
+def invalid() -> Iterator[Case]:
+    yield wrong("R-3", "a_without_b", "FILE-021", change=lambda arrays: arrays.pop(key(Q, "lora_B.weight")))
+    yield wrong("R-3", "b_without_a", "FILE-021", change=lambda arrays: arrays.pop(key(V, "lora_A.weight")))
+    yield wrong(
+        "R-4", "ranks_differ", "FILE-022", change=lambda arrays: arrays.update({key(Q, "lora_B.weight"): drawn("B", OUT, 3)})
+    )
+    yield wrong(
+        "R-4",
+        "factors_turned",
+        "FILE-022",
+        change=lambda arrays: arrays.update(
+            {key(Q, "lora_A.weight"): drawn("A", IN, RANK), key(Q, "lora_B.weight"): drawn("B", RANK, OUT)}
+        ),
+    )
+    yield wrong(
+        "R-4",
+        "rank_zero",
+        "FILE-022",
+        change=lambda arrays: arrays.update(
+            {key(Q, "lora_A.weight"): drawn("A", 0, IN), key(Q, "lora_B.weight"): drawn("B", OUT, 0)}
+        ),
+    )
+    yield wrong(
+        "R-4",
+        "a_factor_of_one_dimension",
+        "FILE-022",
+        change=lambda arrays: arrays.update({key(Q, "lora_A.weight"): drawn("A", RANK * IN)}),
+    )
+    yield wrong("R-5", "another_rank", "FILE-023", settings={"r": 8})
+    yield wrong("R-5", "another_rank_by_a_pattern", "FILE-023", settings={"rank_pattern": {"q_proj": 2}})
+    yield wrong("R-1", "a_tensor_of_nobody", "FILE-020", more={key(Q, "lora_C.weight"): drawn("C", 3)})
+    yield wrong("R-1", "biases_that_no_setting_names", "FILE-020", more={key(Q, "base_layer.bias"): drawn("bias", OUT)})
+    yield wrong(
+        "R-1",
+        "a_whole_module_that_no_setting_names",
+        "FILE-020",
+        more={"base_model.model.lm_head.weight": drawn("head", OUT, IN)},
+    )
+    yield wrong(
+        "R-1",
+        "a_magnitude_alone",
+        "FILE-027",
+        settings={"use_dora": True},
+        more={key(K, "lora_magnitude_vector"): drawn("magnitude", OUT)},
+    )
+    yield wrong("P-2", "no_prefix", "FILE-026", prefix="")
+    yield wrong("P-2", "half_a_prefix", "FILE-026", prefix="model.")
+    yield wrong(
+        "P-2",
+        "the_name_of_an_adapter",
+        "FILE-026",
+        modules=(V,),
+        more={key(Q, "lora_A.default.weight"): drawn("A", RANK, IN), key(Q, "lora_B.default.weight"): drawn("B", OUT, RANK)},
+    )
+    yield wrong("P-5", "a_module_that_is_no_target", "FILE-024", settings={"target_modules": ["q_proj"]})
+    yield wrong("P-5", "a_module_that_is_excluded", "FILE-024", settings={"exclude_modules": ["v_proj"]})
+    yield wrong("P-5", "a_layer_that_is_left_out", "FILE-024", settings={"layers_to_transform": [1]})
+    yield wrong("P-5", "an_expression_that_does_not_match", "FILE-024", settings={"target_modules": r".*\.q_proj"})
+    yield wrong("P-6", "dora_without_magnitude", "FILE-011", settings={"use_dora": True})
+    yield wrong("P-6", "a_magnitude_without_dora", "FILE-011", more={key(Q, "lora_magnitude_vector"): drawn("magnitude", OUT)})
+    yield wrong(
+        "P-11", "a_bias_beside_b_without_the_setting", "FILE-011", more={key(Q, "lora_B.bias"): drawn("lora bias", OUT)}
+    )
+    yield wrong("P-12", "another_method", "FILE-014", settings={"peft_type": "LOHA"})
+    for name, value in (
+        ("target_parameters", ["experts.gate_up_proj"]),
+        ("alora_invocation_tokens", [1, 2]),
+        ("layer_replication", [[0, 4], [2, 5]]),
+        ("trainable_token_indices", [3]),
+        ("use_qalora", True),
+    ):
+        yield wrong("R-2", name, "FILE-011", settings={name: value})
+    for name, setting, value in (
+        ("alpha_is_text", "lora_alpha", "3"),
+        ("rslora_is_text", "use_rslora", "true"),
+        ("r_is_zero", "r", 0),
+        ("r_is_true", "r", True),
+        ("a_pattern_that_is_no_expression", "alpha_pattern", {"q_proj(": 1}),
+        ("a_pattern_of_text", "alpha_pattern", {"q_proj": "1"}),
+        ("targets_that_are_no_expression", "target_modules", "q_proj("),
+    ):
+        yield wrong("R-2", name, "FILE-013", settings={setting: value})
+    case = wrong("P-1", "no_configuration", "FILE-010")
+    yield case._replace(files={"adapter_model.safetensors": case.files["adapter_model.safetensors"]})
+    for name, code, config in (
+        ("cut_off", "FILE-010", b'{"peft_type": "LORA", "r": 4'),
+        ("a_list", "FILE-010", b"[]"),
+        ("not_utf8", "FILE-010", b'{"r": "\xff"}'),
+        ("not_a_number", "FILE-010", b'{"peft_type": "LORA", "r": 4, "lora_alpha": NaN}'),
+        ("nested_deeply", "FILE-010", b'{"a":' * 100_000),
+    ):
+        case = wrong("P-1", f"a_configuration_{name}", code)
+        yield case._replace(files=case.files | {"adapter_config.json": config})
+    case = wrong("C-3", "a_setting_twice", "FILE-005")
+    yield case._replace(
+        files=case.files | {"adapter_config.json": b'{"peft_type": "LORA", "r": 4, "lora_alpha": 3, "lora_alpha": 8}'}
+    )

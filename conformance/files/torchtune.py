@@ -1,0 +1,42 @@
+"""torchtune's names of tensors, in a safetensors file with or without adapter_config.json. Clauses T-1 to T-3."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from conformance.files import peft, peft_settings
+from conformance.files.container import Container
+from conformance.files.meaning import Meaning, Scale, pair, sort_out
+
+ROLES = re.compile(r"(.+)\.(?:lora_(a|b)\.weight|(magnitude))")
+NEEDED = ("r", "lora_alpha")
+
+
+def is_one(held: Container) -> bool:
+    return any(re.fullmatch(r".+\.lora_[ab]\.weight", name) for name in held.tensors)
+
+
+def read(meaning: Meaning, held: Container) -> Meaning:
+    """Fills in what the file says, with the settings beside it."""
+    def roles(name: str) -> tuple[str, str] | None:
+        found = ROLES.fullmatch(name)
+        return found and (found[1], (found[2] or found[3]).upper())
+
+    beside = Path(held.path).parent / peft.CONFIG
+    given: dict[str, Any] | None = peft_settings.load(meaning, beside) if beside.exists() else {}
+    known = all(type((given or {}).get(name)) in (int, float) for name in NEEDED)
+    by_settings = peft_settings.scale_by(meaning, peft_settings.checked(meaning, given)) if given and known else None
+
+    def scale(module: str, rank: int) -> Scale:
+        unknown = Scale(None, f"no {peft.CONFIG} beside the file gives r and lora_alpha")
+        return by_settings(module, rank) if by_settings else unknown
+
+    for module, all_of in sort_out(meaning, held, roles).items():
+        magnitude = all_of.pop("MAGNITUDE", "")
+        if not all_of:
+            meaning.say("FILE-027", module, "a magnitude, and no factors")
+            continue
+        pair(meaning, held, module, all_of, scale, (True, False), magnitude=magnitude)
+        if magnitude:
+            meaning.say("FILE-050", magnitude, "DoRA: a magnitude for each row of W")
+    return meaning
