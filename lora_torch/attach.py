@@ -48,13 +48,16 @@ def attach(
     copy of each trains in its place. dtype: of A and B; None is that of each layer, and float32 if that is float16 or
     bfloat16. Raises ValueError naming what is out of range, or the entry of targets or modules_to_save that selects nothing.
     """
-    targets = all_linear(model) if isinstance(targets, str) and targets.lower() == ALL_LINEAR else targets
-    settings = Settings(rank, alpha, targets, exclude, layers, layers_pattern, rank_pattern or {}, alpha_pattern or {},
-                        scaling, dropout, bias, modules_to_save)
+    everything = isinstance(targets, str) and targets.lower() == ALL_LINEAR
+    settings = Settings(
+        rank, alpha, all_linear(model) if everything else targets, exclude, layers, layers_pattern, rank_pattern or {},
+        alpha_pattern or {}, scaling, dropout, bias, modules_to_save,
+    )
     _require(init in INITS, "init", init, f"one of {', '.join(INITS)}", "it draws A")
     found, kept = find(model, settings)
-    for option, places, entries in (("targets", found, settings.targets), ("modules_to_save", kept, settings.modules_to_save)):
-        for entry in entries if isinstance(entries, tuple) else ():
+    asked = () if everything or isinstance(targets, str) else settings.targets
+    for option, places, entries in (("targets", found, asked), ("modules_to_save", kept, settings.modules_to_save)):
+        for entry in entries:
             ends = f".{entry}" if option == "targets" else entry
             _require(any(f".{path}".endswith(ends) for path in places), option, entry, "the end of a name", "no module has it")
     put(model, name, settings, parts(model, name, settings, init, dtype))
