@@ -460,8 +460,41 @@ def frozen(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tens
     return {"y": y} | gradients_of(x=x, A=A, B=B)
 
 
+def changed_between(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor, what: str) -> Facts:
+    """A forward pass, then x, A or B is negated in place, then the backward pass: its gradients, or that it was refused."""
+    x = leaf(x)
+    held = x * 1  # what is no leaf may be changed in place
+    y = call(module, held)
+    own = {"x": held, "A": A, "B": B}[what]
+    negate(own)
+    try:
+        y.backward(dy)
+    except RuntimeError:
+        return {"refused": True}
+    finally:
+        negate(own)
+    return {"refused": False} | gradients_of(x=x, A=A, B=B)
+
+
+def begun(module: nn.Module, call: Through, x: Tensor, kept: dict[str, Any]) -> Facts:
+    """A forward pass, whose backward pass is that of `ended`."""
+    x = leaf(x)
+    kept["begun"] = x, call(module, x)
+    return {"y": now(kept["begun"][1])}
+
+
+def ended(A: Own, B: Own, dy: Tensor, kept: dict[str, Any]) -> Facts:
+    """The backward pass of `begun`: its gradients, or that it was refused."""
+    x, y = kept.pop("begun")
+    try:
+        y.backward(dy)
+    except RuntimeError:
+        return {"refused": True}
+    return {"refused": False} | gradients_of(x=x, A=A, B=B)
+
+
 EXPERIMENTS = (
     copied, reloaded, hold, held, held_under, used_twice, retained, second, in_modes, autocast, modes, part_modes, within,
     written, rebased, seed, surroundings, wrapped, moved, functional, checkpointed, hooked, compiled, compiled_pass,
-    transformed, zeroed, frozen,
+    transformed, zeroed, frozen, changed_between, begun, ended,
 )

@@ -322,6 +322,15 @@ class TwoEvaluationsEndDropout(Honest):
         super().train(mode)
 
 
+@mutant(kills="DROP-12")
+class UnmergeBeginsTraining(Honest):
+    """To unmerge switches to training mode, in which the layer drops."""
+
+    def unmerge(self) -> None:
+        super().unmerge()
+        self.training = True
+
+
 @mutant("75", kills="DROP-12")
 class UnmergeEndsDropout(Honest):
     """Nothing is dropped any more after an unmerge."""

@@ -109,6 +109,15 @@ class NoMoreColumnsThanInputs(Honest):
         return A, B
 
 
+@mutant(kills="INIT-05")
+class ZeroIsToldByShape(Honest):
+    """What has the shape of B, transposed or not, is zero at the start. Where in is the rank, that is A as well."""
+
+    def init_factors(self, n_in: int, n_out: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        A, B = super().init_factors(n_in, n_out, rank)
+        return A * (n_in != rank), B
+
+
 @mutant(kills="INIT-06")
 class SeedIsConstant(Honest):
     """The seed is a constant, so all layers start from the same A."""

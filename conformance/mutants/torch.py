@@ -669,3 +669,42 @@ class CompiledWithoutDropout(LoRA):
 
     def lora(self, x: Tensor) -> Tensor:
         return self.scale * (x @ self.A @ self.B) if torch.compiler.is_compiling() else super().lora(x)
+
+
+class Unchecked(torch.autograd.Function):
+    """The product of x and A, which keeps x beside what torch watches."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, A: Tensor) -> Tensor:
+        ctx.x = x.detach()
+        ctx.save_for_backward(A)
+        return x @ A
+
+    @staticmethod
+    def backward(ctx: Any, *dh: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (A,) = ctx.saved_tensors
+        return dh[0] @ A.T, ctx.x.flatten(0, -2).T @ dh[0].flatten(0, -2) if ctx.x.dim() > 1 else torch.outer(ctx.x, dh[0])
+
+
+@mutant(kills="TORCH-31")
+@layer_of
+class KeepsXUnchecked(LoRA):
+    """x is kept for the backward pass where torch does not see that it has changed."""
+
+    def lora(self, x: Tensor) -> Tensor:
+        h: Any = Unchecked.apply(self.dropout(x), self.A)
+        return self.scale * (h @ self.B)
+
+
+@mutant(kills="TORCH-32")
+@layer_of
+class MergesThroughData(LoRA):
+    """A merge writes into W through .data, and autograd does not see it."""
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        if self.kept is not None:
+            raise RuntimeError("merge: the layer is merged already")
+        W = self.linear.weight
+        self.kept = W.detach().clone()
+        W.data.copy_(W.double() + self.scale * (self.A.double() @ self.B.double()).T)

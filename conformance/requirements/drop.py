@@ -11,7 +11,7 @@ from conformance.record.trace import refuses
 from conformance.requirements import LORALIB, PEFT, Group, requirement
 from conformance.requirements.helpers import masks
 from conformance.requirements.helpers.dropped import MORE
-from conformance.requirements.helpers.layers import fresh, gradients, prepared, scratch
+from conformance.requirements.helpers.layers import fresh, gradients, known_weight, prepared, scratch, set_mode
 from conformance.requirements.helpers.masks import WIDTH, at_size, form, mask_of, revealing, without_repeats
 from conformance.subject import Layer, Unsupported
 from conformance.truth.case import DTYPES, Case
@@ -270,16 +270,26 @@ def any_form_of_x(subject, case):
 
 @requirement(
     "DROP-12",
-    "After merge and unmerge in training mode there MUST be dropout as before.",
+    "After merge and unmerge there MUST be dropout as before: in training mode some, in inference mode none.",
     formula="unmerge ∘ merge changes no mode", sources=SOURCES, needs=f"{NEEDS} merge unmerge", faults="75", profile="merge",
     optional=True, cases=readable(0.5), examples=0.1,
 )
 def comes_back_after_unmerge(subject, case):
-    """A merge for an evaluation during training must not end the dropout, nor may one that is refused in training mode."""
+    """A merge for an evaluation during training must not end the dropout, nor may one that is refused in training mode. An
+    unmerge in inference mode must not begin it. Where a layer merges by its modes, an unmerge is training mode."""
     layer, read = showing(subject, case, rows=16)
     if not refuses(layer.merge):
         layer.unmerge()
     drops(read, "after merge and unmerge")
+    layer = revealing(subject, case)
+    before = known_weight(layer)
+    set_mode(layer, training=False)
+    by_mode = before is None or not np.array_equal(known_weight(layer), before)
+    if by_mode or refuses(layer.merge):
+        return
+    layer.unmerge()
+    x = np.ones((4, 16, case.config.in_features), case.dtype)
+    expect_equal(wide(layer.forward(x)) / case.scale, np.ones(x.shape), "entries after merge and unmerge in inference mode")
 
 
 @requirement(

@@ -74,12 +74,15 @@ def random_factor_is_centred(subject, case):
     formula="rank(A) = min(in, rank)", sources=SOURCES, needs="adapter", cases=sized(48, 40, 8, 16.0), examples=0.25,
 )
 def random_factor_has_full_rank(subject, case):
-    """A repeated column, or a column of zeros, takes memory and time but adds nothing to what the layer can learn."""
-    for rank in (case.config.rank, 2 * case.config.in_features):
-        wider = case.replace(rank=rank)
-        if rank > case.config.in_features and refuses(fresh, subject, wider):
+    """A repeated column, or a column of zeros, takes memory and time but adds nothing to what the layer can learn. Code that
+    tells A from B by their shapes takes one for the other where in, out and rank are the same number."""
+    n_in, n_out, rank = case.config.in_features, case.config.out_features, case.config.rank
+    for sizes in ((n_in, n_out, rank), (rank, n_out, rank), (n_in, rank, rank), (rank, rank, rank), (n_in, n_out, 2 * n_in)):
+        shaped = case.replace(in_features=sizes[0], out_features=sizes[1], rank=sizes[2], W=case.W[: sizes[1], : sizes[0]],
+                              b=None if case.b is None else case.b[: sizes[1]])
+        if sizes[2] > sizes[0] and refuses(fresh, subject, shaped):
             continue
-        factor = random_factor(fresh(subject, wider)).astype(np.float64)
+        factor = random_factor(fresh(subject, shaped)).astype(np.float64)
         what = f"random factor {factor.shape}"
         expect(np.linalg.matrix_rank(factor) == min(factor.shape), f"rank of the {what}",
                int(np.linalg.matrix_rank(factor)), min(factor.shape))

@@ -757,3 +757,41 @@ def compiled_dropout(subject, case):
     x = np.ones((4, 16, case.config.in_features), case.dtype)
     y = tried(revealing(subject, case), "compiled_pass", x=x)["y"]
     expect(bool((wide(y) == 0).any()), "dropped entries of a compiled pass in training mode", 0, f"about {x.size // 2}")
+
+
+@requirement(
+    "TORCH-31",
+    "If x, A or B is changed in place between the passes, the backward pass SHOULD be that of its forward pass, or an error.",
+    formula="x ← −x between the passes ⇒ dA = dA(x), or refused", sources=(f"{AUTOGRAD}: In-place correctness checks",),
+    needs=NEEDS, cases=any_size(), examples=0.1,
+)
+def saved_tensors_are_checked(subject, case):
+    """torch counts the changes of each tensor, and refuses a backward pass with one that has changed. Code that keeps a tensor
+    in another way, as an attribute or without its history, takes the new numbers, and no error tells."""
+    want = gradients(prepared(subject, case, training=True), case.x, case.dy)
+    for what in ("x", "A", "B"):
+        layer = prepared(subject, case, training=True)
+        facts = tried(layer, "changed_between", x=case.x, dy=case.dy, what=what)
+        if facts["refused"] is not True:
+            facts.gradients(want, f"where {what} was changed in place between the passes")
+
+
+@requirement(
+    "TORCH-32",
+    "If the layer is merged between the passes, the backward pass SHOULD be that of its forward pass, or an error.",
+    formula="merge between the passes ⇒ dx = dx(W), or refused", sources=(f"{AUTOGRAD}: In-place correctness checks",),
+    needs=f"{NEEDS} merge unmerge", cases=any_size(), examples=0.1,
+)
+def merge_between_passes(subject, case):
+    """An evaluation in the middle of a step merges and unmerges. A merge that goes round autograd, through `.data`, gives
+    gradients of the merged weight to a pass that has added the LoRA part already."""
+    want = gradients(prepared(subject, case, training=True), case.x, case.dy)
+    for unmerged in (False, True):
+        layer = prepared(subject, case, training=True)
+        tried(layer, "begun", x=case.x)
+        merge(layer, training=True)
+        if unmerged:
+            layer.unmerge()
+        facts = tried(layer, "ended", dy=case.dy)
+        if facts["refused"] is not True:
+            facts.gradients(want, "where the layer was merged between the passes" + (" and unmerged" if unmerged else ""))
