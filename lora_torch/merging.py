@@ -17,14 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-TILE = 512  # rows and columns of W that are in float64 at one time: 2 MiB
+# So much of W is in float64 at one time: 2 MiB. Long rows are faster: a merge of 4096 × 4096 numbers takes three quarters of
+# the CPU time that it takes with tiles of 512 × 512.
+ROWS, COLUMNS = 64, 4096
 
 
 def merged_weight(W: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
     """A new tensor with W + scale · (A B)ᵀ (out, in): computed in float64, then rounded once to W's dtype.
 
-    Neither autocast nor TF32 touches float64. W is worked on in square tiles: beside the new tensor only one tile of W, and
-    the parts of A and B that belong to it, are ever there in float64.
+    Neither autocast nor TF32 touches float64. W is worked on in tiles: beside the new tensor only one tile of W, and the parts
+    of A and B that belong to it, are ever there in float64.
     """
     if W.shape != (B.shape[1], A.shape[0]):
         raise RuntimeError(
@@ -34,17 +36,17 @@ def merged_weight(W: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
     if W.dtype == torch.float64 or W.is_meta:  # there is nothing to convert, or there are no numbers
         return torch.addmm(W, B.to(W.dtype).T, A.to(W.dtype).T, alpha=scale)
     merged = torch.empty_like(W, memory_format=torch.contiguous_format)    # (out, in)
-    for rows in _tiles(W.shape[0]):
-        for columns in _tiles(W.shape[1]):
+    for columns in _tiles(W.shape[1], COLUMNS):
+        a = A[columns].double().T    # (rank, columns)
+        for rows in _tiles(W.shape[0], ROWS):
             # In one expression, so that the tile is freed before the next one is made.
-            merged[rows, columns] = W[rows, columns].double().addmm_(
-                B[:, rows].double().T, A[columns].double().T, alpha=scale
-            )
+            merged[rows, columns] = W[rows, columns].double().addmm_(B[:, rows].double().T, a, alpha=scale)
+        del a  # before the next one is made
     return merged
 
 
-def _tiles(length: int) -> list[slice]:
-    return [slice(first, first + TILE) for first in range(0, length, TILE)]
+def _tiles(length: int, size: int) -> list[slice]:
+    return [slice(first, first + size) for first in range(0, length, size)]
 
 
 def put_at_once(*changes: tuple[dict[str, Any], dict[str, Any]], turns: list[int] | None = None, turn: int = 0) -> None:

@@ -21,7 +21,7 @@ FINER = 2.0**-29  # the unit roundoff of float64 over that of float32
 def llama(tied: bool = False, **options: Any) -> nn.Module:
     sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = transformers.LlamaConfig(**sizes, num_hidden_layers=2, tie_word_embeddings=tied, **options)
-    return drawn(transformers.LlamaForCausalLM(config))
+    return drawn(transformers.LlamaForCausalLM, config)
 
 
 def tied_llama() -> nn.Module:
@@ -31,18 +31,20 @@ def tied_llama() -> nn.Module:
 def gpt2() -> nn.Module:
     config = transformers.GPT2Config(vocab_size=64, n_positions=16, n_embd=16, n_layer=2, n_head=4, bos_token_id=0,
                                      eos_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-    return drawn(transformers.GPT2LMHeadModel(config))
+    return drawn(transformers.GPT2LMHeadModel, config)
 
 
 def bert() -> nn.Module:
     config = transformers.BertConfig(vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
                                      num_attention_heads=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    return drawn(transformers.BertForSequenceClassification(config))
+    return drawn(transformers.BertForSequenceClassification, config)
 
 
-def drawn(model: nn.Module) -> nn.Module:
-    """The model in float64, with weights so large that every part of it matters."""
-    return fill(model.double(), 0, lambda name: True, 0.2)
+def drawn(kind: Callable[[Any], nn.Module], config: Any) -> nn.Module:
+    """The same model each time, in float64, with weights so large that every part of it matters."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return fill(kind(config).double(), 0, lambda name: True, 0.2)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch_layers import Allocations, assert_same, every_dtype, integers, is_fas
 
 from lora_torch import LinearLoRA, activate, adapted, attach, detach, merge, report, unmerge
 from lora_torch.adapted import Adapted, Kept
-from lora_torch.merging import TILE
+from lora_torch.merging import COLUMNS, ROWS
 
 # What is computed
 
@@ -354,11 +354,11 @@ def test_a_module_that_shares_its_weight_never_sees_a_merge():
 
 
 def test_a_merge_allocates_the_new_weights_and_one_tile():
-    model = nn.Sequential(nn.Linear(1024, 1024, bias=False), nn.Linear(1024, 1024, bias=False))
+    model = nn.Sequential(nn.Linear(COLUMNS, ROWS, bias=False), nn.Linear(COLUMNS, ROWS, bias=False))
     attach(model, 4, 4, ["0", "1"])
     with Allocations() as allocated:
         merge(model)
-    assert allocated.peak == 4 * 2 * 1024 * 1024 + 8 * (TILE * TILE + 2 * TILE * 4)
+    assert allocated.peak == 4 * 2 * ROWS * COLUMNS + 8 * (ROWS * COLUMNS + 4 * (ROWS + COLUMNS))
 
 
 def test_a_model_is_merged_once_and_left_alone_until_it_is_unmerged():

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,6 +148,15 @@ def steps(model: nn.Module) -> list[float]:
         optimizer.step()
         found.append(loss.item())
     return found
+
+
+def test_the_lines_about_peft_in_the_docs_run(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python peft\n(.*?)```", text, re.S)
+    base, another = llama(), llama()
+    names = {"base": base, "another": another, "directory": str(tmp_path), "ours": with_ours(llama(), FEATURES["embedding"].ours)}
+    exec(code, names)
+    assert same_bits(another(TOKENS).logits, names["ours"](TOKENS).logits)
 
 
 @pytest.mark.parametrize("make", [llama, gpt2, bert])

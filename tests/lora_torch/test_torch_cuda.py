@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch_layers import assert_same, every_dtype, integer_layer, no_cuda, run
 
 from lora_torch import LinearLoRA, fast, paths
-from lora_torch.merging import TILE
+from lora_torch.merging import COLUMNS, ROWS
 
 every_way = pytest.mark.parametrize("way", [True, None, False], ids=["fast", "small", "plain"])
 
@@ -102,7 +102,7 @@ def test_a_merge_allocates_the_merged_weight_and_a_tile():
     layer.merge()
     torch.cuda.synchronize()
     tensors = 4  # the merged weight, a tile, and the parts of A and B; the allocator rounds each up to 512 bytes
-    most = 2 * n * n + 8 * (TILE * TILE + 2 * TILE * rank) + 512 * tensors
+    most = 2 * n * n + 8 * (ROWS * COLUMNS + (ROWS + COLUMNS) * rank) + 512 * tensors
     assert torch.cuda.max_memory_allocated() - before <= most
 
 
