@@ -109,7 +109,8 @@ def biases(model: nn.Module, settings: Settings, of: Parts) -> dict[str, Tensor]
 def parts_of(model: nn.Module, name: str) -> Parts:
     """The modules of an adapter that the model has. ValueError if it has none of this name."""
     have = state_of(model).settings
-    _require(name in have, "name", name, f"one of {', '.join(have) or 'no names'}", "these adapters are attached to the model")
+    expected = f"one of {', '.join(have) or 'no names'}"
+    require("lora_torch", name in have, "name", name, expected, "the model has these adapters")
     own = Parts({}, {})
     for path, place in walk(model):
         if isinstance(place.module, Adapted) and name in place.module.adapters:

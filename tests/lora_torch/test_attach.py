@@ -554,7 +554,7 @@ def test_what_a_model_with_adapters_refuses():
         (lambda: detach(net()), "model is 'Net', expected one with adapters"),
     ):
         torch.set_rng_state(before.draws)
-        with pytest.raises(ValueError, match=rf"^attach: {message}.*, because"):
+        with pytest.raises(ValueError, match=rf"^(attach|lora_torch): {message}.*, because"):
             call()
     torch.set_rng_state(before.draws)
     assert before.holds(model)

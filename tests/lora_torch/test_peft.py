@@ -153,10 +153,10 @@ def steps(model: nn.Module) -> list[float]:
 def test_the_lines_about_peft_in_the_docs_run(tmp_path):
     text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
     [code] = re.findall(r"```python peft\n(.*?)```", text, re.S)
-    base, another = llama(), llama()
-    names = {"base": base, "another": another, "directory": str(tmp_path), "ours": with_ours(llama(), FEATURES["embedding"].ours)}
+    ours, base, another = with_ours(llama(), FEATURES["embedding"].ours), llama(), llama()
+    names = {"base": base, "another": another, "directory": str(tmp_path), "ours": ours}
     exec(code, names)
-    assert same_bits(another(TOKENS).logits, names["ours"](TOKENS).logits)
+    assert same_bits(another(TOKENS).logits, ours(TOKENS).logits)
 
 
 @pytest.mark.parametrize("make", [llama, gpt2, bert])
