@@ -12,6 +12,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,7 +53,7 @@ def on_meta() -> None:
 
 
 def merging(matrices: int, width: int, rank: int, dtype: torch.dtype, rounds: int) -> None:
-    model = nn.Sequential(*(nn.Linear(width, width, bias=False, dtype=dtype) for _ in range(matrices)))
+    model: Any = nn.Sequential(*(nn.Linear(width, width, bias=False, dtype=dtype) for _ in range(matrices)))
     copied, merged = [], []
     attach(model, rank, rank)
     weights = [layer.weight for layer in model]
