@@ -43,10 +43,10 @@ def attach(
 ) -> Report:
     """Put a new adapter into the model and freeze everything else. It becomes the only active one.
 
-    targets, exclude, layers, layers_pattern, rank_pattern, alpha_pattern: as targets.py says. scaling, dropout, init: as in
-    LinearLoRA. bias: "none", "all", or "lora_only" of the targets; a model of several adapters trains none. modules_to_save: a
-    copy of each trains in its place. dtype: of A and B; None is that of each layer, and float32 if that is float16 or
-    bfloat16. Raises ValueError naming what is out of range, or the entry of targets or modules_to_save that selects nothing.
+    targets, exclude, layers, layers_pattern: as targets.py says. rank_pattern, alpha_pattern: as settings.py says. scaling,
+    dropout, init: as in LinearLoRA. bias: "none", "all", or "lora_only" of the targets; a model of several adapters trains
+    none. modules_to_save: a copy of each trains in its place. dtype: of A and B; None is that of each layer, and float32 if
+    that is float16 or bfloat16. Raises ValueError naming what is out of range, or the entry of targets or modules_to_save that selects nothing.
     """
     everything = isinstance(targets, str) and targets.lower() == ALL_LINEAR
     settings = Settings(
@@ -69,7 +69,7 @@ def activate(model: nn.Module, names: str | Sequence[str], trained: bool = True)
     """Say which adapters are at work: one, several, whose parts are summed, or none, for the base alone. They train, or with
     trained=False they do not, and all others do not. ValueError for an unknown name, for two that keep copies of one module,
     and if an adapter that trains biases is left out: these are the model's own."""
-    names = (names,) if isinstance(names, str) else tuple(names)
+    names = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))  # none twice
     of = {name: parts_of(model, name) for name in names}
     refuse_merged(model, "activate")
     kept = [path for each in of.values() for path in each.kept]
