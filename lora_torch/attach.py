@@ -46,7 +46,8 @@ def attach(
     targets, exclude, layers, layers_pattern: as targets.py says. rank_pattern, alpha_pattern: as settings.py says. scaling,
     dropout, init: as in LinearLoRA. bias: "none", "all", or "lora_only" of the targets; a model of several adapters trains
     none. modules_to_save: a copy of each trains in its place. dtype: of A and B; None is that of each layer, and float32 if
-    that is float16 or bfloat16. Raises ValueError naming what is out of range, or the entry of targets or modules_to_save that selects nothing.
+    that is float16 or bfloat16. Raises ValueError naming what is out of range, or the entry of targets or modules_to_save
+    that selects nothing.
     """
     everything = isinstance(targets, str) and targets.lower() == ALL_LINEAR
     settings = Settings(
