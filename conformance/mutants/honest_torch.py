@@ -169,4 +169,17 @@ class WeightFirst(LoRA):
         return nn.functional.linear(x, self.linear.weight + self.scale * (self.A @ self.B).T, self.linear.bias)
 
 
-PLAIN, BY_HAND, WEIGHT_FIRST = (LayerSubject(layer_of(kind)) for kind in (LoRA, ByHand, WeightFirst))
+class OutputsInParts(LoRA):
+    """64 outputs are computed at a time. autograd adds up the gradients of the parts, in the format of the layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is not None:
+            return self.linear(x)
+        h, W, b = self.dropout(x) @ self.A, self.linear.weight, self.linear.bias
+        columns = [slice(i, i + 64) for i in range(0, len(W), 64)]
+        parts = [nn.functional.linear(x, W[c], None if b is None else b[c]) + self.scale * (h @ self.B[:, c]) for c in columns]
+        return torch.cat(parts, -1)
+
+
+PLAIN, BY_HAND, WEIGHT_FIRST, IN_PARTS = (
+    LayerSubject(layer_of(kind)) for kind in (LoRA, ByHand, WeightFirst, OutputsInParts))

@@ -59,9 +59,10 @@ def forward(x, W, b, p: LoRA, scale: float, precision: str, more: int = 0) -> np
     return bound
 
 
-def backward(dy, x, W, p: LoRA, scale: float, precision: str, more: int = 0) -> tuple[np.ndarray, LoRA]:
+def backward(dy, x, W, p: LoRA, scale: float, precision: str, more: int = 0, chunks: int = 1) -> tuple[np.ndarray, LoRA]:
     """Bounds of |dx − exact dx|, (…, in), and of dA and dB as a LoRA: (in, rank), (rank, out). The LoRA path has `more`
-    roundings, such as those of a mask that multiplies x."""
+    roundings, such as those of a mask that multiplies x. The sums over out were added up from `chunks` sums, which are rounded
+    each time, as autograd does for a layer that computes some outputs at a time."""
     dy, x, W, A, B, s = *_absolute(dy, x, W, p.A, p.B), abs(scale)
     n_in, rank = A.shape
     n_out = B.shape[1]
@@ -72,13 +73,13 @@ def backward(dy, x, W, p: LoRA, scale: float, precision: str, more: int = 0) -> 
     # dx = dy W + s (dy Bᵀ) Aᵀ: as in forward, without a bias
     lora = s * (dy @ B.T) @ A.T                                                               # (…, in)
     dx = (
-        _growth(precision, n_out + rank + 2, 3, products=1) * (dy @ W)
-        + _growth(precision, 2 * n_out + rank + 4, 5 + more, products=2) * lora
+        _growth(precision, n_out + rank + 2, 2 + chunks, products=1) * (dy @ W)
+        + _growth(precision, 2 * n_out + rank + 4, 4 + more + chunks, products=2) * lora
         + _underflow(precision, s, A.sum(1), dy.sum(-1, keepdims=True), lora)
     )
     # dA = s xᵀ (dy Bᵀ), dB = s (x A)ᵀ dy: inner product, scale, scaling, outer product, sum over the leading dimensions
     dA, dB = x2.T @ u, s * h.T @ dy2                                                          # (in, rank), (rank, out)
-    bound_A = _growth(precision, n_out + n + 4, 5 + more, products=2) * dA
+    bound_A = _growth(precision, n_out + n + 4, 4 + more + chunks, products=2) * dA
     bound_B = _growth(precision, n_in + n + 4, 5 + more, products=2) * dB
     bound_A = bound_A + _underflow(precision, s, x2.sum(0)[:, None], B.sum(1), dA)
     bound_B = bound_B + _underflow(precision, s, dy2.sum(0), A.sum(0)[:, None], dB)
