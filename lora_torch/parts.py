@@ -97,11 +97,11 @@ def put(model: nn.Module, name: str, settings: Settings, new: Parts) -> None:
 def biases(model: nn.Module, settings: Settings, of: Parts) -> dict[str, Tensor]:
     """The biases of the model that train with this adapter, by their names in a model without adapters."""
     modules = {path: bare(place.module) for path, place in walk(model) if not isinstance(place.module, Kept)} | {"": model}
-    whole, found = tuple(f"{path}." for path in of.kept), {}
+    found = {}
     for path, module in modules.items():
         trains = path in of.adapters if settings.bias == "lora_only" else settings.bias == "all"
         bias = module._parameters.get("bias")
-        if trains and bias is not None and not f"{path}.".startswith(whole):
+        if trains and bias is not None:
             found[f"{path}.bias".removeprefix(".")] = bias
     return found
 
