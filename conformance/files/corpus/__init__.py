@@ -4,9 +4,10 @@ The numbers are sixteenths between −1 and 1, from a hash of the name of the ca
 of them is exact in float64, and the files are the same to the byte on every machine. The right answer is computed here, from
 the numbers and a scale that is written out, and not by what reads the files.
 
-`index.json` lists the cases. `truth.safetensors` of a valid case holds ΔW of each module in float64, as the base model stores
-W. `power` is the smallest distance, in units of ‖ΔW‖, by which a known fault moves ΔW of some module: a reader that is off by
-less than half of it has none of these faults.
+`base.safetensors` is the base model of the cases in PEFT's format; a case may have other weights of its own. `index.json` lists
+the cases. `truth.safetensors` of a valid case holds ΔW of each module in float64, as the base model stores W. `power` is the
+smallest distance, in units of ‖ΔW‖, by which a known fault moves ΔW of some module: a reader that is off by less than half of
+it has none of these faults.
 """
 
 import json
@@ -16,7 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from conformance.files.corpus import containers, others, peft
-from conformance.files.corpus.made import Case, safetensors
+from conformance.files.corpus.made import Case, base_model, safetensors
+
+BASE = "base.safetensors"
 
 
 def cases() -> Iterator[Case]:
@@ -33,10 +36,13 @@ def write(folder: Path) -> list[Case]:
         place.mkdir(parents=True)
         for name, content in case.files.items():
             (place / name).write_bytes(content)
+        if case.base:
+            (place / BASE).write_bytes(safetensors(case.base))
         if case.valid:
             (place / "truth.safetensors").write_bytes(
                 safetensors({name: np.ascontiguousarray(delta) for name, delta in case.truth.items()})
             )
+    (folder / BASE).write_bytes(safetensors(base_model()))
     index = [
         {
             "folder": case.folder,

@@ -6,22 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from conformance.files.corpus.made import IN, OUT, RANK, Case, Q, factors, key, power, safetensors, spoiled, with_header, wrong
+from conformance.files.corpus.made import IN, OUT, RANK, Case, Q, factors, key, peft, safetensors, spoiled, with_header, wrong
 
 
 def cases() -> Iterator[Case]:
-    A_, B_ = factors("container")
     A, B = key(Q, "lora_A.weight"), key(Q, "lora_B.weight")
-    arrays = {A: A_, B: B_}
+    arrays = dict(zip((A, B), factors("container"), strict=True))
     whole = safetensors(arrays)
 
     def changed(name: str, **fields: Any) -> bytes:
         return safetensors(arrays, change=lambda header: header[name].update(fields))
 
-    long = whole[8:].partition(b"}}")[0] + b"}}"
-    padded = with_header(long.ljust(0x0480), whole[8 + len(long) :])
-    yield spoiled("C-1", "a_length_that_looks_like_a_pickle", "", padded)._replace(
-        codes=("FILE-025",), truth={Q: 0.75 * (B_.astype(np.float64) @ A_.astype(np.float64))}, power=power(A_, B_, 0.75))
+    one = peft("C-1", "a_length_that_looks_like_a_pickle", modules=(Q,))
+    weights = one.files["adapter_model.safetensors"]
+    length = struct.unpack("<Q", weights[:8])[0]
+    padded = with_header(weights[8 : 8 + length].ljust(0x0480), weights[8 + length :])
+    yield one._replace(files=one.files | {"adapter_model.safetensors": padded})
     yield spoiled("C-1", "empty", "FILE-002", b"")
     yield spoiled("C-1", "cut_off_in_the_header", "FILE-002", whole[:60])
     yield spoiled("C-1", "a_header_of_an_exabyte", "FILE-002", struct.pack("<Q", 1 << 60) + whole[8:])

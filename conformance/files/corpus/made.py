@@ -14,6 +14,8 @@ from conformance.files.container import DTYPES
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 IN, OUT, RANK = 12, 10, 4
 Q, K, V = (f"model.layers.0.self_attn.{name}_proj" for name in "qkv")
+TURNED, CONV1D, EMBEDDING, HEAD = "model.layers.1.mlp.up_proj", "h.0.attn.c_proj", "model.embed_tokens", "lm_head"
+VOCABULARY = 14
 Arrays = dict[str, np.ndarray]
 
 
@@ -25,6 +27,8 @@ class Case(NamedTuple):
     truth: Arrays  # ΔW by module; nothing for an invalid file
     power: float  # 0 for an invalid file
     codes: tuple[str, ...]  # the issues that it has to have
+    base: Arrays = {}  # weights of the base model that this case has in the place of the corpus's
+    ranks: dict[str, int] = {}  # by module
 
     @property
     def valid(self) -> bool:
@@ -41,6 +45,13 @@ def drawn(name: str, *shape: int) -> np.ndarray:
     hashed = b"".join(hashlib.sha256(f"{name} {i}".encode()).digest() for i in range(-(-count // 32)))
     numbers = np.frombuffer(hashed, np.uint8)[:count].astype(np.int64) % 32 - 16
     return (np.where(numbers >= 0, numbers + 1, numbers) / 16).astype(np.float32).reshape(shape)
+
+
+def base_model() -> Arrays:
+    """W of every module that a case of PEFT can be about, by the name of the weight."""
+    linear = dict.fromkeys((Q, K, V, TURNED, HEAD), (OUT, IN))
+    shapes = linear | {CONV1D: (IN, OUT), EMBEDDING: (VOCABULARY, IN)}
+    return {f"{module}.weight": drawn(f"W {module}", *shape) for module, shape in shapes.items()}
 
 
 def safetensors(
@@ -147,7 +158,9 @@ def peft(
         {key: value for key, value in (said | (settings or {})).items() if value != "absent"}, indent=1
     ).encode()
     files = {"adapter_config.json": config, "adapter_model.safetensors": safetensors(arrays)}
-    return Case("peft", clause, name, files, truth if valid else {}, min(powers) if valid else 0.0, codes)
+    smallest = min(powers, default=0.0) if valid else 0.0
+    ranks = {module: rank[module] if isinstance(rank, dict) else rank for module in modules}
+    return Case("peft", clause, name, files, truth if valid else {}, smallest, codes, ranks=ranks)
 
 
 def wrong(clause: str, name: str, code: str, **more: Any) -> Case:
@@ -171,14 +184,14 @@ def one_file(
     codes: tuple[str, ...] = (),
     called: str = "adapter.safetensors",
 ) -> Case:
-    """A file, and what it means: for each module A (rank, in), B (out, rank) and the scale. No part makes it an invalid "
-    "file."""
+    """A file, and what it means: for each module A (rank, in), B (out, rank) and the scale. Without parts it is invalid."""
     files = {called: safetensors(arrays, metadata)}
     if beside is not None:
         files["adapter_config.json"] = json.dumps(beside, indent=1).encode()
     flat = {module: (A.reshape(len(A), -1), B.reshape(len(B), -1), scale) for module, (A, B, scale) in parts.items()}
     truth = {module: scale * (B.astype(np.float64) @ A.astype(np.float64)) for module, (A, B, scale) in flat.items()}
-    return Case(format, clause, name, files, truth, min((power(*part) for part in flat.values()), default=0.0), codes)
+    smallest = min((power(*part) for part in flat.values()), default=0.0)
+    return Case(format, clause, name, files, truth, smallest, codes, ranks={module: len(A) for module, (A, *_) in flat.items()})
 
 
 def factors(name: str, rank: int = RANK) -> tuple[np.ndarray, np.ndarray]:

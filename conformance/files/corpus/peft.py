@@ -5,7 +5,29 @@ from collections.abc import Iterator
 import ml_dtypes
 import numpy as np
 
-from conformance.files.corpus.made import IN, OUT, RANK, Case, K, Q, V, drawn, key, peft, power, safetensors, wrong
+from conformance.files.corpus.made import (
+    CONV1D,
+    EMBEDDING,
+    HEAD,
+    IN,
+    OUT,
+    RANK,
+    TURNED,
+    VOCABULARY,
+    Case,
+    K,
+    Q,
+    V,
+    base_model,
+    drawn,
+    key,
+    peft,
+    power,
+    wrong,
+)
+
+MAGNITUDES = np.array([5.0, 10.0, -5.0, 20.0, 15.0, 10.0, 5.0, -20.0, 10.0, 5.0], np.float32)
+ROWS = np.array([[3 * (j == i) + 4 * (j == (i + 5) % IN) for j in range(IN)] for i in range(OUT)], np.float64)
 
 
 def valid() -> Iterator[Case]:
@@ -49,23 +71,25 @@ def valid() -> Iterator[Case]:
     yield peft("C-6", "bfloat16", dtype=ml_dtypes.bfloat16)
     yield peft("C-6", "float16", dtype=np.float16)
     yield peft("C-6", "float64", dtype=np.float64)
-    yield peft("P-7", "fan_in_fan_out", modules=("h.0.attn.c_proj",), turned=True, settings={"fan_in_fan_out": True})
+    yield peft("P-7", "fan_in_fan_out", modules=(CONV1D,), turned=True, settings={"fan_in_fan_out": True})
     yield peft("R-4", "rank_one", rank=1, scale=3.0, settings={"r": 1})
     yield peft("R-4", "rank_above_the_sizes", rank=16, scale=0.25, settings={"r": 16, "lora_alpha": 4})
     yield peft(
         "P-8",
         "biases",
+        modules=(Q,),
         settings={"bias": "lora_only"},
         codes=("FILE-050",),
         more={key(Q, "base_layer.bias"): drawn("bias", OUT)},
     )
-    yield peft(
+    whole = peft(
         "P-9",
         "a_whole_module",
         settings={"modules_to_save": ["lm_head"]},
         codes=("FILE-050",),
-        more={"base_model.model.lm_head.weight": drawn("head", OUT, IN)},
+        more={f"base_model.model.{HEAD}.weight": drawn("head", OUT, IN)},
     )
+    yield whole._replace(truth=whole.truth | {HEAD: drawn("head", OUT, IN).astype(np.float64) - base_model()[f"{HEAD}.weight"]})
     yield peft(
         "P-11",
         "a_bias_beside_b",
@@ -82,35 +106,33 @@ def valid() -> Iterator[Case]:
 
 
 def _dora() -> Case:
+    """Each row of W + scale · B A has two numbers, 3 and 4, so that its length is 5. The magnitudes are multiples of 5. So all
+    quotients are exact."""
     case = peft(
         "P-6",
         "dora",
-        modules=(Q,),
+        modules=(TURNED,),
         settings={"use_dora": True},
         codes=("FILE-050",),
-        more={key(Q, "lora_magnitude_vector"): np.abs(drawn("magnitude", OUT)) + 1},
+        more={key(TURNED, "lora_magnitude_vector"): MAGNITUDES},
     )
-    W = drawn("W", OUT, IN).astype(np.float64)
-    adapted = W + case.truth[Q]
-    lengths = np.abs(drawn("magnitude", OUT)).astype(np.float64)[:, None] + 1
-    truth = {Q: lengths * adapted / np.sqrt((adapted**2).sum(1, keepdims=True)) - W}
-    return case._replace(
-        files=case.files | {"base.safetensors": safetensors({f"{Q}.weight": drawn("W", OUT, IN)})}, truth=truth
-    )
+    base = (ROWS - case.truth[TURNED]).astype(np.float32)
+    delta = MAGNITUDES[:, None].astype(np.float64) / 5 * ROWS - base
+    return case._replace(truth={TURNED: delta}, base={f"{TURNED}.weight": base})
 
 
 def _embedding() -> Case:
-    module, rows = "model.embed_tokens", 14
-    A, B = drawn("embedding A", RANK, rows), drawn("embedding B", IN, RANK)
+    A, B = drawn("embedding A", RANK, VOCABULARY), drawn("embedding B", IN, RANK)
     case = peft(
         "P-10",
         "embedding",
         modules=(),
         settings={"target_modules": ["embed_tokens"]},
-        more={key(module, "lora_embedding_A"): A, key(module, "lora_embedding_B"): B},
+        more={key(EMBEDDING, "lora_embedding_A"): A, key(EMBEDDING, "lora_embedding_B"): B},
         valid=False,
     )
-    return case._replace(truth={module: 0.75 * (B.astype(np.float64) @ A.astype(np.float64)).T}, power=power(A, B, 0.75))
+    delta = 0.75 * (B.astype(np.float64) @ A.astype(np.float64)).T
+    return case._replace(truth={EMBEDDING: delta}, power=power(A, B, 0.75))
 
 
 def invalid() -> Iterator[Case]:
@@ -177,14 +199,6 @@ def invalid() -> Iterator[Case]:
         "P-11", "a_bias_beside_b_without_the_setting", "FILE-011", more={key(Q, "lora_B.bias"): drawn("lora bias", OUT)}
     )
     yield wrong("P-12", "another_method", "FILE-014", settings={"peft_type": "LOHA"})
-    for name, value in (
-        ("target_parameters", ["experts.gate_up_proj"]),
-        ("alora_invocation_tokens", [1, 2]),
-        ("layer_replication", [[0, 4], [2, 5]]),
-        ("trainable_token_indices", [3]),
-        ("use_qalora", True),
-    ):
-        yield wrong("R-2", name, "FILE-011", settings={name: value})
     for name, setting, value in (
         ("alpha_is_text", "lora_alpha", "3"),
         ("rslora_is_text", "use_rslora", "true"),

@@ -90,25 +90,29 @@ def _of_two(case: Case) -> int:
     return 2 if case.config.dtype == "float64" else 1
 
 
-def something_dropped(y: np.ndarray, case: Case, true: Answers) -> None:
-    """Demands that y with dropout differs from y without it, unless dropout may have kept all entries of x that count. The rows
-    of a column may share their mask."""
+def something_dropped(y: np.ndarray, case: Case, true: Answers, drops_x: bool) -> None:
+    """Demands that y with dropout differs from y without it, unless dropout may have kept all entries that count: of x, and
+    where the layer may drop at another place, of x A or of x A B. The rows of a column may share their mask."""
     x, A, B = (wide(a).astype(np.float64) for a in (case.x.reshape(-1, case.x.shape[-1]), case.A, case.B))
-    counts = int((x.any(0) & (A @ B).any(1)).sum()) if case.scale else 0
+    places = [x.any(0) & (A @ B).any(1)] + [(x @ A).any(0) & B.any(1), (x @ A @ B).any(0)] * (not drops_x)
+    counts = min(int(place.sum()) for place in places) if case.scale else 0
     expect_seldom(bool(np.array_equal(wide(y), wide(true.y.astype(case.dtype)))), (1 - case.config.dropout) ** counts,
                   "y with dropout", "that without dropout", "another one")
 
 
-def near_its_mean(y: np.ndarray, case: Case, true: Answers) -> None:
-    """Demands of the LoRA part with dropout that it is, in all, as large as without. Dropout multiplies each entry of x by a
-    number between 0 and 1 / (1 − p) with mean 1. The rows of a column count as one draw, since rows may share their mask."""
+def near_its_mean(y: np.ndarray, case: Case, true: Answers, drops_x: bool) -> None:
+    """Demands of the LoRA part with dropout that it is, in all, as large as without. Dropout multiplies each entry of x, of
+    x A or of x A B by a number between 0 and 1 / (1 − p) with mean 1. The rows of a column count as one draw, since rows may
+    share their mask. Where it is not known which of the three is dropped, the widest spread counts."""
     part = true.y - true.base
     x, g = (wide(a).astype(np.float64).reshape(-1, a.shape[-1]) for a in (case.x, part))
     A, B = (wide(a).astype(np.float64) for a in (case.A, case.B))
-    terms = case.scale * (x * (g @ B.T @ A.T))
+    h, u = x @ A, g @ B.T                                                                      # (rows, rank)
+    places = [x * (u @ A.T)] + [h * u, h @ B * g] * (not drops_x)
+    widths = [np.abs(case.scale * terms).sum(0) / (1 - case.config.dropout) for terms in places]
     got = float((part * (wide(y).astype(np.float64) - true.base)).sum())
-    widths = np.abs(terms).sum(0) / (1 - case.config.dropout)
-    expect_mean(got, float(terms.sum()), widths, "the LoRA part with dropout, times that without it")
+    expect_mean(got, float(case.scale * places[0].sum()), max(widths, key=lambda width: float((width**2).sum())),
+                "the LoRA part with dropout, times that without it")
 
 
 def of_one_mask(passes: list[Pass], found: dict[str, np.ndarray], case: Case) -> None:

@@ -253,6 +253,7 @@ class _Pass:
         self.times = 1  # how often the gradients of A and B have been added up
         self.odd = numbers or Odd(case)
         self.graded = graded
+        self.refused = False  # whether a backward pass was refused that may be
         self.withholds = False  # whether a layer that is merged in inference mode may give no gradients of A and B
 
     def run(self) -> None:
@@ -264,8 +265,8 @@ class _Pass:
         if self.random:
             with asked("y with dropout"):
                 expect(bool(np.isfinite(wide(y)).all()), "y with dropout", "numbers that are not finite", "finite ones")
-                dropped.something_dropped(y, self.case, self.true)
-                dropped.near_its_mean(y, self.case, self.true)
+                dropped.something_dropped(y, self.case, self.true, self.drops_x)
+                dropped.near_its_mean(y, self.case, self.true, self.drops_x)
         else:
             self.judge_y(y)
         with asked("format of y"):
@@ -332,11 +333,12 @@ class _Pass:
             usual = self.training and not self.merged and self.levels["calls"] != "other mode before backward"
             if refusal.broke or usual:
                 raise Broken("dx", refusal) from refusal
+            self.refused = True
             return {}
 
     def judge_gradients(self, found: dict[str, np.ndarray]) -> None:
         needs = self.levels["needs"]
-        if not found and not (self.training and not self.merged):
+        if not found and (self.refused or not self.training or self.merged):
             return
         if "x" in found and needs != "not x" and not self.random:
             with asked("format of dx"):

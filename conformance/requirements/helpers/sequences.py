@@ -197,6 +197,8 @@ def perform(subject: Subject, layer: Layer, model: Expected, operation: str, dir
             for kept in directory.iterdir():
                 shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
             model.saved = None  # also if saving a merged layer is not offered
+            if not model.plain:
+                model.cycled()  # some layers unmerge for it, and merge again
             if not refuses(layer.save, directory):
                 model.saved = replace(model, drift=dict(model.drift))
             else:
@@ -206,13 +208,14 @@ def perform(subject: Subject, layer: Layer, model: Expected, operation: str, dir
             unmerged_after_load(layer, model.saved)
             model.case = case.replace(A=model.saved.case.A, B=model.saved.case.B)
             model.drift |= {name: model.saved.drift[name] for name in ("A", "B")}
+            model.drift["W"] = np.maximum(model.drift["W"], model.saved.drift["W"])  # some files hold W, as it was then
         case "load_fresh" if model.saved is not None:
             layer = fresh(subject, case.replace(seed=case.config.seed + 1))
             layer.load(directory)
             unmerged_after_load(layer, model.saved)
             model.case = case.replace(A=model.saved.case.A, B=model.saved.case.B)
             model.training, model.merged, model.unknown, model.gradients = True, False, False, []
-            model.drift = none_of(case, "W", "dA", "dB") | {name: model.saved.drift[name] for name in ("A", "B")}
+            model.drift = none_of(case, "dA", "dB") | {name: model.saved.drift[name] for name in ("W", "A", "B")}
     return layer, True
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conformance.files import container, corpus, gguf, kohya, meaning, mlx, peft_settings, reading
+from conformance.files import consumers, container, corpus, gguf, kohya, meaning, mlx, peft_settings, reading
 from conformance.files.corpus.made import Case
 from conformance.files.meaning import Meaning, Scale
 
@@ -35,23 +35,22 @@ def problems(folder: Path, case: Case) -> list[str]:
     if not case.valid:
         return [f"{codes} is not {case.codes}"] if found.right or not set(case.codes) <= codes else []
     wrong = [f"{codes} is not {case.codes}"] if codes != set(case.codes) else []
-    if {part.module for part in found.parts} != case.truth.keys():
-        return [*wrong, f"modules {[part.module for part in found.parts]}"]
-    base = container.read(str(folder / case.folder / "base.safetensors"))[0]
-    for part in found.parts:
-        name = f"{part.module}.weight"
-        try:
-            delta = part.delta(base.array(name) if name in base.tensors else None)
-        except ValueError as error:
-            return [*wrong, str(error)]
-        want = case.truth[part.module]
-        if part.magnitude:  # a root and a quotient are rounded
-            delta, want = delta.astype(np.float32), want.astype(np.float32)
-        if delta.shape != want.shape or not np.array_equal(delta, want):
-            wrong.append(f"ΔW of {part.module}")
-        if not part.magnitude and np.float32(part.norm()) != np.float32(np.linalg.norm(want)):
-            wrong.append(f"‖ΔW‖ of {part.module}")
-    return wrong
+    own = folder / case.folder / corpus.BASE
+    try:
+        got = consumers.deltas(found, arrays(folder / corpus.BASE) | (arrays(own) if own.exists() else {}))
+    except ValueError as error:
+        return [*wrong, str(error)]
+    if got.keys() != case.truth.keys():
+        return [*wrong, f"modules {sorted(got)}"]
+    wrong += [f"ΔW of {name}" for name, want in case.truth.items() if not np.array_equal(got[name], want)]
+    norms = {part.module: part.norm() for part in found.parts if not part.magnitude}
+    return wrong + [f"‖ΔW‖ of {name}" for name, norm in norms.items()
+                    if norm is None or np.float32(norm) != np.float32(np.linalg.norm(case.truth[name]))]
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    held, _ = container.read(str(path))
+    return {name: held.array(name) for name in held.tensors}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.folder)

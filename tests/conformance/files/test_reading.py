@@ -155,7 +155,7 @@ def test_mutated_files_are_issues_and_never_crashes(tmp_path):
     refused = 0
     for number in range(MUTATED):
         case = valid[number % len(valid)]
-        name = rng.choice([name for name in case.files if name != "base.safetensors"])
+        name = rng.choice(list(case.files))
         folder = written(tmp_path / "now", case._replace(files=case.files | {name: mutated(case.files[name], rng)}))
         place = folder if case.format in ("peft", "mlx-lm") else folder / next(iter(case.files))
         with np.errstate(all="ignore"):

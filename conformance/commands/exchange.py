@@ -1,0 +1,104 @@
+"""conformance exchange: what readers of adapter files make of the corpus."""
+
+import argparse
+import json
+import sys
+from collections import Counter
+
+from rich.table import Table
+from rich.text import Text
+
+from conformance import __version__
+from conformance.commands.shared import Written, console
+from conformance.files import exchange
+from conformance.files.consumers import CONSUMERS
+from conformance.files.corpus import Case
+from conformance.files.exchange import ACCEPTED, BAD, ELSEWHERE, LOST, REFUSED, RIGHT, WRONG, Cell, Matrix
+from conformance.report import output
+from conformance.run.examine import plain
+
+HELP = "give the files of the corpus to readers, and compare what each makes of them"
+EPILOG = """\
+A reader is a built-in one, or a function of yours:
+
+  def read(path, base):
+      # path: the folder of the adapter, or its file
+      # base: the weights of the base model, {name: array}, in PEFT's cases
+      return {module: delta_of_W}      # or raise an exception to refuse it
+
+  conformance exchange my_reader.py:read
+
+Each reader runs in a process of its own. What it makes of a file is
+
+  right      ΔW of every module is the declared one, bit for bit
+  refused    it raised an exception: right for an invalid file
+  wrong      it gave another ΔW, and no error: by which factor, or which fault
+  accepted   it took an invalid file, and gave no error
+  crash      its process ended, or gave no answer in time
+
+exit status:
+  0 nothing is wrong, accepted or a crash   1 something is   2 usage
+  3 no reader is available
+"""
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    add = parser.add_argument
+    known = ", ".join(CONSUMERS)
+    add("readers", metavar="READER", nargs="*", help=f"{known}, FILE.py:FUNCTION or MODULE:FUNCTION (default: {known})")
+    add("--only", metavar="WORD", nargs="+", default=(), help="formats or clauses, as peft or P-4")
+    add("--json", metavar="F", help="write all cells to F as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    written = Written(arguments.json)
+    only = {word.lower() for word in arguments.only}
+
+    def chosen(case: Case) -> bool:
+        return not only or bool(only & {case.format, case.clause.lower(), case.clause.partition("-")[0].lower()})
+
+    if only and not any(map(chosen, exchange.corpus.cases())):
+        raise ValueError(f"--only {' '.join(arguments.only)}: no file of the corpus is of this format or about this clause")
+    matrices = exchange.exchange(arguments.readers or list(CONSUMERS), chosen)
+    report = as_dict(matrices)
+    written(arguments.json, lambda file: output.write(file, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode()))
+    show(matrices)
+    if not any(matrix.cells for matrix in matrices):
+        return 3
+    return written.status(int(any(cell.status in BAD for matrix in matrices for cell in matrix.cells)))
+
+
+def as_dict(matrices: list[Matrix]) -> dict:
+    """The JSON report: schema 1."""
+    return {"schema": 1, "version": __version__, "readers": [
+        {"reader": matrix.consumer, "missing": matrix.missing,
+         "cells": [{"case": cell.case.folder, "format": cell.case.format, "clause": cell.case.clause, "valid": cell.case.valid,
+                    "status": cell.status, "words": cell.words} for cell in matrix.cells]} for matrix in matrices]}
+
+
+def show(matrices: list[Matrix]) -> None:
+    """Prints a table of counts, then each cell that is bad, and each valid file that was refused."""
+    screen = console()
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for name in ("reader", "format", RIGHT, REFUSED, WRONG, ACCEPTED, LOST):
+        table.add_column(name, justify="left" if name in ("reader", "format") else "right", overflow="fold")
+    for matrix in matrices:
+        for format in dict.fromkeys(cell.case.format for cell in matrix.cells if cell.status != ELSEWHERE):
+            counts = Counter(_column(cell) for cell in matrix.cells if cell.case.format == format)
+            table.add_row(matrix.consumer, format, *(str(counts[name]) for name in (RIGHT, REFUSED, WRONG, ACCEPTED, LOST)))
+    screen.print(table)
+    screen.print(Text("right: the declared ΔW, or an invalid file refused; refused: a valid file"))
+    for matrix in matrices:
+        if matrix.missing:
+            screen.print(Text(f"{matrix.consumer}: not available: {plain(matrix.missing)}", style="bold"))
+        for cell in matrix.cells:
+            if _column(cell) not in (RIGHT, ELSEWHERE):
+                style = "bold red" if cell.status in BAD else "bold"
+                screen.print(Text(f"{matrix.consumer} {cell.case.folder}: {_column(cell)}", style=style))
+                screen.print(Text(f"  {plain(cell.words)[:400]}"))
+    sys.stdout.flush()
+
+
+def _column(cell: Cell) -> str:
+    return RIGHT if cell.status == REFUSED and not cell.case.valid else cell.status

@@ -1,0 +1,152 @@
+"""Readers of adapter files, as functions: the folder of a case and the weights of the base model → ΔW by module.
+
+A reader that refuses a file raises an exception. What comes out is measured, not read off: a library loads the adapter into a
+model, and the rows of the identity go through each layer. Then ΔW is what came out, less W and the bias.
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from conformance.files import container, reading
+from conformance.files.corpus.made import CONV1D, EMBEDDING, HEAD
+from conformance.files.meaning import Meaning
+from conformance.files.peft import WEIGHTS
+
+Arrays = dict[str, np.ndarray]
+Consumer = Callable[[str, Arrays], Arrays]
+
+
+class NotAvailable(Exception):
+    """The library of the consumer is not installed, or there is no such consumer."""
+
+
+def file(place: str, base: Arrays) -> Arrays:
+    """conformance file: the meaning by the clauses of FILES.md."""
+    meaning = reading.read(place)
+    if meaning.format == "PEFT":
+        reading.compare(meaning, {name: weight.shape for name, weight in base.items()})
+    if not meaning.right:
+        raise ValueError("; ".join(f"{issue.code} {issue.where}: {issue.words}" for issue in meaning.issues))
+    return deltas(meaning, base)
+
+
+def deltas(meaning: Meaning, base: Arrays) -> Arrays:
+    """ΔW of every module that the meaning changes. Raises ValueError for DoRA without W."""
+    found = {part.module: part.delta(base.get(f"{part.module}.weight")) for part in meaning.parts}
+    for other in meaning.others:
+        if other.weight in base:
+            held, _ = container.read(str(Path(meaning.path) / WEIGHTS))
+            found[other.weight.removesuffix(".weight")] = held.array(other.name).astype(np.float64) - base[other.weight]
+    return found
+
+
+def lora_torch(place: str, base: Arrays) -> Arrays:
+    """lora_torch.load_adapter into a model of the base weights."""
+    from lora_torch import load_adapter
+
+    model = _model(base)
+    load_adapter(model, place)
+    return _measured(model, base)
+
+
+def peft(place: str, base: Arrays) -> Arrays:
+    """PeftModel.from_pretrained around a model of the base weights."""
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(_model(base), place)
+    return _measured(model.base_model.model, base)
+
+
+CONSUMERS: dict[str, tuple[str, tuple[str, ...], Consumer]] = {  # the package that it needs, the formats it reads, itself
+    "file": ("conformance", ("peft", "kohya", "diffusers", "torchtune", "mlx-lm", "gguf"), file),
+    "lora_torch": ("lora_torch", ("peft",), lora_torch),
+    "peft": ("peft", ("peft",), peft),
+}
+
+
+def find(name: str) -> tuple[tuple[str, ...] | None, Consumer]:
+    """The formats that the consumer reads, None for any, and its function. The name is a built-in one, or FILE.py:FUNCTION, or
+    MODULE:FUNCTION. Raises NotAvailable."""
+    if name in CONSUMERS:
+        package, formats, function = CONSUMERS[name]
+        if importlib.util.find_spec(package) is None:
+            raise NotAvailable(f"{package} is not installed")
+        return formats, function
+    path, _, attribute = name.rpartition(":")
+    try:
+        if path.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(path)
+        return None, getattr(module, attribute)
+    except Exception as error:
+        known = ", ".join(CONSUMERS)
+        raise NotAvailable(f"{name}: {type(error).__name__}: {error}; expected one of {known}, or FILE.py:FUNCTION") from error
+
+
+def _model(base: Arrays):
+    """A torch model with a layer for each weight: nn.Linear with a bias of zeros, nn.Embedding, and GPT-2's Conv1D."""
+    import torch
+    from torch import nn
+
+    root = nn.Module()
+    for name, weight in base.items():
+        module = name.removesuffix(".weight")
+        if module == EMBEDDING:
+            layer = nn.Embedding(*weight.shape)
+        elif module == CONV1D and (conv1d := _conv1d()):
+            layer = conv1d(weight.shape[1], weight.shape[0])
+        else:
+            layer = nn.Linear(weight.shape[1], weight.shape[0], bias=module != HEAD)
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(weight))
+            if getattr(layer, "bias", None) is not None:
+                layer.bias.zero_()
+        *path, last = module.split(".")
+        parent = root
+        for part in path:
+            if not hasattr(parent, part):
+                parent.add_module(part, nn.Module())
+            parent = getattr(parent, part)
+        parent.add_module(last, layer)
+    return root
+
+
+def _conv1d():
+    """GPT-2's layer, whose weight is (in, out), if transformers is installed."""
+    if importlib.util.find_spec("transformers") is None:
+        return None
+    from transformers.pytorch_utils import Conv1D
+
+    return Conv1D
+
+
+def _measured(model, base: Arrays) -> Arrays:
+    """ΔW of every layer whose weight the adapter changes, as the base model stores W."""
+    import torch
+
+    found = {}
+    model.eval()
+    with torch.no_grad():
+        for name, weight in base.items():
+            module = name.removesuffix(".weight")
+            layer = model.get_submodule(module)
+            if module == EMBEDDING:
+                delta = layer(torch.arange(len(weight))).numpy() - weight
+            else:
+                turned = module == CONV1D and bool(_conv1d())
+                inputs = weight.shape[0] if turned else weight.shape[1]
+                y = (layer(torch.eye(inputs)) - layer(torch.zeros(1, inputs))).numpy()  # (in, out), without the bias
+                delta = y - weight if turned else y.T - weight
+            if delta.any():
+                found[module] = delta
+    return found

@@ -1,0 +1,143 @@
+"""What readers make of the corpus: each consumer in a process of its own, each case against its declared ΔW."""
+
+import json
+import math
+import os
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from conformance.files import corpus
+from conformance.files.corpus import Case
+
+RIGHT, REFUSED, WRONG, ACCEPTED, LOST, ELSEWHERE = "right", "refused", "wrong", "accepted", "crash", "not read"
+BAD = (WRONG, ACCEPTED, LOST)
+START, LIMIT = 180.0, 60.0  # seconds for the first answer, in which libraries are imported, and for each other
+FACTORS = {  # what a wrong ΔW may be a multiple of the right one by, in words, for a rank
+    "the LoRA part is left out": lambda rank: 0.0,
+    "√rank is missing": lambda rank: 1 / math.sqrt(rank),
+    "√rank is there once more": math.sqrt,
+    "the rank is missing: alpha is not divided by it": float,
+    "alpha is divided by the rank twice": lambda rank: 1 / rank,
+    "the sign is wrong": lambda rank: -1.0,
+}
+
+
+class Cell(NamedTuple):
+    """What one consumer made of one case."""
+
+    case: Case
+    status: str
+    words: str = ""  # why it was refused, or what is wrong
+
+
+class Matrix(NamedTuple):
+    """What one consumer made of all cases. `missing` says why there are none."""
+
+    consumer: str
+    cells: list[Cell]
+    missing: str = ""
+
+
+def exchange(names: list[str], chosen: Callable[[Case], bool] = lambda case: True,
+             progress: Callable[[str, Cell], None] = lambda name, cell: None) -> list[Matrix]:
+    """Gives the chosen cases of the corpus to each consumer."""
+    with tempfile.TemporaryDirectory(prefix="conformance-") as scratch:
+        folder = Path(scratch) / "corpus"
+        cases = [case for case in corpus.write(folder) if chosen(case)]
+        return [_of(name, cases, folder, Path(scratch), progress) for name in names]
+
+
+def _of(name: str, cases: list[Case], folder: Path, scratch: Path, progress: Callable[[str, Cell], None]) -> Matrix:
+    cells: list[Cell] = []
+    while len(cells) < len(cases):  # a consumer that dies at a case is started again after it
+        out = scratch / f"{len(os.listdir(scratch))}"
+        out.mkdir()
+        for found in _asked(name, cases[len(cells) :], folder, out):
+            if isinstance(found, str):
+                return Matrix(name, [], found)
+            cells.append(found)
+            progress(name, found)
+    return Matrix(name, cells)
+
+
+def _asked(name: str, cases: list[Case], folder: Path, out: Path) -> Iterator[Cell | str]:
+    """The cells of these cases, up to the first at which the consumer's process ends. A text if there is no such consumer."""
+    command = [sys.executable, "-P", "-m", "conformance.files.serve", name, str(folder), str(out)]
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                          env=os.environ | {"PYTHONPATH": paths}, start_new_session=True) as process:
+        try:
+            first = _answer(process, START)
+            if first is None or "not available" in first:
+                yield (first or {}).get("not available", "its process ended, or gave no answer, before the first case")
+                return
+            for case in cases:
+                if first["formats"] is not None and case.format not in first["formats"]:
+                    yield Cell(case, ELSEWHERE)
+                    continue
+                answer = _ask(process, case.folder)
+                if answer is None:
+                    yield Cell(case, LOST, "its process ended, or gave no answer in time")
+                    return
+                yield _judged(case, answer, out)
+        finally:
+            process.kill()
+
+
+def _ask(process: subprocess.Popen, folder: str) -> dict | None:
+    assert process.stdin is not None
+    try:
+        process.stdin.write(folder + "\n")
+        process.stdin.flush()
+    except OSError:
+        return None
+    return _answer(process, LIMIT)
+
+
+def _answer(process: subprocess.Popen, seconds: float) -> dict | None:
+    assert process.stdout is not None
+    if not select.select([process.stdout], [], [], seconds)[0]:
+        return None
+    line = process.stdout.readline()
+    return json.loads(line) if line else None
+
+
+def _judged(case: Case, answer: dict, out: Path) -> Cell:
+    if not answer["ok"]:
+        return Cell(case, REFUSED, answer["refusal"])
+    if not case.valid:
+        return Cell(case, ACCEPTED, "it took the file, and gave no error")
+    with np.load(out / f"{answer['at']}.npz") as file:
+        found = {module: file[module] for module in file.files}
+    words = [f"{module}: {what}" for module in sorted(found.keys() | case.truth.keys())
+             if (what := _difference(found.get(module), case.truth.get(module), case.ranks.get(module, 0)))]
+    return Cell(case, WRONG, "; ".join(words)) if words else Cell(case, RIGHT)
+
+
+def _difference(got: np.ndarray | None, want: np.ndarray | None, rank: int) -> str:
+    """What is wrong with ΔW of one module, by which known fault, or by which factor. Empty if nothing is. All numbers of the
+    corpus are exact in float32."""
+    if want is None:
+        return "changed, and the file is not about it"
+    if got is None:
+        return "unchanged: the LoRA part is left out"
+    if got.shape != want.shape:
+        return f"ΔW is {got.shape}, expected {want.shape}"
+    if np.array_equal(got, want):
+        return ""
+    if got.shape == want.shape[::-1] and np.array_equal(got, want.T):
+        return "transposed"
+    with np.errstate(all="ignore"):
+        factor = float((got * want).sum() / (want * want).sum())
+    if np.array_equal(got.astype(np.float32), (factor * want).astype(np.float32)):
+        named = next((words for words, of in FACTORS.items() if rank and np.float32(of(rank)) == np.float32(factor)), "")
+        return f"{factor:.4g} times ΔW" + (f": {named}" if named else "")
+    distance = float(np.linalg.norm(got - want) / np.linalg.norm(want))
+    return f"off by {distance:.3g} of ‖ΔW‖"

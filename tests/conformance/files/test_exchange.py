@@ -1,0 +1,110 @@
+"""What readers make of the corpus: right ones, wrong ones, and those that die."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from conformance.files.exchange import ACCEPTED, BAD, ELSEWHERE, LOST, REFUSED, RIGHT, WRONG, Matrix, exchange
+
+sys.path.append(str(Path(__file__).parents[1] / "commands"))
+from test_cli import conformance
+
+READERS = '''\
+import os
+from conformance.files import peft_settings, reading
+
+def deltas(path, base, **wrong):
+    meaning = reading.read(path)
+    return {part.module: part.delta(base.get(part.module + ".weight")) for part in meaning.parts}
+
+def believes_all(path, base):
+    return deltas(path, base)
+
+def without_rslora(path, base):
+    checked = peft_settings.checked
+    peft_settings.checked = lambda meaning, said: checked(meaning, said | {"use_rslora": False})
+    try:
+        return deltas(path, base)
+    finally:
+        peft_settings.checked = checked
+
+def transposed(path, base):
+    return {module: delta.T for module, delta in deltas(path, base).items()}
+
+def nothing(path, base):
+    print("a line that is no answer")
+    return {}
+
+def dies(path, base):
+    if "rslora" in path:
+        os._exit(3)
+    return deltas(path, base)
+'''
+
+
+@pytest.fixture(scope="module")
+def readers(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("readers") / "readers.py"
+    path.write_text(READERS)
+    return str(path)
+
+
+def made(name: str, *words: str) -> Matrix:
+    (matrix,) = exchange([name], lambda case: not words or any(word in case.folder for word in words))
+    return matrix
+
+
+def test_the_meaning_by_the_clauses_is_right_everywhere():
+    for cell in made("file").cells:
+        assert cell.status == (RIGHT if cell.case.valid else REFUSED), (cell.case.folder, cell.words)
+
+
+def test_lora_torch_refuses_what_is_invalid_and_what_it_does_not_offer():
+    cells = [cell for cell in made("lora_torch").cells if cell.status != ELSEWHERE]
+    assert len(cells) > 80
+    assert not [(cell.case.folder, cell.words) for cell in cells if cell.status in BAD]
+    refused = {cell.case.name for cell in cells if cell.case.valid and cell.status == REFUSED}
+    assert refused == {"dora", "a_bias_beside_b", "no_alpha", "alpha_zero_r_absent", "targets_all_linear",
+                       "a_target_without_factors", "float64"}
+
+
+def test_peft_computes_what_the_files_mean():
+    pytest.importorskip("peft")
+    cells = [cell for cell in made("peft").cells if cell.status != ELSEWHERE]
+    assert not [(cell.case.folder, cell.words) for cell in cells if cell.case.valid and cell.status != RIGHT]
+    accepted = {cell.case.name for cell in cells if cell.status == ACCEPTED}
+    assert {"a_without_b", "no_prefix", "a_tensor_of_nobody", "a_module_that_is_no_target"} <= accepted
+
+
+def test_a_wrong_reader_is_told_by_which_fault(readers):
+    (cell,) = made(f"{readers}:without_rslora", "pass-rslora").cells
+    assert cell.status == WRONG and "√rank is missing" in cell.words
+    (cell,) = made(f"{readers}:transposed", "P-3-pass-plain").cells
+    assert cell.status == WRONG and "ΔW is (12, 10), expected (10, 12)" in cell.words
+    (cell,) = made(f"{readers}:nothing", "P-3-pass-plain").cells
+    assert cell.status == WRONG and "the LoRA part is left out" in cell.words
+    cells = made(f"{readers}:believes_all", "peft/R-3-fail", "peft/P-5-fail").cells
+    assert {cell.status for cell in cells} == {ACCEPTED}
+
+
+def test_a_reader_that_dies_loses_one_case(readers):
+    cells = made(f"{readers}:dies", "peft/P-3-pass").cells
+    lost = [cell.case.name for cell in cells if cell.status == LOST]
+    assert lost == ["rslora"] and all(cell.status == RIGHT for cell in cells if cell.case.name != "rslora")
+
+
+def test_a_reader_that_is_not_there_is_not_available(readers):
+    for name in ("no_such_reader", f"{readers}:no_such_function", "no/such/file.py:read"):
+        matrix = made(name, "P-3-pass-plain")
+        assert not matrix.cells and matrix.missing
+
+
+def test_the_command(readers, tmp_path):
+    done = conformance("exchange", "file", f"{readers}:without_rslora", "--only", "P-3", "--json", str(tmp_path / "out.json"))
+    assert done.returncode == 1, done.stderr
+    assert "√rank is missing" in done.stdout and (tmp_path / "out.json").exists()
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert conformance("exchange", "file", "--only", "P-4").returncode == 0
+    assert conformance("exchange", "file", "--only", "no_such_format").returncode == 2
+    assert conformance("exchange", "no_such_reader").returncode == 3
