@@ -9,6 +9,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,12 +37,17 @@ def file(place: str, base: Arrays) -> Arrays:
 
 
 def deltas(meaning: Meaning, base: Arrays) -> Arrays:
-    """ΔW of every module that the meaning changes. Raises ValueError for DoRA without W."""
+    """ΔW of every module that the meaning changes, and under "{module}.bias" what is added to its output. Raises ValueError for
+    DoRA without W."""
     found = {part.module: part.delta(base.get(f"{part.module}.weight")) for part in meaning.parts}
+    for part in meaning.parts:
+        if part.bias and part.scale.value is not None:
+            found[f"{part.module}.bias"] = part.scale.value * part.A.container.array(part.bias).astype(np.float64)
     for other in meaning.others:
-        if other.weight in base:
-            held, _ = container.read(str(Path(meaning.path) / WEIGHTS))
-            found[other.weight.removesuffix(".weight")] = held.array(other.name).astype(np.float64) - base[other.weight]
+        held, _ = container.read(str(Path(meaning.path) / WEIGHTS))
+        change = held.array(other.name).astype(np.float64) - base.get(other.place, 0.0)
+        if change.any():
+            found[other.place.removesuffix(".weight")] = change
     return found
 
 
@@ -49,17 +55,17 @@ def lora_torch(place: str, base: Arrays) -> Arrays:
     """lora_torch.load_adapter into a model of the base weights."""
     from lora_torch import load_adapter
 
-    model = _model(base)
+    model = model_of(base)
     load_adapter(model, place)
-    return _measured(model, base)
+    return measured(model, base)
 
 
 def peft(place: str, base: Arrays) -> Arrays:
     """PeftModel.from_pretrained around a model of the base weights."""
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(_model(base), place)
-    return _measured(model.base_model.model, base)
+    model = PeftModel.from_pretrained(model_of(base), place)
+    return measured(model.base_model.model, base)
 
 
 CONSUMERS: dict[str, tuple[str, tuple[str, ...], Consumer]] = {  # the package that it needs, the formats it reads, itself
@@ -93,16 +99,16 @@ def find(name: str) -> tuple[tuple[str, ...] | None, Consumer]:
         raise NotAvailable(f"{name}: {type(error).__name__}: {error}; expected one of {known}, or FILE.py:FUNCTION") from error
 
 
-def _model(base: Arrays):
+def model_of(base: Arrays) -> Any:
     """A torch model with a layer for each weight: nn.Linear with a bias of zeros, nn.Embedding, and GPT-2's Conv1D."""
     import torch
     from torch import nn
 
-    root = nn.Module()
+    root: Any = nn.Module()
     for name, weight in base.items():
         module = name.removesuffix(".weight")
         if module == EMBEDDING:
-            layer = nn.Embedding(*weight.shape)
+            layer: Any = nn.Embedding(*weight.shape)
         elif module == CONV1D and (conv1d := _conv1d()):
             layer = conv1d(weight.shape[1], weight.shape[0])
         else:
@@ -130,8 +136,9 @@ def _conv1d():
     return Conv1D
 
 
-def _measured(model, base: Arrays) -> Arrays:
-    """ΔW of every layer whose weight the adapter changes, as the base model stores W."""
+def measured(model: Any, base: Arrays) -> Arrays:
+    """ΔW of every layer that computes something else than with the base weights, as the base model stores W, and under
+    "{module}.bias" what is added to its output."""
     import torch
 
     found = {}
@@ -139,14 +146,13 @@ def _measured(model, base: Arrays) -> Arrays:
     with torch.no_grad():
         for name, weight in base.items():
             module = name.removesuffix(".weight")
-            layer = model.get_submodule(module)
+            layer: Any = model.get_submodule(module)
             if module == EMBEDDING:
-                delta = layer(torch.arange(len(weight))).numpy() - weight
-            else:
-                turned = module == CONV1D and bool(_conv1d())
-                inputs = weight.shape[0] if turned else weight.shape[1]
-                y = (layer(torch.eye(inputs)) - layer(torch.zeros(1, inputs))).numpy()  # (in, out), without the bias
-                delta = y - weight if turned else y.T - weight
-            if delta.any():
-                found[module] = delta
-    return found
+                found[module] = layer(torch.arange(len(weight))).double().numpy() - weight
+                continue
+            turned = module == CONV1D and bool(_conv1d())
+            inputs = weight.shape[0] if turned else weight.shape[1]
+            added = layer(torch.zeros(1, inputs)).double()
+            y = (layer(torch.eye(inputs)).double() - added).numpy()  # (in, out), without the bias
+            found |= {module: (y if turned else y.T) - weight, f"{module}.bias": added[0].numpy()}
+    return {name: change for name, change in found.items() if change.any()}

@@ -112,10 +112,10 @@ def _answer(process: subprocess.Popen, seconds: float) -> dict | None:
 def _judged(case: Case, answer: dict, out: Path) -> Cell:
     if not answer["ok"]:
         return Cell(case, REFUSED, answer["refusal"])
-    if not case.valid:
-        return Cell(case, ACCEPTED, "it took the file, and gave no error")
     with np.load(out / f"{answer['at']}.npz") as file:
         found = {module: file[module] for module in file.files}
+    if not case.valid:
+        return Cell(case, ACCEPTED, f"no error; it changed {', '.join(sorted(found)) or 'nothing: the base model is served'}")
     words = [f"{module}: {what}" for module in sorted(found.keys() | case.truth.keys())
              if (what := _difference(found.get(module), case.truth.get(module), case.ranks.get(module, 0)))]
     return Cell(case, WRONG, "; ".join(words)) if words else Cell(case, RIGHT)

@@ -131,7 +131,7 @@ class Other(NamedTuple):
 
     name: str
     words: str  # what it takes the place of, or does
-    weight: str = ""  # the weight of the base model in whose place it stands
+    place: str = ""  # the parameter of the base model in whose place it stands
 
 
 @dataclass

@@ -47,8 +47,8 @@ def understood(meaning: Meaning, held: Container, given: dict[str, Any]) -> Mean
     for module, roles in sort_out(meaning, held, partial(_role, meaning, said)).items():
         role, name = next(iter(roles.items()))
         if role in OTHERS:
-            whole = role == "saved" and name.endswith(".weight")
-            meaning.others.append(Other(name, OTHERS[role], name.removeprefix(PREFIX) if whole else ""))
+            place = name.removeprefix(PREFIX).replace(".base_layer.", ".")
+            meaning.others.append(Other(name, OTHERS[role], place))
         elif role != "wrong":
             _module(meaning, held, said, module, roles, scale)
     targets = said.get("target_modules")

@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,8 @@ def main(name: str, corpus: str, out: str) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 found = read(str(_file_of(place)), base)
-            np.savez(f"{out}/{number}.npz", **{module: np.asarray(delta, np.float64) for module, delta in found.items()})
+            arrays: Any = {module: np.asarray(delta, np.float64) for module, delta in found.items()}
+            np.savez(f"{out}/{number}.npz", **arrays)
             say({"ok": True, "at": number})
         except Exception as error:
             say({"ok": False, "refusal": f"{type(error).__name__}: {error}"[:2000]})

@@ -74,7 +74,7 @@ def valid() -> Iterator[Case]:
     yield peft("P-7", "fan_in_fan_out", modules=(CONV1D,), turned=True, settings={"fan_in_fan_out": True})
     yield peft("R-4", "rank_one", rank=1, scale=3.0, settings={"r": 1})
     yield peft("R-4", "rank_above_the_sizes", rank=16, scale=0.25, settings={"r": 16, "lora_alpha": 4})
-    yield peft(
+    biases = peft(
         "P-8",
         "biases",
         modules=(Q,),
@@ -82,6 +82,7 @@ def valid() -> Iterator[Case]:
         codes=("FILE-050",),
         more={key(Q, "base_layer.bias"): drawn("bias", OUT)},
     )
+    yield biases._replace(truth=biases.truth | {f"{Q}.bias": drawn("bias", OUT).astype(np.float64)})
     whole = peft(
         "P-9",
         "a_whole_module",
@@ -90,7 +91,7 @@ def valid() -> Iterator[Case]:
         more={f"base_model.model.{HEAD}.weight": drawn("head", OUT, IN)},
     )
     yield whole._replace(truth=whole.truth | {HEAD: drawn("head", OUT, IN).astype(np.float64) - base_model()[f"{HEAD}.weight"]})
-    yield peft(
+    beside = peft(
         "P-11",
         "a_bias_beside_b",
         modules=(Q,),
@@ -98,6 +99,7 @@ def valid() -> Iterator[Case]:
         codes=("FILE-050",),
         more={key(Q, "lora_B.bias"): drawn("lora bias", OUT)},
     )
+    yield beside._replace(truth=beside.truth | {f"{Q}.bias": 0.75 * drawn("lora bias", OUT).astype(np.float64)})
     yield peft(
         "R-2", "settings_of_training", settings={"lora_dropout": 0.1, "inference_mode": True, "init_lora_weights": "gaussian"}
     )
