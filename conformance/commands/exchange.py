@@ -14,6 +14,7 @@ from conformance.files import exchange
 from conformance.files.consumers import CONSUMERS
 from conformance.files.corpus import Case
 from conformance.files.exchange import ACCEPTED, BAD, ELSEWHERE, LOST, REFUSED, RIGHT, WRONG, Cell, Matrix
+from conformance.files.producers import PRODUCERS
 from conformance.report import output
 from conformance.run.examine import plain
 
@@ -27,6 +28,9 @@ A reader is a built-in one, or a function of yours:
       return {module: delta_of_W}      # or raise an exception to refuse it
 
   conformance exchange my_reader.py:read
+
+With --writers the readers also get what programs write: an adapter for each
+of some twenty features. The right ΔW is what the writer's own model computes.
 
 Each reader runs in a process of its own. What it makes of a file is
 
@@ -45,9 +49,10 @@ exit status:
 def declare(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add = parser.add_argument
-    known = ", ".join(CONSUMERS)
+    known, writers = ", ".join(CONSUMERS), ", ".join(PRODUCERS)
     add("readers", metavar="READER", nargs="*", help=f"{known}, FILE.py:FUNCTION or MODULE:FUNCTION (default: {known})")
-    add("--only", metavar="WORD", nargs="+", default=(), help="formats or clauses, as peft or P-4")
+    add("--writers", metavar="WRITER", nargs="*", help=f"take what these write, too: {writers} (without a name: all of them)")
+    add("--only", metavar="WORD", nargs="+", default=(), help="formats, clauses or writers: peft, P-4, by")
     add("--json", metavar="F", help="write all cells to F as JSON")
 
 
@@ -56,11 +61,12 @@ def run(arguments: argparse.Namespace) -> int:
     only = {word.lower() for word in arguments.only}
 
     def chosen(case: Case) -> bool:
-        return not only or bool(only & {case.format, case.clause.lower(), case.clause.partition("-")[0].lower()})
+        return not only or bool(only & {case.source, case.clause.lower(), case.clause.partition("-")[0].lower()})
 
-    if only and not any(map(chosen, exchange.corpus.cases())):
+    if only and arguments.writers is None and not any(map(chosen, exchange.corpus.cases())):
         raise ValueError(f"--only {' '.join(arguments.only)}: no file of the corpus is of this format or about this clause")
-    matrices = exchange.exchange(arguments.readers or list(CONSUMERS), chosen)
+    writers = list(PRODUCERS) if arguments.writers == [] else arguments.writers
+    matrices = exchange.exchange(arguments.readers or list(CONSUMERS), chosen, writers)
     report = as_dict(matrices)
     written(arguments.json, lambda file: output.write(file, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode()))
     show(matrices)
@@ -73,7 +79,7 @@ def as_dict(matrices: list[Matrix]) -> dict:
     """The JSON report: schema 1."""
     return {"schema": 1, "version": __version__, "readers": [
         {"reader": matrix.consumer, "missing": matrix.missing,
-         "cells": [{"case": cell.case.folder, "format": cell.case.format, "clause": cell.case.clause, "valid": cell.case.valid,
+         "cells": [{"case": cell.case.folder, "files": cell.case.source, "clause": cell.case.clause, "valid": cell.case.valid,
                     "status": cell.status, "words": cell.words} for cell in matrix.cells]} for matrix in matrices]}
 
 
@@ -81,12 +87,12 @@ def show(matrices: list[Matrix]) -> None:
     """Prints a table of counts, then each cell that is bad, and each valid file that was refused."""
     screen = console()
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for name in ("reader", "format", RIGHT, REFUSED, WRONG, ACCEPTED, LOST):
-        table.add_column(name, justify="left" if name in ("reader", "format") else "right", overflow="fold")
+    for name in ("reader", "files", RIGHT, REFUSED, WRONG, ACCEPTED, LOST):
+        table.add_column(name, justify="left" if name in ("reader", "files") else "right", overflow="fold")
     for matrix in matrices:
-        for format in dict.fromkeys(cell.case.format for cell in matrix.cells if cell.status != ELSEWHERE):
-            counts = Counter(_column(cell) for cell in matrix.cells if cell.case.format == format)
-            table.add_row(matrix.consumer, format, *(str(counts[name]) for name in (RIGHT, REFUSED, WRONG, ACCEPTED, LOST)))
+        for source in dict.fromkeys(cell.case.source for cell in matrix.cells if cell.status != ELSEWHERE):
+            counts = Counter(_column(cell) for cell in matrix.cells if cell.case.source == source)
+            table.add_row(matrix.consumer, source, *(str(counts[name]) for name in (RIGHT, REFUSED, WRONG, ACCEPTED, LOST)))
     screen.print(table)
     screen.print(Text("right: the declared ΔW, or an invalid file refused; refused: a valid file"))
     for matrix in matrices:
@@ -95,7 +101,7 @@ def show(matrices: list[Matrix]) -> None:
         for cell in matrix.cells:
             if _column(cell) not in (RIGHT, ELSEWHERE):
                 style = "bold red" if cell.status in BAD else "bold"
-                screen.print(Text(f"{matrix.consumer} {cell.case.folder}: {_column(cell)}", style=style))
+                screen.print(Text(f"{matrix.consumer} {cell.case.title}: {_column(cell)}", style=style))
                 screen.print(Text(f"  {plain(cell.words)[:400]}"))
     sys.stdout.flush()
 

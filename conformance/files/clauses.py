@@ -116,9 +116,10 @@ CLAUSES = {
         "With `use_dora`, `lora_magnitude_vector`, (out), holds the length of each row of W: "
         "W' = m · (W + scale · B A) / ‖W + scale · B A‖, row by row. A reader that has no DoRA MUST refuse the file.",
         "Liu et al., arXiv:2402.09353, eq. 5; huggingface/peft, tuners/lora/dora.py"),
-    "P-7": Clause("With `fan_in_fan_out` the weight of the module is stored as (in, out), as in GPT-2's Conv1D. The factors "
-    "are not.",
-                  PEFT_LAYER),
+    "P-7": Clause(
+        "The weight of GPT-2's Conv1D is stored as (in, out). The factors are not turned. `fan_in_fan_out` says so, but the "
+        "layer decides: a reader that has the model MUST go by its layers.", PEFT_LAYER,
+        "PEFT corrects the setting for each layer when it loads, and writes one for the whole model."),
     "P-8": Clause(
         "`bias` is none, all or lora_only. The biases in the file take the place of those of the model.", PEFT_CONFIG,
         "A reader that leaves them out changes the function even at scale 0."),
@@ -215,6 +216,7 @@ KINDS = {
     "FILE-040": Kind(ERROR, "R-6", "the base model has no such module"),
     "FILE-041": Kind(ERROR, "R-7", "the factors do not fit the weight of the base model"),
     "FILE-042": Kind(NOTE, "R-6", "the names of this format are not those of the base model: not compared"),
+    "FILE-043": Kind(WARNING, "P-7", "the base model stores the weight the other way round than the settings say"),
     "FILE-050": Kind(NOTE, "P-6", "the file needs more than the factors: a reader that leaves it out computes something else"),
     "FILE-051": Kind(NOTE, "R-1", "B is zero: the adapter changes nothing here"),
 }

@@ -1,13 +1,18 @@
-"""What readers make of the corpus: each consumer in a process of its own, each case against its declared ΔW."""
+"""What readers make of adapter files: each reader in a process of its own, each file against its ΔW.
+
+The ΔW of a file of the corpus is declared. That of a file which a writer made is what the writer's own model computes.
+"""
 
 import json
 import math
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +20,11 @@ import numpy as np
 
 from conformance.files import corpus
 from conformance.files.corpus import Case
+from conformance.files.producers import FEATURES
 
 RIGHT, REFUSED, WRONG, ACCEPTED, LOST, ELSEWHERE = "right", "refused", "wrong", "accepted", "crash", "not read"
 BAD = (WRONG, ACCEPTED, LOST)
+ENDED = "its process ended, or gave no answer in time"
 START, LIMIT = 180.0, 60.0  # seconds for the first answer, in which libraries are imported, and for each other
 FACTORS = {  # what a wrong ΔW may be a multiple of the right one by, in words, for a rank
     "the LoRA part is left out": lambda rank: 0.0,
@@ -45,13 +52,38 @@ class Matrix(NamedTuple):
     missing: str = ""
 
 
-def exchange(names: list[str], chosen: Callable[[Case], bool] = lambda case: True,
+def exchange(names: list[str], chosen: Callable[[Case], bool] = lambda case: True, writers: list[str] | None = None,
              progress: Callable[[str, Cell], None] = lambda name, cell: None) -> list[Matrix]:
-    """Gives the chosen cases of the corpus to each consumer."""
+    """Gives the chosen cases to each reader: those of the corpus, and what each of the writers makes of each feature."""
     with tempfile.TemporaryDirectory(prefix="conformance-") as scratch:
         folder = Path(scratch) / "corpus"
-        cases = [case for case in corpus.write(folder) if chosen(case)]
-        return [_of(name, cases, folder, Path(scratch), progress) for name in names]
+        cases = corpus.write(folder)
+        missing = []
+        for writer in writers or ():
+            found = _written(writer, folder)
+            missing += [Matrix(writer, [], found)] if isinstance(found, str) else []
+            cases += [] if isinstance(found, str) else found
+        cases = [case for case in cases if chosen(case)]
+        return missing + [_of(name, cases, folder, Path(scratch), progress) for name in names]
+
+
+def _written(writer: str, folder: Path) -> list[Case] | str:
+    """A case for each feature that the writer offers. A text if it is not available."""
+    out = folder / f"by {writer}"
+    out.mkdir()
+    made = []
+    with _process("write", writer, folder, out) as process:
+        first = _answer(process, START)
+        if first is None or "not available" in first:
+            return (first or {}).get("not available", ENDED)
+        for feature in FEATURES:
+            answer = _ask(process, feature)
+            if answer is None:
+                break
+            if answer["ok"]:
+                truth = _loaded(out / f"{answer['at']}.npz")
+                made.append(Case("peft", writer, feature, {}, truth, 0.0, (), at=f"by {writer}/{answer['at']}"))
+    return made
 
 
 def _of(name: str, cases: list[Case], folder: Path, scratch: Path, progress: Callable[[str, Cell], None]) -> Matrix:
@@ -69,26 +101,35 @@ def _of(name: str, cases: list[Case], folder: Path, scratch: Path, progress: Cal
 
 def _asked(name: str, cases: list[Case], folder: Path, out: Path) -> Iterator[Cell | str]:
     """The cells of these cases, up to the first at which the consumer's process ends. A text if there is no such consumer."""
-    command = [sys.executable, "-P", "-m", "conformance.files.serve", name, str(folder), str(out)]
-    paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                          env=os.environ | {"PYTHONPATH": paths}, start_new_session=True) as process:
-        try:
-            first = _answer(process, START)
-            if first is None or "not available" in first:
-                yield (first or {}).get("not available", "its process ended, or gave no answer, before the first case")
+    with _process("read", name, folder, out) as process:
+        first = _answer(process, START)
+        if first is None or "not available" in first:
+            yield (first or {}).get("not available", ENDED)
+            return
+        for case in cases:
+            if first["formats"] is not None and case.format not in first["formats"]:
+                yield Cell(case, ELSEWHERE)
+                continue
+            answer = _ask(process, case.folder)
+            if answer is None:
+                yield Cell(case, LOST, ENDED)
                 return
-            for case in cases:
-                if first["formats"] is not None and case.format not in first["formats"]:
-                    yield Cell(case, ELSEWHERE)
-                    continue
-                answer = _ask(process, case.folder)
-                if answer is None:
-                    yield Cell(case, LOST, "its process ended, or gave no answer in time")
-                    return
-                yield _judged(case, answer, out)
-        finally:
-            process.kill()
+            yield _judged(case, answer, out)
+
+
+@contextmanager
+def _process(kind: str, name: str, folder: Path, out: Path) -> Iterator[subprocess.Popen]:
+    """The process of a reader or writer: see serve.py. It is ended at the end, with what it has started."""
+    command = [sys.executable, "-P", "-m", "conformance.files.serve", kind, name, str(folder), str(out)]
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                               env=os.environ | {"PYTHONPATH": paths}, start_new_session=True)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def _ask(process: subprocess.Popen, folder: str) -> dict | None:
@@ -112,13 +153,17 @@ def _answer(process: subprocess.Popen, seconds: float) -> dict | None:
 def _judged(case: Case, answer: dict, out: Path) -> Cell:
     if not answer["ok"]:
         return Cell(case, REFUSED, answer["refusal"])
-    with np.load(out / f"{answer['at']}.npz") as file:
-        found = {module: file[module] for module in file.files}
+    found = _loaded(out / f"{answer['at']}.npz")
     if not case.valid:
         return Cell(case, ACCEPTED, f"no error; it changed {', '.join(sorted(found)) or 'nothing: the base model is served'}")
     words = [f"{module}: {what}" for module in sorted(found.keys() | case.truth.keys())
              if (what := _difference(found.get(module), case.truth.get(module), case.ranks.get(module, 0)))]
     return Cell(case, WRONG, "; ".join(words)) if words else Cell(case, RIGHT)
+
+
+def _loaded(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return {module: file[module] for module in file.files}
 
 
 def _difference(got: np.ndarray | None, want: np.ndarray | None, rank: int) -> str:

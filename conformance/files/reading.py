@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from conformance.files import container, diffusers, gguf, kohya, mlx, peft, torchtune
@@ -94,7 +95,7 @@ def compare(meaning: Meaning, base: dict[str, tuple[int, ...]]) -> None:
     flat: dict[str, list[str]] = {}
     for name in base:
         flat.setdefault(name.removesuffix(".weight").replace(".", "_"), []).append(name)
-    for part in meaning.parts:
+    for number, part in enumerate(meaning.parts):
         names = list(_names(meaning.format, part.module, base, flat))
         if len(names) != 1:
             words = f"its name can be that of {' or '.join(names)}" if names else "no weight has its name"
@@ -102,7 +103,11 @@ def compare(meaning: Meaning, base: dict[str, tuple[int, ...]]) -> None:
             continue
         shape = base[names[0]]
         weight = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else shape
-        if part.weight != weight:
+        turned = replace(part, fan_in_fan_out=not part.fan_in_fan_out)
+        if part.weight != weight and part.kind == "linear" and turned.weight == weight and meaning.format == "PEFT":
+            meaning.parts[number] = turned
+            meaning.say("FILE-043", part.module, f"{names[0]} is {shape}: it counts as a layer of that kind, such as Conv1D")
+        elif part.weight != weight:
             meaning.say("FILE-041", part.module, f"the factors make {part.weight}, and {names[0]} is {shape}")
 
 

@@ -1,24 +1,30 @@
-"""Runs one consumer: `python -m conformance.files.serve CONSUMER CORPUS OUT`.
+"""Runs one reader or writer of adapter files in a process of its own: `python -m conformance.files.serve KIND NAME FOLDER OUT`.
 
-It reads folders of cases from its standard input, one a line. For each it writes ΔW to OUT/n.npz, n counting from 0, and a
-line of JSON to its own output: {"ok": true, "at": n}, or {"ok": false, "refusal": "…"}. The first line says which formats the
-consumer reads.
+It reads questions from its standard input, one a line, and answers each with a line of JSON. Arrays go to OUT/n.npz, n counting
+from 0. The first line, before any question, says what is there: {"formats": […]}, or {"not available": "why"}.
+
+    KIND    question               answer
+    read    a folder in FOLDER     {"ok": true, "at": n}, ΔW by module, or {"ok": false, "refusal": "…"}
+    write   a feature              the same; the adapter is in FOLDER/OUT/n
 """
 
 import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from conformance.files import consumers, container
+from conformance.files import consumers, container, producers
 from conformance.files.corpus import BASE
 
+Work = Callable[[str, int], dict[str, np.ndarray]]  # a question and its number → ΔW by module
 
-def main(name: str, corpus: str, out: str) -> None:
+
+def main(kind: str, name: str, folder: str, out: str) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is no answer
 
@@ -27,19 +33,16 @@ def main(name: str, corpus: str, out: str) -> None:
         answers.flush()
 
     try:
-        formats, read = consumers.find(name)
+        formats, work = _reader(name, Path(folder)) if kind == "read" else (None, _writer(name, Path(folder), out))
     except consumers.NotAvailable as error:
         say({"not available": str(error)})
         return
     say({"formats": formats})
     for number, line in enumerate(sys.stdin):
-        place = Path(corpus) / line.strip()
-        own = place / BASE
-        base = _arrays(Path(corpus) / BASE) | (_arrays(own) if own.exists() else {})
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = read(str(_file_of(place)), base)
+                found = work(line.rstrip("\n"), number)
             arrays: Any = {module: np.asarray(delta, np.float64) for module, delta in found.items()}
             np.savez(f"{out}/{number}.npz", **arrays)
             say({"ok": True, "at": number})
@@ -47,10 +50,27 @@ def main(name: str, corpus: str, out: str) -> None:
             say({"ok": False, "refusal": f"{type(error).__name__}: {error}"[:2000]})
 
 
-def _file_of(place: Path) -> Path:
-    """The folder of formats that are folders, else the file."""
+def _reader(name: str, folder: Path) -> tuple[tuple[str, ...] | None, Work]:
+    formats, read = consumers.find(name)
+    return formats, lambda case, number: read(str(_adapter(folder / case)), _base(folder, case))
+
+
+def _writer(name: str, folder: Path, out: str) -> Work:
+    write = producers.find(name)
+    return lambda feature, number: write(producers.settings(feature), f"{out}/{number}", _base(folder))
+
+
+def _adapter(place: Path) -> Path:
+    """The folder, in formats that are folders, else the file in it."""
     files = [path for path in place.iterdir() if path.name not in (BASE, "truth.safetensors", "adapter_config.json")]
-    return place if place.parent.name in ("peft", "mlx-lm") or len(files) != 1 else files[0]
+    names = {path.name for path in files} & {"adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors"}
+    return place if names or len(files) != 1 else files[0]
+
+
+def _base(folder: Path, case: str = "") -> dict[str, np.ndarray]:
+    """The weights of the base model. A case may have some of its own."""
+    own = folder / case / BASE
+    return _arrays(folder / BASE) | (_arrays(own) if case and own.exists() else {})
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

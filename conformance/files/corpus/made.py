@@ -29,14 +29,24 @@ class Case(NamedTuple):
     codes: tuple[str, ...]  # the issues that it has to have
     base: Arrays = {}  # weights of the base model that this case has in the place of the corpus's
     ranks: dict[str, int] = {}  # by module
+    at: str = ""  # the folder, of a case that was not made here
 
     @property
     def valid(self) -> bool:
         return bool(self.truth)
 
     @property
+    def source(self) -> str:
+        """The format of a file of the corpus, or who wrote it."""
+        return f"by {self.clause}" if self.at else self.format
+
+    @property
+    def title(self) -> str:
+        return f"by {self.clause}: {self.name}" if self.at else self.folder
+
+    @property
     def folder(self) -> str:
-        return f"{self.format}/{self.clause}-{'pass' if self.valid else 'fail'}-{self.name}"
+        return self.at or f"{self.format}/{self.clause}-{'pass' if self.valid else 'fail'}-{self.name}"
 
 
 def drawn(name: str, *shape: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What readers make of the corpus: right ones, wrong ones, and those that die."""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,30 @@ def test_peft_computes_what_the_files_mean():
     assert not [(cell.case.folder, cell.words) for cell in cells if cell.case.valid and cell.status != RIGHT]
     accepted = {cell.case.name for cell in cells if cell.status == ACCEPTED}
     assert {"a_without_b", "no_prefix", "a_tensor_of_nobody", "a_module_that_is_no_target"} <= accepted
+
+
+def by(writer: str, *readers: str) -> dict[str, dict[str, str]]:
+    """The statuses of what this writer makes, by reader and by feature."""
+    return {matrix.consumer: {cell.case.name: cell.status for cell in matrix.cells}
+            for matrix in exchange(list(readers), lambda case: bool(case.at), [writer])}
+
+
+def test_what_lora_torch_writes_is_read_rightly():
+    for found in by("lora_torch", "file", "lora_torch", *(["peft"] if find_spec("peft") else [])).values():
+        assert len(found) >= 20 and set(found.values()) == {RIGHT}
+
+
+def test_what_peft_writes_is_read_rightly_but_for_overlapping_patterns():
+    """PEFT sorts the patterns when it saves, and goes by the first one that matches."""
+    pytest.importorskip("peft")
+    for found in by("peft", "file", "peft", "lora_torch").values():
+        assert len(found) >= 20 and {name for name, status in found.items() if status == WRONG} == {"overlapping patterns"}
+        assert {name for name, status in found.items() if status == REFUSED} <= {"a bias beside B"}
+
+
+def test_a_writer_that_is_not_there_is_not_available():
+    (matrix, _) = exchange(["file"], lambda case: case.name == "plain", ["no_such_writer"])
+    assert matrix.consumer == "no_such_writer" and matrix.missing
 
 
 def test_a_wrong_reader_is_told_by_which_fault(readers):

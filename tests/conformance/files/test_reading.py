@@ -69,7 +69,8 @@ def test_a_base_model_that_has_no_such_module_or_another_shape(tmp_path):
     place = written(tmp_path, named("peft/P-3-pass-plain"))
     (tmp_path / "base").mkdir()
     for shapes, expected in (
-            ({Q: (OUT, 12), V: (OUT, 12)}, []), ({Q: (OUT, 12)}, ["FILE-040"]), ({Q: (OUT, 12), V: (12, OUT)}, ["FILE-041"]),
+            ({Q: (OUT, 12), V: (OUT, 12)}, []), ({Q: (OUT, 12)}, ["FILE-040"]), ({Q: (OUT, 12), V: (12, OUT)}, ["FILE-043"]),
+                ({Q: (OUT, 12), V: (OUT, 11)}, ["FILE-041"]),
             ({f"language_model.{name}": (OUT, 12) for name in (Q, V)}, ["FILE-040", "FILE-040"])):
         arrays = {f"{name}.weight": np.zeros(shape, np.float32) for name, shape in shapes.items()}
         (tmp_path / "base" / "model.safetensors").write_bytes(safetensors(arrays))
