@@ -34,6 +34,15 @@ _WORDS = {
     "name": "name lora_name adapter_name key prefix layer_name",
 }
 ROLES = {name: role for role, words in _WORDS.items() for name in words.split()}
+PARTS = ("rank", "alpha", "dropout")  # a name that none of these words is, but has as a part, as weight_rank has
+
+
+def role_of(name: str) -> str | None:
+    """The role that a name is in use for."""
+    plain = name.lower().lstrip("_")
+    return ROLES.get(name) or ROLES.get(plain) or next((part for part in PARTS if part in plain.split("_")), None)
+
+
 SIZES = ("in", "out")
 AROUND = ("linear", "weight", "turned weight", "convolution", "configuration", "model")  # what a class may be given for W
 ONCE = {*SIZES, *AROUND, "width", "rank", "alpha", "b", "down", "up"}  # what no two arguments stand for

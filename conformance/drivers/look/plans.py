@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from conformance.drivers.look.arguments import Beside, Plan
-from conformance.drivers.look.names import AROUND, ONCE, ROLES, SURE
+from conformance.drivers.look.names import AROUND, ONCE, PARTS, ROLES, SURE, role_of
 
 MOST = 400  # plans that are tried for one class
 METHOD_PLANS = 20  # and for a method that is called afterwards
@@ -29,6 +29,8 @@ def plans(call: Callable[..., Any]) -> Iterator[Plan]:
     arguments, positional = signature(call)
     kind = next((found for a in arguments if (found := _configuration(a, call)) is not None), None)
     options = {a.name: _likely(a) for a in arguments}
+    if not any(found[0] == "rank" for found in options.values()):  # then a width that has a default may be the rank
+        options |= {name: ["rank", *found] for name, found in options.items() if found[0] == "width" and len(found) == 1}
     every = itertools.islice(_ordered(list(options.values())), 20 * MOST)
     roles = ({name: role for name, role in zip(options, chosen, strict=True) if role} for chosen in every)
     for given in itertools.islice(filter(_coherent, roles), MOST):
@@ -130,7 +132,9 @@ def _coherent(given: dict[str, str]) -> bool:
 def _likely(argument: inspect.Parameter) -> list[str]:
     """What the argument may stand for, the likeliest first. "" leaves it out."""
     default, needed, kind = argument.default, argument.default is argument.empty, _kind(argument)
-    role = ROLES.get(argument.name) or ROLES.get(argument.name.lower().lstrip("_"))
+    role = role_of(argument.name)
+    if role in PARTS and argument.name not in ROLES and isinstance(default, bool | str):
+        role = None  # it says whether, or in which way
     tensor = kind in ("Tensor", "Parameter")
     if role == "scaling" and not isinstance(default, str) or role == "multiplier" and not needed:
         role = None  # a number that overrides the rule, and not the name of a rule
