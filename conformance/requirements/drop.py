@@ -284,7 +284,8 @@ def comes_back_after_unmerge(subject, case):
     layer = revealing(subject, case)
     before = known_weight(layer)
     set_mode(layer, training=False)
-    by_mode = before is None or not np.array_equal(known_weight(layer), before)
+    after = known_weight(layer)
+    by_mode = before is None or after is None or not np.array_equal(after, before)
     if by_mode or refuses(layer.merge):
         return
     layer.unmerge()

@@ -29,7 +29,7 @@ from conformance.requirements import all_requirements
 from conformance.run import case_bank
 from conformance.run.examine import offered
 from conformance.run.planted.effects import EFFECTS, NAMED
-from conformance.run.planted.observed import Seen
+from conformance.run.planted.observed import Seen, can_be_seen
 from conformance.run.planted.triggers import Fault, Planted, When
 from conformance.run.selftest import one_thread
 from conformance.run.sweep import Sweeper
@@ -145,7 +145,7 @@ def _draw(rng: np.random.Generator, strength: int, lives: Lived) -> Fault | None
     """A fault of this build, or None if these levels do not go together, or nothing can show with them."""
     factors = [FACTORS[place] for place in sorted(rng.choice(len(FACTORS), strength, replace=False))]
     levels: Levels = {factor.name: factor.levels[rng.integers(len(factor.levels))] for factor in factors}
-    if not all(lives.offers(name, level) for name, level in levels.items()):
+    if not all(lives.offers(name, level) for name, level in levels.items()) or not can_be_seen(levels):
         return None
     near = sum(factor.is_size for factor in factors) > 1 and strength > 2
     tests = tuple(_test(rng, f.name, levels[f.name], near) if f.is_size else When(f.name, levels[f.name]) for f in factors)

@@ -9,7 +9,7 @@ import numpy as np
 from conformance.subject import Arrays, LayerConfig
 from conformance.truth.case import BITS
 from conformance.truth.compare import same_number
-from conformance.truth.space import BY_NAME, Level, scale_of
+from conformance.truth.space import BY_NAME, Level, Levels, scale_of
 
 Seen = tuple[Level, ...]
 BUILT = ("in", "out", "rank", "bias", "format", "scaling", "scale", "rate")
@@ -160,6 +160,12 @@ def has_many_bits(array: np.ndarray, bits: int) -> bool:
     mantissa, _ = np.frexp(array.astype(np.float64))
     scaled = np.ldexp(mantissa, bits - 2)  # a whole number, if two bits less are enough
     return bool((scaled != np.rint(scaled)).any())
+
+
+def can_be_seen(levels: Levels) -> bool:
+    """Whether an observer can see these levels together. One row is contiguous, however it was cut out or transposed."""
+    one_row = levels.get("leading") == 0 or levels.get("rows") == 1
+    return not one_row or not {"cut out", "transposed"} & {levels.get("x lies"), levels.get("dy lies")}
 
 
 def lies(array: np.ndarray) -> str:
