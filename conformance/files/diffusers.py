@@ -30,7 +30,6 @@ def read(meaning: Meaning, held: Container) -> Meaning:
                         for name, value in peft_settings.that_count(of_part).items()}
     for module, all_of in sort_out(meaning, held, roles).items():
         alpha = kohya.alpha_of(meaning, held, all_of.pop("alpha", None))
-        magnitude = all_of.pop("magnitude", "")
         part, _, inner = module.partition(".")
 
         def scale(name: str, rank: int, part=part, inner=inner, alpha=alpha) -> Scale:
@@ -46,11 +45,9 @@ def read(meaning: Meaning, held: Container) -> Meaning:
             return Scale(first.value, f"metadata: {first.source}")
 
         if all_of:
-            pair(meaning, held, module, all_of, scale, (True, False), magnitude=magnitude)
+            pair(meaning, held, module, all_of, scale, (True, False))
         else:
-            meaning.say("FILE-027", module, "an alpha or a magnitude, and no factors")
-        if magnitude:
-            meaning.say("FILE-050", magnitude, "DoRA: a magnitude for each row of W")
+            meaning.say("FILE-027", f"{module}.alpha", "an alpha, and no factors")
     return meaning
 
 

@@ -174,7 +174,8 @@ def pair(meaning: Meaning, container: Container, module: str, roles: dict[str, s
          rank_first: tuple[bool, bool], **more: Any) -> None:
     """Adds the part of a module, if its two factors are there and fit each other. What is wrong becomes an issue.
 
-    `scale` takes the module and its rank. `rank_first` says of A and of B whether they are stored (rank, n)."""
+    `scale` takes the module and its rank. `rank_first` says of A and of B whether they are stored (rank, n). Beside A and B
+    there may be the `magnitude` of DoRA."""
     if ("A" in roles) != ("B" in roles):
         has, lacks = ("A", "B") if "A" in roles else ("B", "A")
         meaning.say("FILE-021", roles[has], f"{lacks} of {module or 'the model'} is not in the file")
@@ -197,7 +198,9 @@ def pair(meaning: Meaning, container: Container, module: str, roles: dict[str, s
         meaning.say("FILE-022", A.name, expected)
         return
     found = scale(module, A.rank)
-    part = Part(module, A, B, found, **dict[str, Any]({"kind": "conv"} if conv else {}) | more)
+    if magnitude := roles.get("magnitude", ""):
+        meaning.say("FILE-050", magnitude, "DoRA: a magnitude for each row of W")
+    part = Part(module, A, B, found, magnitude=magnitude, **dict[str, Any]({"kind": "conv"} if conv else {}) | more)
     if found.value is None:
         meaning.say("FILE-030", module, found.source)
     elif not (math.isfinite(found.value) and found.value):

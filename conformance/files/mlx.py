@@ -8,7 +8,8 @@ from conformance.files.container import Container
 from conformance.files.meaning import Meaning, Scale, pair, sort_out
 
 WEIGHTS = "adapters.safetensors"
-ROLES = re.compile(r"(.+)\.(?:lora_(a|b)|(m))")
+ROLES = re.compile(r"(.+)\.(lora_a|lora_b|m)")
+NAMES = {"lora_a": "A", "lora_b": "B", "m": "magnitude"}
 HARMLESS = {  # of training, or where the layers are: the file's names say that
     "adapter_path", "batch_size", "config", "data", "dropout", "grad_checkpoint", "iters", "keys", "learning_rate",
     "lr_schedule",
@@ -41,7 +42,7 @@ def read(meaning: Meaning, held: Container) -> Meaning:
 
     def roles(name: str) -> tuple[str, str] | None:
         found = ROLES.fullmatch(name)
-        return found and (found[1], (found[2] or found[3]).upper())
+        return found and (found[1], NAMES[found[2]])
 
     def scale(module: str, rank: int) -> Scale:
         if "rank" in own and own["rank"] != rank:
@@ -52,15 +53,8 @@ def read(meaning: Meaning, held: Container) -> Meaning:
         return Scale(float(value), f"lora_parameters.scale {value:g}")
 
     for module, all_of in sort_out(meaning, held, roles).items():
-        magnitude = all_of.pop("M", "")
-        if not all_of:
-            meaning.say("FILE-027", module, "a magnitude, and no factors")
-            continue
-        pair(meaning, held, module, all_of, scale, (False, True), magnitude=magnitude)
-        if bool(magnitude) != (kind == "dora"):
-            meaning.say("FILE-011", module, f"fine_tune_type is {kind}, and it has {'a' if magnitude else 'no'} magnitude")
-        if magnitude:
-            meaning.say("FILE-050", magnitude, "DoRA: a magnitude for each row of W")
+        pair(meaning, held, module, all_of, scale, (False, True))
+        if ("magnitude" in all_of) != (kind == "dora"):
+            has = "a" if "magnitude" in all_of else "no"
+            meaning.say("FILE-011", module, f"fine_tune_type is {kind}, and it has {has} magnitude")
     return meaning
-
-

@@ -55,9 +55,8 @@ def understood(meaning: Meaning, held: Container, given: dict[str, Any]) -> Mean
     for name in filter(lambda name: isinstance(name, str), targets if isinstance(targets, list) else ()):
         if not any(peft_settings.is_named(part.module, [name]) for part in meaning.parts):
             meaning.say("FILE-025", name, "is in target_modules, and has no factors in the file")
-    for setting, words in ("use_dora", "DoRA: a magnitude for each row of W"), ("lora_bias", "a bias beside B, times scale"):
-        if said.get(setting):
-            meaning.say("FILE-050", setting, words)
+    if said.get("lora_bias"):
+        meaning.say("FILE-050", "lora_bias", "a bias beside B, times the scale")
     if meaning.others:
         words = f"one of {len(meaning.others)} that are no factors: biases or whole modules"
         meaning.say("FILE-050", meaning.others[0].name, words)
@@ -87,9 +86,9 @@ def _module(meaning: Meaning, held: Container, said: dict[str, Any], module: str
             scale: Callable[[str, int], Scale]) -> None:
     """Adds the part of a module."""
     kind = "embedding" if {"embedding_A", "embedding_B"} & roles.keys() else "linear"
-    factors = {role.removeprefix("embedding_"): name for role, name in roles.items()}
+    factors = {role.removeprefix("embedding_").removesuffix("_vector"): name for role, name in roles.items()}
     pair(meaning, held, module, factors, scale, (True, False), kind=kind, fan_in_fan_out=bool(said.get("fan_in_fan_out")),
-         magnitude=roles.get("magnitude_vector", ""), bias=roles.get("B.bias", ""))
+         bias=roles.get("B.bias", ""))
     if not peft_settings.is_target(module, said):
         meaning.say("FILE-024", module, f"target_modules is {str(said.get('target_modules'))[:80]}")
     for role, setting in ("magnitude_vector", "use_dora"), ("B.bias", "lora_bias"):

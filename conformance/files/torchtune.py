@@ -8,7 +8,8 @@ from conformance.files import peft, peft_settings
 from conformance.files.container import Container
 from conformance.files.meaning import Meaning, Scale, pair, sort_out
 
-ROLES = re.compile(r"(.+)\.(?:lora_(a|b)\.weight|(magnitude))")
+ROLES = re.compile(r"(.+)\.(lora_a\.weight|lora_b\.weight|magnitude)")
+NAMES = {"lora_a.weight": "A", "lora_b.weight": "B", "magnitude": "magnitude"}
 NEEDED = ("r", "lora_alpha")
 
 
@@ -20,7 +21,7 @@ def read(meaning: Meaning, held: Container) -> Meaning:
     """Fills in what the file says, with the settings beside it."""
     def roles(name: str) -> tuple[str, str] | None:
         found = ROLES.fullmatch(name)
-        return found and (found[1], (found[2] or found[3]).upper())
+        return found and (found[1], NAMES[found[2]])
 
     beside = Path(held.path).parent / peft.CONFIG
     given: dict[str, Any] | None = peft_settings.load(meaning, beside) if beside.exists() else {}
@@ -32,11 +33,5 @@ def read(meaning: Meaning, held: Container) -> Meaning:
         return by_settings(module, rank) if by_settings else unknown
 
     for module, all_of in sort_out(meaning, held, roles).items():
-        magnitude = all_of.pop("MAGNITUDE", "")
-        if not all_of:
-            meaning.say("FILE-027", module, "a magnitude, and no factors")
-            continue
-        pair(meaning, held, module, all_of, scale, (True, False), magnitude=magnitude)
-        if magnitude:
-            meaning.say("FILE-050", magnitude, "DoRA: a magnitude for each row of W")
+        pair(meaning, held, module, all_of, scale, (True, False))
     return meaning
