@@ -37,7 +37,7 @@ def test_the_levels_of_the_specification():
     assert should == {
         "ADAPT-08", "INIT-07", "INIT-10", "MERGE-08", "STATE-07", "STATE-08", "DTYPE-07",
         "INPUT-04", "INPUT-05", "INPUT-06", "INPUT-07", "INPUT-08", "INPUT-09", "INPUT-10",
-        "TORCH-02", "TORCH-06", "TORCH-24", "TORCH-25", "TORCH-28",
+        "TORCH-02", "TORCH-06", "TORCH-24", "TORCH-25", "TORCH-28", "TORCH-31", "TORCH-32",
     }
 
 
