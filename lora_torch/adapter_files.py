@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,18 +63,31 @@ def read_tensors(folder: Path, check: Callable[[Shapes], None]) -> dict[str, Ten
 
 
 def put_files(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
-    """Write all files beside their places and flush them to the disk. Then put each in its place."""
+    """Write all files beside their places and flush them to the disk. Then put each in its place. If one of them cannot be put
+    there, the others return to what they were."""
     folder.mkdir(parents=True, exist_ok=True)
-    beside = {name: folder / f".{name}.{secrets.token_hex(8)}" for name in writers}
+    beside, before = ({name: folder / f".{name}.{secrets.token_hex(8)}" for name in writers} for _ in range(2))
+    placed, had = [], [name for name in writers if (folder / name).exists()]
     try:
         for name, write in writers.items():
             write(beside[name])
             _flush(beside[name])
+        for name in had:
+            with suppress(OSError):  # a file system without links: then the first file stays new if the second one fails
+                os.link(folder / name, before[name])
         for name, path in beside.items():
             os.replace(path, folder / name)
+            placed.append(name)
         _flush(folder)
+    except BaseException:
+        for name in placed:
+            if before[name].exists():
+                os.replace(before[name], folder / name)
+            elif name not in had:
+                (folder / name).unlink()
+        raise
     finally:
-        for path in beside.values():
+        for path in (*beside.values(), *before.values()):
             path.unlink(missing_ok=True)
 
 

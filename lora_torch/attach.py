@@ -57,7 +57,8 @@ def attach(
     _require(init in INITS, "init", init, f"one of {', '.join(INITS)}", "it draws A")
     found, kept = find(model, settings)
     asked = () if everything or isinstance(targets, str) else settings.targets
-    for option, places, entries in (("targets", found, asked), ("modules_to_save", kept, settings.modules_to_save)):
+    everywhere = [path for path, _ in walk(model)]
+    for option, places, entries in (("targets", everywhere, asked), ("modules_to_save", kept, settings.modules_to_save)):
         for entry in entries:
             ends = f".{entry}" if option == "targets" else entry
             _require(any(f".{path}".endswith(ends) for path in places), option, entry, "the end of a name", "no module has it")

@@ -13,7 +13,7 @@ from conformance.commands.shared import Written, console
 from conformance.files import exchange
 from conformance.files.consumers import CONSUMERS
 from conformance.files.corpus import Case
-from conformance.files.exchange import ACCEPTED, BAD, ELSEWHERE, LOST, REFUSED, RIGHT, WRONG, Cell, Matrix
+from conformance.files.exchange import ACCEPTED, BAD, ELSEWHERE, LOST, REFUSED, RIGHT, UNWRITTEN, WRONG, Cell, Matrix
 from conformance.files.producers import PRODUCERS
 from conformance.report import output
 from conformance.run.examine import plain
@@ -41,8 +41,10 @@ Each reader runs in a process of its own. What it makes of a file is
   crash      its process ended, or gave no answer in time
 
 exit status:
-  0 nothing is wrong, accepted or a crash   1 something is   2 usage
-  3 no reader is available
+  0 nothing is wrong, accepted or a crash
+  1 something is, or a reader read none of its valid files
+  2 usage
+  3 a reader or writer is not available, or no file was for any reader
 """
 
 
@@ -68,11 +70,23 @@ def run(arguments: argparse.Namespace) -> int:
     writers = list(PRODUCERS) if arguments.writers == [] else arguments.writers
     matrices = exchange.exchange(arguments.readers or list(CONSUMERS), chosen, writers)
     report = as_dict(matrices)
-    written(arguments.json, lambda file: output.write(file, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode()))
+    written(arguments.json, lambda file: output.write(file, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()))
     show(matrices)
-    if not any(matrix.cells for matrix in matrices):
-        return 3
-    return written.status(int(any(cell.status in BAD for matrix in matrices for cell in matrix.cells)))
+    return written.status(status(matrices))
+
+
+def status(matrices: list[Matrix]) -> int:
+    """The exit status: see above."""
+    cells = [cell for matrix in matrices for cell in matrix.cells if cell.status not in (ELSEWHERE, UNWRITTEN)]
+    if any(cell.status in BAD for cell in cells) or any(map(useless, matrices)):
+        return 1
+    return 3 if not cells or any(matrix.missing for matrix in matrices) else 0
+
+
+def useless(matrix: Matrix) -> bool:
+    """Whether it was given valid files, and read none of them."""
+    valid = [cell.status for cell in matrix.cells if cell.case.valid and cell.status != ELSEWHERE]
+    return bool(valid) and RIGHT not in valid
 
 
 def as_dict(matrices: list[Matrix]) -> dict:
@@ -90,7 +104,7 @@ def show(matrices: list[Matrix]) -> None:
     for name in ("reader", "files", RIGHT, REFUSED, WRONG, ACCEPTED, LOST):
         table.add_column(name, justify="left" if name in ("reader", "files") else "right", overflow="fold")
     for matrix in matrices:
-        for source in dict.fromkeys(cell.case.source for cell in matrix.cells if cell.status != ELSEWHERE):
+        for source in dict.fromkeys(cell.case.source for cell in matrix.cells if cell.status not in (ELSEWHERE, UNWRITTEN)):
             counts = Counter(_column(cell) for cell in matrix.cells if cell.case.source == source)
             table.add_row(matrix.consumer, source, *(str(counts[name]) for name in (RIGHT, REFUSED, WRONG, ACCEPTED, LOST)))
     screen.print(table)
@@ -98,6 +112,8 @@ def show(matrices: list[Matrix]) -> None:
     for matrix in matrices:
         if matrix.missing:
             screen.print(Text(f"{matrix.consumer}: not available: {plain(matrix.missing)}", style="bold"))
+        if useless(matrix):
+            screen.print(Text(f"{matrix.consumer}: it read none of its valid files", style="bold red"))
         for cell in matrix.cells:
             if _column(cell) not in (RIGHT, ELSEWHERE):
                 style = "bold red" if cell.status in BAD else "bold"

@@ -4,15 +4,17 @@ import argparse
 import json
 import sys
 from collections import Counter
+from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
 from conformance.commands.shared import Written, console
-from conformance.files import reading
+from conformance.files import reading, writing
 from conformance.files.clauses import CLAUSES, ERROR
 from conformance.files.meaning import Meaning
 from conformance.files.readers import READERS, says
+from conformance.files.writing import FORMATS
 from conformance.report import output
 from conformance.run.examine import plain
 
@@ -28,9 +30,14 @@ examples:
   conformance file my_adapter --base model    compare names and shapes with
                                               the weights in a folder
   conformance file my_adapter --for vllm      what that reader is known to do
+  conformance file my_adapter --to mlx-lm --out converted
+                                              the same factors and scales in
+                                              another format; names of modules
+                                              stay, rows are not reordered
 
 exit status:
-  0 no issue is an error   1 an issue is an error   2 usage
+  0 no issue is an error   1 an issue is an error, or the other format cannot
+  say what the file means   2 usage
 """
 SHOWN = 12  # issues of one code
 
@@ -42,24 +49,41 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--base", metavar="DIR|JSON",
         help="the base model: a folder with its .safetensors files, or a JSON object {name: shape}")
     add("--for", dest="reader", choices=sorted(READERS), help="say what this program is known to do with the file")
+    add("--to", choices=list(FORMATS), metavar="FORMAT", help=f"write it in another format: {', '.join(FORMATS)}")
+    add("--out", metavar="DIR", help="where to write it; the folder must be empty, or not be there")
     add("--json", metavar="F", help="write all of it to F as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     written = Written(arguments.json)
+    out = Path(arguments.out) if arguments.out else None
+    if (out is None) != (arguments.to is None):
+        raise ValueError("--to FORMAT and --out DIR go together")
+    if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not empty; nothing was written")
     base = reading.shapes(arguments.base) if arguments.base else None
     meaning = reading.read(arguments.path)
     if base is not None:
         reading.compare(meaning, base)
     told = says(meaning, arguments.reader) if arguments.reader else []
     report = as_dict(meaning) | ({"reader": {arguments.reader: told}} if arguments.reader else {})
-    written(arguments.json, lambda file: output.write(file, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode()))
+    written(arguments.json, lambda file: output.write(file, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()))
     show(meaning)
     if arguments.reader:
         screen = console()
         screen.print(Text(f"for {READERS[arguments.reader].version}", style="bold"))
         for words in told or ["nothing is known to go wrong"]:
             screen.print(Text(f"  {plain(words)}"))
+    if out:
+        try:
+            made = writing.put(meaning, arguments.to, out)
+        except writing.CannotSay as error:
+            print(f"conformance file: nothing was written: {plain(str(error))}", file=sys.stderr)
+            return 1
+        renamed = {old: new for old, new in made.names.items() if old != new}
+        for old, new in renamed.items():
+            console().print(Text(f"  {plain(old)} → {plain(new)}"))
+        console().print(Text(f"wrote {arguments.to} to {out}: the same factors and scales, {len(renamed)} other names"))
     return written.status(0 if meaning.right else 1)
 
 

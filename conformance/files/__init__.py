@@ -6,5 +6,7 @@
     peft.py  kohya.py …     one file per format: from names and settings to the meaning
     reading.py              finds the format of a file or folder, and reads it
     readers.py              what other programs are known to do with a file
-    corpus.py               small files, valid and invalid, each about one clause, with the right answer
+    binary.py  writing.py   the bytes of new files; what a file means, in another format
+    corpus/                 small files, valid and invalid, each about one clause, with the right answer
+    exchange.py             what readers make of the corpus and of what writers write: consumers.py, producers.py, serve.py
 """

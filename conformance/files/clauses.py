@@ -134,16 +134,18 @@ CLAUSES = {
     "P-12": Clause("`peft_type` is LORA. A reader of LoRA MUST refuse every other method.", PEFT_CONFIG),
     "P-13": Clause(
         "A file whose factors belong to a changed base weight (`init_lora_weights` of pissa, olora, corda, loftq …) MUST NOT "
-        "be used "
-        "on the first base weight without being converted.", "huggingface/peft, tuners/lora/config.py: init_lora_weights",
-        "The factors were taken out of W when training began. On the whole W they count twice."),
+        "be used on the first base weight without being converted.",
+        "huggingface/peft, tuners/lora/config.py: init_lora_weights",
+        "The factors were taken out of W when training began. On the whole W they count twice. PEFT can convert them when it "
+        "saves, and the file does not say whether it did: so it is a warning."),
     "K-1": Clause(
         "A factor is called by the name of its module, with every dot as an underscore, + `.lora_down.weight`, (rank, in), or "
         "`.lora_up.weight`, (out, rank). The name begins with the part of the model: lora_unet, lora_te, lora_te1, lora_te2 "
         "…", KOHYA),
-    "K-2": Clause("The scale is `.alpha`, a tensor of one number beside the factors, over the rank. Without it, alpha is the "
-    "rank.",
-                  f"{KOHYA}; huggingface/diffusers, issue 9143"),
+    "K-2": Clause(
+        "The scale is `.alpha`, a tensor of one number beside the factors, over the rank. Without it, or if it is 0, alpha is "
+        "the rank.",
+        f"{KOHYA}; huggingface/diffusers, issue 9143"),
     "K-3": Clause(
         "`ss_network_dim` and `ss_network_alpha` in the metadata say how the file was trained. The tensors count, if both are "
         "there.",
@@ -157,9 +159,9 @@ CLAUSES = {
         "`.lora_A.weight`, (rank, in), or `.lora_B.weight`, (out, rank); in older files `.lora.down.weight` and "
         "`.lora.up.weight`.", DIFFUSERS),
     "D-2": Clause(
-        "The scale is, in this order: what the metadata `lora_adapter_metadata` says, as PEFT's configuration with the part "
-        "of the pipeline "
-        "before each setting; `.alpha` over the rank; 1.", f"{DIFFUSERS}; huggingface/diffusers, issue 11324"),
+        "The scale is what the metadata `lora_adapter_metadata` says, as PEFT's configuration with the part of the pipeline "
+        "before each setting; or `.alpha` over the rank; or 1. A file that has both for one part MUST be refused.",
+        f"{DIFFUSERS}; huggingface/diffusers, issue 11324", "diffusers raises an error for both."),
     "T-1": Clause("A factor is called by the name of its module + `.lora_a.weight`, (rank, in), or `.lora_b.weight`, (out, "
     "rank).", TORCHTUNE),
     "T-2": Clause(
@@ -175,8 +177,8 @@ CLAUSES = {
     "M-3": Clause("`fine_tune_type` is lora, dora or full. DoRA has a tensor `m`, (out), beside the factors.", MLX),
     "G-1": Clause(
         "A GGUF file is an adapter if `general.type` is adapter, and of LoRA if `adapter.type` is lora. A factor is called by "
-        "the name of "
-        "the weight + `.lora_a`, (rank, in), or `.lora_b`, (out, rank), with the dimensions stored from the last to the first.",
+        "the name of the weight + `.lora_a`, (rank, in), or `.lora_b`, (out, rank), with the dimensions stored from the last "
+        "to the first. Of `token_embd.weight` A is (rows, rank): a row for each token.",
         f"{LLAMA}; {GGUF}"),
     "G-2": Clause(
         "The scale is `adapter.lora.alpha` over the rank. If alpha is absent or 0, it is 1. There is one alpha for the whole "
@@ -212,7 +214,9 @@ KINDS = {
     "FILE-030": Kind(ERROR, "R-9", "the scale cannot be known"),
     "FILE-031": Kind(WARNING, "R-9", "two homes of alpha contradict each other"),
     "FILE-032": Kind(NOTE, "R-9", "alpha is not given, and the format's default counts"),
-    "FILE-033": Kind(WARNING, "R-9", "the scale is 0, or not finite"),
+    "FILE-033": Kind(WARNING, "R-9", "the scale is 0"),
+    "FILE-034": Kind(ERROR, "D-2", "alpha is in two places, of which the format allows one"),
+    "FILE-035": Kind(ERROR, "R-9", "the scale is not finite"),
     "FILE-040": Kind(ERROR, "R-6", "the base model has no such module"),
     "FILE-041": Kind(ERROR, "R-7", "the factors do not fit the weight of the base model"),
     "FILE-042": Kind(NOTE, "R-6", "the names of this format are not those of the base model: not compared"),

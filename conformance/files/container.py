@@ -74,8 +74,8 @@ class Twice(ValueError):
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise Twice(next(name for name in names if names.count(name) > 1))
+        seen: set[str] = set()
+        raise Twice(next(name for name, _ in pairs if name in seen or seen.add(name)))
     return found
 
 
@@ -84,8 +84,12 @@ def loads(text: bytes | str) -> object:
     def refuse(word: str):
         raise ValueError(f"{word} is no JSON")
 
+    def number(digits: str) -> float:
+        found = float(digits)
+        return found if math.isfinite(found) else refuse(digits)
+
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=refuse)
+        return json.loads(text, object_pairs_hook=_once, parse_constant=refuse, parse_float=number)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -93,6 +97,8 @@ def loads(text: bytes | str) -> object:
 def read(path: str) -> tuple[Container, list[Issue]]:
     """The header of the file. A file that is no safetensors file has no tensors, and an issue that says why."""
     empty = Container(path, {}, {})
+    if os.path.exists(path) and not os.path.isfile(path):
+        return empty, [Issue("FILE-001", path, "it is no file")]
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -135,7 +141,7 @@ def _tensor(name: str, entry: object, start: int, size: int) -> Tensor | Issue:
     if not isinstance(entry, dict) or {"dtype", "shape", "data_offsets"} - entry.keys():
         return Issue("FILE-003", name, "expected an object with dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         return Issue("FILE-008", name, f"dtype {str(dtype)[:40]!r} is not known")
     sizes, places = (isinstance(of, list) and len(of) <= 16 and all(type(n) is int and 0 <= n < 1 << 48 for n in of)
                      for of in (shape, offsets))

@@ -9,6 +9,7 @@ from conformance.files.meaning import Meaning, Scale, pair, sort_out
 
 KEY = "lora_adapter_metadata"
 PARTS = r"unet|transformer|transformer_2|text_encoder|text_encoder_2|text_encoder_3|prior|diffusion_model"
+PART = re.compile(rf"(?:{PARTS})\.")
 ROLES = re.compile(
     rf"((?:{PARTS})\..+?)\.(?:lora_(A|B)\.weight|lora\.(down|up)\.weight|(alpha)|lora_(magnitude_vector)(?:\.weight)?)")
 NAMES = {"A": "A", "B": "B", "down": "A", "up": "B", "alpha": "alpha", "magnitude_vector": "magnitude"}
@@ -25,7 +26,8 @@ def read(meaning: Meaning, held: Container) -> Meaning:
         return found and (found[1], NAMES[next(filter(None, found.groups()[1:]))])
 
     told = _metadata(meaning, held)
-    settings = {part: peft_settings.checked(meaning, of_part) for part, of_part in told.items()}
+    settings = {part: peft_settings.checked(meaning, of_part) for part, of_part in told.items()
+                if peft_settings.is_lora(meaning, of_part)}
     meaning.settings = {f"{part}.{name}": value for part, of_part in told.items()
                         for name, value in peft_settings.that_count(of_part).items()}
     for module, all_of in sort_out(meaning, held, roles).items():
@@ -38,14 +40,15 @@ def read(meaning: Meaning, held: Container) -> Meaning:
                 if alpha is None:
                     meaning.say("FILE-032", name, "no metadata and no alpha: the scale is 1")
                 return own
+            if alpha is not None:
+                meaning.say("FILE-034", name, f"{own.source} in the tensor, and {KEY} has settings for {part}")
             first = peft_settings.scale_by(meaning, settings[part])(inner, rank)
-            if alpha is not None and first.value != own.value:
-                words = f"{first.source} in the metadata, {own.source} in the tensor; the metadata counts"
-                meaning.say("FILE-031", name, words)
             return Scale(first.value, f"metadata: {first.source}")
 
         if all_of:
             pair(meaning, held, module, all_of, scale, (True, False))
+            if part in settings:
+                peft_settings.agree(meaning, settings[part], inner, all_of)
         else:
             meaning.say("FILE-027", f"{module}.alpha", "an alpha, and no factors")
     return meaning

@@ -7,10 +7,10 @@ import json
 import math
 import os
 import select
-import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,11 +18,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from conformance.drivers import children
 from conformance.files import corpus
 from conformance.files.corpus import Case
 from conformance.files.producers import FEATURES
 
-RIGHT, REFUSED, WRONG, ACCEPTED, LOST, ELSEWHERE = "right", "refused", "wrong", "accepted", "crash", "not read"
+RIGHT, REFUSED, WRONG, ACCEPTED, LOST = "right", "refused", "wrong", "accepted", "crash"
+ELSEWHERE, UNWRITTEN = "not read", "not written"
 BAD = (WRONG, ACCEPTED, LOST)
 ENDED = "its process ended, or gave no answer in time"
 START, LIMIT = 180.0, 60.0  # seconds for the first answer, in which libraries are imported, and for each other
@@ -54,55 +56,58 @@ class Matrix(NamedTuple):
 
 def exchange(names: list[str], chosen: Callable[[Case], bool] = lambda case: True, writers: list[str] | None = None,
              progress: Callable[[str, Cell], None] = lambda name, cell: None) -> list[Matrix]:
-    """Gives the chosen cases to each reader: those of the corpus, and what each of the writers makes of each feature."""
+    """Gives the chosen cases to each reader: those of the corpus, and what each of the writers makes of each feature. What a
+    writer does not write has a cell under the writer's own name."""
     with tempfile.TemporaryDirectory(prefix="conformance-") as scratch:
         folder = Path(scratch) / "corpus"
-        cases = corpus.write(folder)
-        missing = []
+        cases, found = corpus.write(folder), []
         for writer in writers or ():
-            found = _written(writer, folder)
-            missing += [Matrix(writer, [], found)] if isinstance(found, str) else []
-            cases += [] if isinstance(found, str) else found
+            made, matrix = _written(writer, folder)
+            cases += made
+            found += [matrix] if matrix.cells or matrix.missing else []
         cases = [case for case in cases if chosen(case)]
-        return missing + [_of(name, cases, folder, Path(scratch), progress) for name in names]
+        return found + [_of(name, cases, folder, Path(scratch), progress) for name in names]
 
 
-def _written(writer: str, folder: Path) -> list[Case] | str:
-    """A case for each feature that the writer offers. A text if it is not available."""
+def _written(writer: str, folder: Path) -> tuple[list[Case], Matrix]:
+    """A case for each feature that the writer offers, and a cell for each other one."""
     out = folder / f"by {writer}"
     out.mkdir()
-    made = []
+    made, cells = [], []
     with _process("write", writer, folder, out) as process:
-        first = _answer(process, START)
+        first = process.answer(START)
         if first is None or "not available" in first:
-            return (first or {}).get("not available", ENDED)
+            return [], Matrix(writer, [], (first or {}).get("not available", ENDED))
         for feature in FEATURES:
-            answer = _ask(process, feature)
-            if answer is None:
-                break
-            if answer["ok"]:
-                truth = _loaded(out / f"{answer['at']}.npz")
-                made.append(Case("peft", writer, feature, {}, truth, 0.0, (), at=f"by {writer}/{answer['at']}"))
-    return made
+            answer = process.ask(feature)
+            case = Case("peft", writer, feature, {}, {}, 0.0, (), at=f"by {writer}/{(answer or {}).get('at', feature)}")
+            if answer is not None and answer["ok"] and (truth := _loaded(out / f"{answer['at']}.npz")):
+                made.append(case._replace(truth=truth))
+            else:
+                why = ENDED if answer is None else answer.get("refusal", "its adapter changes nothing")
+                cells.append(Cell(case, UNWRITTEN, why.replace(str(folder), "")))
+    return made, Matrix(writer, cells)
 
 
 def _of(name: str, cases: list[Case], folder: Path, scratch: Path, progress: Callable[[str, Cell], None]) -> Matrix:
     cells: list[Cell] = []
-    while len(cells) < len(cases):  # a consumer that dies at a case is started again after it
+    while len(cells) < len(cases):  # a reader that dies at a case is started again after it
         out = scratch / f"{len(os.listdir(scratch))}"
         out.mkdir()
         for found in _asked(name, cases[len(cells) :], folder, out):
             if isinstance(found, str):
-                return Matrix(name, [], found)
+                if not cells:
+                    return Matrix(name, [], found)
+                found = Cell(cases[len(cells)], LOST, found)
             cells.append(found)
             progress(name, found)
     return Matrix(name, cells)
 
 
 def _asked(name: str, cases: list[Case], folder: Path, out: Path) -> Iterator[Cell | str]:
-    """The cells of these cases, up to the first at which the consumer's process ends. A text if there is no such consumer."""
+    """The cells of these cases, up to the first at which the reader's process ends. A text if there is no such reader."""
     with _process("read", name, folder, out) as process:
-        first = _answer(process, START)
+        first = process.answer(START)
         if first is None or "not available" in first:
             yield (first or {}).get("not available", ENDED)
             return
@@ -110,49 +115,69 @@ def _asked(name: str, cases: list[Case], folder: Path, out: Path) -> Iterator[Ce
             if first["formats"] is not None and case.format not in first["formats"]:
                 yield Cell(case, ELSEWHERE)
                 continue
-            answer = _ask(process, case.folder)
+            answer = process.ask(case.folder)
             if answer is None:
                 yield Cell(case, LOST, ENDED)
                 return
-            yield _judged(case, answer, out)
+            yield _judged(case, answer, out, folder)
+
+
+class Talk:
+    """The process of a reader or a writer: see serve.py."""
+
+    def __init__(self, process: subprocess.Popen):
+        self.process, self.got = process, b""
+
+    def ask(self, question: str) -> dict | None:
+        """Its answer. None if it has ended, or says nothing in time, or what is no answer."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(question.encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError:
+            return None
+        return self.answer(LIMIT)
+
+    def answer(self, seconds: float) -> dict | None:
+        assert self.process.stdout is not None
+        until = time.monotonic() + seconds
+        while b"\n" not in self.got:
+            left = until - time.monotonic()
+            if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
+                return None
+            part = os.read(self.process.stdout.fileno(), 1 << 16)
+            if not part:
+                return None
+            self.got += part
+        line, _, self.got = self.got.partition(b"\n")
+        try:
+            found = json.loads(line)
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) else None
 
 
 @contextmanager
-def _process(kind: str, name: str, folder: Path, out: Path) -> Iterator[subprocess.Popen]:
-    """The process of a reader or writer: see serve.py. It is ended at the end, with what it has started."""
-    command = [sys.executable, "-P", "-m", "conformance.files.serve", kind, name, str(folder), str(out)]
+def _process(kind: str, name: str, folder: Path, out: Path) -> Iterator[Talk]:
+    """The process of a reader or writer. It is ended at the end, with what it has started."""
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    process = subprocess.Popen([sys.executable, "-P", "-m", "conformance.files.serve", kind, name, str(folder), str(out)],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                                env=os.environ | {"PYTHONPATH": paths}, start_new_session=True)
     try:
-        yield process
+        yield Talk(process)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        children.end(process.pid)
+        process.wait()
+        for pipe in filter(None, (process.stdin, process.stdout)):
+            with suppress(OSError):
+                pipe.close()
 
 
-def _ask(process: subprocess.Popen, folder: str) -> dict | None:
-    assert process.stdin is not None
-    try:
-        process.stdin.write(folder + "\n")
-        process.stdin.flush()
-    except OSError:
-        return None
-    return _answer(process, LIMIT)
-
-
-def _answer(process: subprocess.Popen, seconds: float) -> dict | None:
-    assert process.stdout is not None
-    if not select.select([process.stdout], [], [], seconds)[0]:
-        return None
-    line = process.stdout.readline()
-    return json.loads(line) if line else None
-
-
-def _judged(case: Case, answer: dict, out: Path) -> Cell:
+def _judged(case: Case, answer: dict, out: Path, folder: Path) -> Cell:
     if not answer["ok"]:
-        return Cell(case, REFUSED, answer["refusal"])
+        words = str(answer.get("refusal", answer.get("broken"))).replace(f"{folder}/", "")
+        return Cell(case, REFUSED if "refusal" in answer else LOST, words)
     found = _loaded(out / f"{answer['at']}.npz")
     if not case.valid:
         return Cell(case, ACCEPTED, f"no error; it changed {', '.join(sorted(found)) or 'nothing: the base model is served'}")

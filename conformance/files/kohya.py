@@ -37,14 +37,14 @@ def read(meaning: Meaning, held: Container) -> Meaning:
 
 
 def alpha_of(meaning: Meaning, held: Container, name: str | None) -> float | None:
-    """The one number of a tensor of alpha."""
+    """The one number of a tensor of alpha. None if there is none, or if it is 0."""
     if name is None:
         return None
     tensor = held.tensors[name]
     if tensor.size != 1 or tensor.dtype not in (*FLOATS, "I64", "I32", "I16", "I8", "U8"):
         meaning.say("FILE-013", name, f"{tensor.dtype} of shape {tensor.shape}, expected one number")
         return None
-    return float(held.array(name).reshape(()))
+    return float(held.array(name).reshape(())) or None  # 0 stands for none
 
 
 def scale(meaning: Meaning, held: Container, alpha: float | None, module: str, rank: int) -> Scale:

@@ -123,7 +123,9 @@ class Part:
         if self.scale.value is None or self.rank > LARGEST_RANK:
             return None
         with np.errstate(all="ignore"):  # factors that are not finite are an issue of their own
-            return abs(self.scale.value) * math.sqrt(max(0.0, float(np.sum(self.A.gram() * self.B.gram()))))
+            square = float(np.sum(self.A.gram() * self.B.gram()))
+        norm = abs(self.scale.value) * math.sqrt(abs(square)) if math.isfinite(square) else math.nan
+        return norm if math.isfinite(norm) else None
 
 
 class Other(NamedTuple):
@@ -200,11 +202,13 @@ def pair(meaning: Meaning, container: Container, module: str, roles: dict[str, s
     found = scale(module, A.rank)
     if magnitude := roles.get("magnitude", ""):
         meaning.say("FILE-050", magnitude, "DoRA: a magnitude for each row of W")
-    part = Part(module, A, B, found, magnitude=magnitude, **dict[str, Any]({"kind": "conv"} if conv else {}) | more)
+    part = Part(module, A, B, found, magnitude=magnitude, **dict[str, Any](more) | ({"kind": "conv"} if conv else {}))
     if found.value is None:
         meaning.say("FILE-030", module, found.source)
-    elif not (math.isfinite(found.value) and found.value):
-        meaning.say("FILE-033", module, f"{found.value:g}, from {found.source}")
+    elif not math.isfinite(found.value):
+        meaning.say("FILE-035", module, f"{found.value:g}, from {found.source}")
+    elif not found.value:
+        meaning.say("FILE-033", module, found.source)
     for factor in (A, B):
         finite, zero = factor.facts()
         if not finite:

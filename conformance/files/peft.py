@@ -3,12 +3,14 @@
 import re
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from conformance.files import container, peft_settings
 from conformance.files.container import Container
 from conformance.files.meaning import Meaning, Other, Scale, pair, sort_out
+from conformance.files.peft_settings import is_target
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -38,8 +40,7 @@ def read(folder: Path) -> Meaning:
 
 def understood(meaning: Meaning, held: Container, given: dict[str, Any]) -> Meaning:
     """Fills in what the tensors mean under these settings."""
-    if given.get("peft_type", "LORA") != "LORA":
-        meaning.say("FILE-014", "peft_type", f"{str(given['peft_type'])[:40]!r}, expected 'LORA'")
+    if not peft_settings.is_lora(meaning, given):
         return meaning
     said = peft_settings.checked(meaning, given)
     meaning.settings = peft_settings.that_count(given)
@@ -75,11 +76,15 @@ def _role(meaning: Meaning, said: dict[str, Any], name: str) -> tuple[str, str] 
     if found := WITH_A_NAME.fullmatch(inner):
         meaning.say("FILE-026", name, f"{found[1]!r} is taken for the name of an adapter")
         return name, "wrong"
-    if set(inner.split(".")) & set(filter(lambda part: isinstance(part, str), said.get("modules_to_save") or ())):
+    above = accumulate(inner.split("."), lambda path, part: f"{path}.{part}")  # the module, and those that it is in
+    whole = tuple(entry for entry in said.get("modules_to_save") or () if isinstance(entry, str))
+    if any(path.endswith(whole) for path in above):
         return name, "saved"
     if inner.endswith(".base_layer.weight"):
         return name, "base"
-    return (name, "bias") if inner.endswith(".bias") and said.get("bias", "none") != "none" else None
+    module, _, last = inner.replace(".base_layer.", ".").rpartition(".")
+    kept = said.get("bias", "none")
+    return (name, "bias") if last == "bias" and (kept == "all" or kept == "lora_only" and is_target(module, said)) else None
 
 
 def _module(meaning: Meaning, held: Container, said: dict[str, Any], module: str, roles: dict[str, str],
@@ -89,9 +94,4 @@ def _module(meaning: Meaning, held: Container, said: dict[str, Any], module: str
     factors = {role.removeprefix("embedding_").removesuffix("_vector"): name for role, name in roles.items()}
     pair(meaning, held, module, factors, scale, (True, False), kind=kind, fan_in_fan_out=bool(said.get("fan_in_fan_out")),
          bias=roles.get("B.bias", ""))
-    if not peft_settings.is_target(module, said):
-        meaning.say("FILE-024", module, f"target_modules is {str(said.get('target_modules'))[:80]}")
-    for role, setting in ("magnitude_vector", "use_dora"), ("B.bias", "lora_bias"):
-        if (role in roles) != bool(said.get(setting)):
-            words = f"lora_{role} without {setting}" if role in roles else f"{setting} without lora_{role}"
-            meaning.say("FILE-011", module, words)
+    peft_settings.agree(meaning, said, module, factors)

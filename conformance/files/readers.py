@@ -1,7 +1,8 @@
 """What other programs are known to do with a file: `conformance file PATH --for READER`.
 
-Everything here was measured, with the versions that are named: on a random Llama of 1.2 MB, with adapters written by PEFT
-0.21.2, and logits compared with PEFT's. What was not measured is not said.
+What is said here was seen by hand in September 2026, with the versions that are named: a random Llama of 1.2 MB, adapters
+written by PEFT 0.21.2, and logits compared with PEFT's. No command here repeats it yet. A setting that was not tried is named
+as such.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from conformance.files.peft_settings import DEFAULT
 class Reader(NamedTuple):
     version: str  # that was measured
     formats: tuple[str, ...]  # that it reads
+    tried: tuple[str, ...]  # settings
     says: Callable[[Meaning], Iterator[str]]  # a sentence for each thing that it does with this file
 
 
@@ -38,10 +40,11 @@ def _llama_cpp(meaning: Meaning) -> Iterator[str]:
                f"{len(parts)} modules, such as {parts[0].module}, get {factor:.4g} times their strength")
 
 
+TRIED = ("alpha_pattern", "lora_alpha", "peft_type", "r", "rank_pattern", "target_modules", "use_dora", "use_rslora")
 READERS = {
-    "vllm": Reader("vLLM 0.32 on the CPU", ("PEFT",), _vllm),
-    "llama.cpp": Reader("the converter and runtime of llama-cpp-python 0.3.36", ("PEFT",), _llama_cpp),
-    "mlx-lm": Reader("mlx-lm 0.32.2", ("mlx-lm",), lambda meaning: iter(())),
+    "vllm": Reader("vLLM 0.32 on the CPU", ("PEFT",), TRIED, _vllm),
+    "llama.cpp": Reader("the converter and runtime of llama-cpp-python 0.3.36", ("PEFT",), TRIED, _llama_cpp),
+    "mlx-lm": Reader("mlx-lm 0.32.2", ("mlx-lm",), (), lambda meaning: iter(())),
 }
 
 
@@ -50,4 +53,7 @@ def says(meaning: Meaning, name: str) -> list[str]:
     reader = READERS[name]
     if meaning.format not in reader.formats:
         return [f"it reads {' and '.join(reader.formats)}, and this is {meaning.format}"]
-    return list(reader.says(meaning))
+    if not meaning.right:
+        return ["what it does with a file that is wrong was not tried"]
+    untried = [name for name in meaning.settings if name not in reader.tried]
+    return [*reader.says(meaning), *([f"not tried with {', '.join(untried)}"] if untried else [])]

@@ -4,7 +4,8 @@ It reads questions from its standard input, one a line, and answers each with a 
 from 0. The first line, before any question, says what is there: {"formats": […]}, or {"not available": "why"}.
 
     KIND    question               answer
-    read    a folder in FOLDER     {"ok": true, "at": n}, ΔW by module, or {"ok": false, "refusal": "…"}
+    read    a folder in FOLDER     {"ok": true, "at": n}, ΔW by module, or {"ok": false, "refusal": "…"}, or, for
+                                   what is no ΔW, {"ok": false, "broken": "…"}
     write   a feature              the same; the adapter is in FOLDER/OUT/n
 """
 
@@ -18,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from conformance.files import consumers, container, producers
+from conformance.files import consumers, container, mlx, producers
 from conformance.files.corpus import BASE
+from conformance.files.peft import CONFIG, PICKLE, WEIGHTS
 
 Work = Callable[[str, int], dict[str, np.ndarray]]  # a question and its number → ΔW by module
 
@@ -43,6 +45,9 @@ def main(kind: str, name: str, folder: str, out: str) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 found = work(line.rstrip("\n"), number)
+            if not isinstance(found, dict):
+                say({"ok": False, "broken": f"it gave {type(found).__name__}, expected ΔW by module"})
+                continue
             arrays: Any = {module: np.asarray(delta, np.float64) for module, delta in found.items()}
             np.savez(f"{out}/{number}.npz", **arrays)
             say({"ok": True, "at": number})
@@ -62,9 +67,8 @@ def _writer(name: str, folder: Path, out: str) -> Work:
 
 def _adapter(place: Path) -> Path:
     """The folder, in formats that are folders, else the file in it."""
-    files = [path for path in place.iterdir() if path.name not in (BASE, "truth.safetensors", "adapter_config.json")]
-    names = {path.name for path in files} & {"adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors"}
-    return place if names or len(files) != 1 else files[0]
+    files = [path for path in place.iterdir() if path.name not in (BASE, "truth.safetensors", CONFIG)]
+    return place if len(files) != 1 or files[0].name in (WEIGHTS, PICKLE, mlx.WEIGHTS) else files[0]
 
 
 def _base(folder: Path, case: str = "") -> dict[str, np.ndarray]:

@@ -25,8 +25,10 @@ def read(meaning: Meaning, held: Container) -> Meaning:
 
     beside = Path(held.path).parent / peft.CONFIG
     given: dict[str, Any] | None = peft_settings.load(meaning, beside) if beside.exists() else {}
-    known = all(type((given or {}).get(name)) in (int, float) for name in NEEDED)
-    by_settings = peft_settings.scale_by(meaning, peft_settings.checked(meaning, given)) if given and known else None
+    if given and not peft_settings.is_lora(meaning, given):
+        return meaning
+    said = peft_settings.checked(meaning, given) if given else {}
+    by_settings = peft_settings.scale_by(meaning, said) if all(name in said for name in NEEDED) else None
 
     def scale(module: str, rank: int) -> Scale:
         unknown = Scale(None, f"no {peft.CONFIG} beside the file gives r and lora_alpha")
@@ -34,4 +36,7 @@ def read(meaning: Meaning, held: Container) -> Meaning:
 
     for module, all_of in sort_out(meaning, held, roles).items():
         pair(meaning, held, module, all_of, scale, (True, False))
+        if by_settings:  # the targets may have torchtune's names or Hugging Face's, and not all recipes write use_dora
+            own = {"target_modules": None, "use_dora": said.get("use_dora") or "magnitude" in all_of}
+            peft_settings.agree(meaning, said | own, module, all_of)
     return meaning

@@ -41,7 +41,8 @@ or onto a server. A *factor* is A or B.
 | question | sources | here |
 |---|---|---|
 | alpha is not given | PEFT: 8; kohya, diffusers: the rank; llama.cpp: a scale of 1; mlx-lm: an error | by the format (P-3, K-2, D-2, G-2, M-2) |
-| alpha is given twice | diffusers: the metadata before the tensor; kohya's readers: the tensor, and the metadata is not read | by the format, and a warning (D-2, K-3) |
+| alpha is given twice | diffusers: an error; kohya's readers: the tensor, and the metadata is not read | by the format: an error (D-2), or a warning (K-3) |
+| two patterns match one module | PEFT: the first one counts, and its own save sorts them | the first one in the file (P-4) |
 | a tensor that nobody uses | PEFT, vLLM: a warning at most; llama.cpp: an error | an error (R-1) |
 | a setting that a reader does not know | llama.cpp's converter: left out; PEFT: left out, with a warning | an error if it changes the function (R-2) |
 | factors for a module that the settings do not name | PEFT: left out, with a warning; others do not look | an error (P-5) |

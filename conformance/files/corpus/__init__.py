@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from conformance.files.binary import safetensors
 from conformance.files.corpus import containers, others, peft
-from conformance.files.corpus.made import Case, base_model, safetensors
+from conformance.files.corpus.made import Case, base_model
 
 BASE = "base.safetensors"
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from conformance.files.corpus.made import IN, OUT, RANK, Case, Q, factors, key, peft, safetensors, spoiled, with_header, wrong
+from conformance.files.binary import safetensors, with_header
+from conformance.files.corpus.made import IN, OUT, RANK, Case, Q, factors, key, peft, spoiled, wrong
 
 
 def cases() -> Iterator[Case]:
@@ -38,6 +39,7 @@ def cases() -> Iterator[Case]:
     yield spoiled("C-2", "an_enormous_shape", "FILE-004", changed(A, shape=[1 << 40, 1 << 40]))
     yield spoiled("C-2", "a_negative_shape", "FILE-003", changed(A, shape=[-RANK, -IN]))
     yield spoiled("C-2", "a_shape_with_a_fraction", "FILE-003", changed(A, shape=[4.0, 12.0]))
+    yield spoiled("C-6", "a_dtype_that_is_a_list", "FILE-008", changed(A, dtype=["F32"]))
     yield spoiled("C-2", "another_dtype", "FILE-004", changed(A, dtype="F64"))
     yield spoiled("C-6", "an_unknown_dtype", "FILE-008", changed(A, dtype="F128"))
     yield spoiled("C-3", "a_tensor_twice", "FILE-005", twice(whole, A, B))

@@ -3,15 +3,13 @@
 import hashlib
 import json
 import math
-import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from conformance.files.container import DTYPES
+from conformance.files.binary import safetensors
 
-NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 IN, OUT, RANK = 12, 10, 4
 Q, K, V = (f"model.layers.0.self_attn.{name}_proj" for name in "qkv")
 TURNED, CONV1D, EMBEDDING, HEAD = "model.layers.1.mlp.up_proj", "h.0.attn.c_proj", "model.embed_tokens", "lm_head"
@@ -62,49 +60,6 @@ def base_model() -> Arrays:
     linear = dict.fromkeys((Q, K, V, TURNED, HEAD), (OUT, IN))
     shapes = linear | {CONV1D: (IN, OUT), EMBEDDING: (VOCABULARY, IN)}
     return {f"{module}.weight": drawn(f"W {module}", *shape) for module, shape in shapes.items()}
-
-
-def safetensors(
-    arrays: Arrays, metadata: dict[str, str] | None = None, change: Callable[[dict], Any] = lambda header: None
-) -> bytes:
-    """A file of these arrays. `change` may spoil its header."""
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-    body = b""
-    for name, array in arrays.items():
-        numbers = np.ascontiguousarray(array).tobytes()
-        header[name] = {
-            "dtype": NAMES[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [len(body), len(body) + len(numbers)],
-        }
-        body += numbers
-    change(header)
-    return with_header(json.dumps(header, separators=(",", ":")).encode(), body)
-
-
-def with_header(header: bytes, body: bytes = b"") -> bytes:
-    return struct.pack("<Q", len(header)) + header + body
-
-
-def gguf(keys: dict[str, Any], arrays: Arrays) -> bytes:
-    """A GGUF file of these arrays, whose keys are strings and float32 numbers."""
-
-    def text(words: str) -> bytes:
-        return struct.pack("<Q", len(words.encode())) + words.encode()
-
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(arrays), len(keys))
-    for key, value in keys.items():
-        head += text(key) + (struct.pack("<I", 8) + text(value) if isinstance(value, str) else struct.pack("<If", 6, value))
-    body = b""
-    for name, array in arrays.items():
-        kind = {"F32": 0, "F16": 1, "BF16": 30, "I8": 24}[NAMES[array.dtype]]
-        head += (
-            text(name)
-            + struct.pack(f"<I{array.ndim}Q", array.ndim, *reversed(array.shape))
-            + struct.pack("<IQ", kind, len(body))
-        )
-        body += array.tobytes() + b"\0" * (-array.nbytes % 32)
-    return head + b"\0" * (-len(head) % 32) + body
 
 
 def power(A: np.ndarray, B: np.ndarray, scale: float) -> float:

@@ -8,7 +8,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from conformance.files.corpus.made import IN, OUT, RANK, Arrays, Case, drawn, factors, gguf, one_file, power
+from conformance.files.binary import gguf
+from conformance.files.corpus.made import IN, OUT, RANK, Arrays, Case, drawn, factors, one_file, power
 
 
 def kohya() -> Iterator[Case]:
@@ -32,6 +33,8 @@ def kohya() -> Iterator[Case]:
     window, up = drawn("conv A", RANK, 3, 3, 3), drawn("conv B", OUT, RANK, 1, 1)
     conv = {f"{module}.lora_down.weight": window, f"{module}.lora_up.weight": up}
     yield one_file("kohya", "K-1", "convolution", conv | alpha, {module: (window, up, 0.75)})
+    yield case("K-2", "alpha_zero", plain | {f"{module}.alpha": np.array(0, np.float32)}, 1.0, ("FILE-032",))
+    yield case("R-9", "alpha_nan", plain | {f"{module}.alpha": np.array(np.nan, np.float32)}, None, ("FILE-035",))
     yield case("K-2", "two_alphas", plain | {f"{module}.alpha": np.ones(2, np.float32)}, None, ("FILE-013",))
     yield case("R-3", "up_alone", {f"{module}.lora_up.weight": B} | alpha, None, ("FILE-021",))
     yield case("R-1", "alpha_alone", plain | alpha | {"lora_te_x.alpha": np.array(3, np.float32)}, None, ("FILE-027",))
@@ -61,7 +64,11 @@ def diffusers() -> Iterator[Case]:
     yield case("D-2", "metadata", plain, 1.5, told=settings)
     yield case("D-2", "metadata_and_rslora", plain, 3.0, told=settings | {"transformer.use_rslora": True})
     yield case("D-2", "metadata_and_a_pattern", plain, 0.5, told=settings | {"transformer.alpha_pattern": {"to_q": 2}})
-    yield case("D-2", "metadata_against_alpha", plain | alpha, 1.5, ("FILE-031",), settings)
+    yield case("D-2", "metadata_beside_alpha", plain | alpha, None, ("FILE-034",), settings)
+    yield case("P-6", "dora_without_magnitude", plain, None, ("FILE-011",), settings | {"transformer.use_dora": True})
+    yield case("P-12", "another_method", plain, None, ("FILE-014",), settings | {"transformer.peft_type": "LOHA"})
+    others = {"transformer.target_modules": ["to_k"]}
+    yield case("P-5", "a_module_that_is_no_target", plain, None, ("FILE-024",), settings | others)
     yield case("D-2", "metadata_of_another_part", plain | alpha, 0.75, told={"text_encoder.lora_alpha": 6})
     yield case("R-5", "metadata_with_another_rank", plain, None, ("FILE-023",), settings | {"transformer.r": 8})
     yield case("D-2", "metadata_that_is_no_json", plain, None, ("FILE-010",), "{")
@@ -83,6 +90,10 @@ def others() -> Iterator[Case]:
     )
     yield one_file("torchtune", "T-2", "no_settings", plain, {}, codes=("FILE-030",))
     yield one_file("torchtune", "R-5", "another_rank", plain, {}, beside={"r": 8, "lora_alpha": 3}, codes=("FILE-023",))
+    yield one_file("torchtune", "P-12", "another_method", plain, {}, beside={"r": 4, "lora_alpha": 3, "peft_type": "LOHA"},
+                   codes=("FILE-014",))
+    yield one_file("torchtune", "P-6", "dora_without_magnitude", plain, {}, beside={"r": 4, "lora_alpha": 3, "use_dora": True},
+                   codes=("FILE-011",))
     A, B = factors("mlx")
     module = "model.layers.0.self_attn.q_proj"
     turned = {f"{module}.lora_a": np.ascontiguousarray(A.T), f"{module}.lora_b": np.ascontiguousarray(B.T)}

@@ -103,6 +103,15 @@ def valid() -> Iterator[Case]:
     yield peft(
         "R-2", "settings_of_training", settings={"lora_dropout": 0.1, "inference_mode": True, "init_lora_weights": "gaussian"}
     )
+    for name, settings in {
+        "the_end_of_a_name_of_a_whole_module": {"modules_to_save": ["head"]},
+        "no_layers_are_all_layers": {"layers_to_transform": []},
+        "layers_of_a_list": {"layers_to_transform": [0], "layers_pattern": "layers"},
+        "all_linear_in_capitals": {"target_modules": "All-Linear"},
+        "a_start_that_leaves_the_weight": {"init_lora_weights": "eva"},
+    }.items():
+        more = {f"base_model.model.{HEAD}.weight": drawn("W lm_head", OUT, IN)} if "modules_to_save" in settings else None
+        yield peft("P-9" if more else "P-5", name, settings=settings, more=more, codes=("FILE-050",) if more else ())
     yield _dora()
     yield _embedding()
 
@@ -194,6 +203,14 @@ def invalid() -> Iterator[Case]:
     yield wrong("P-5", "a_module_that_is_no_target", "FILE-024", settings={"target_modules": ["q_proj"]})
     yield wrong("P-5", "a_module_that_is_excluded", "FILE-024", settings={"exclude_modules": ["v_proj"]})
     yield wrong("P-5", "a_layer_that_is_left_out", "FILE-024", settings={"layers_to_transform": [1]})
+    yield wrong(
+        "P-5",
+        "layers_of_another_list",
+        "FILE-024",
+        settings={"layers_to_transform": [0], "layers_pattern": "blocks"},
+    )
+    yield wrong("R-2", "a_bias_of_another_kind", "FILE-013", settings={"bias": "some"})
+    yield wrong("R-2", "an_alpha_that_no_float_holds", "FILE-013", settings={"lora_alpha": 10**400})
     yield wrong("P-5", "an_expression_that_does_not_match", "FILE-024", settings={"target_modules": r".*\.q_proj"})
     yield wrong("P-6", "dora_without_magnitude", "FILE-011", settings={"use_dora": True})
     yield wrong("P-6", "a_magnitude_without_dora", "FILE-011", more={key(Q, "lora_magnitude_vector"): drawn("magnitude", OUT)})

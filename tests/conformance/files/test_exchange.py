@@ -1,15 +1,19 @@
 """What readers make of the corpus: right ones, wrong ones, and those that die."""
 
+import json
+import re
 import sys
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from conformance.files.exchange import ACCEPTED, BAD, ELSEWHERE, LOST, REFUSED, RIGHT, WRONG, Matrix, exchange
+from conformance.files.exchange import ACCEPTED, BAD, ELSEWHERE, LOST, REFUSED, RIGHT, UNWRITTEN, WRONG, Matrix, exchange
+from conformance.files.producers import FEATURES
 
 sys.path.append(str(Path(__file__).parents[1] / "commands"))
-from test_cli import conformance
+from test_cli import ROOT, conformance
 
 READERS = '''\
 import os
@@ -36,6 +40,12 @@ def transposed(path, base):
 def nothing(path, base):
     print("a line that is no answer")
     return {}
+
+def refuses_all(path, base):
+    raise ValueError("no")
+
+def gives_none(path, base):
+    pass
 
 def dies(path, base):
     if "rslora" in path:
@@ -80,21 +90,28 @@ def test_peft_computes_what_the_files_mean():
 
 def by(writer: str, *readers: str) -> dict[str, dict[str, str]]:
     """The statuses of what this writer makes, by reader and by feature."""
-    return {matrix.consumer: {cell.case.name: cell.status for cell in matrix.cells}
-            for matrix in exchange(list(readers), lambda case: bool(case.at), [writer])}
+    found = exchange(list(readers), lambda case: bool(case.at), [writer])[-len(readers) :]
+    return {matrix.consumer: {cell.case.name: cell.status for cell in matrix.cells} for matrix in found}
 
 
 def test_what_lora_torch_writes_is_read_rightly():
     for found in by("lora_torch", "file", "lora_torch", *(["peft"] if find_spec("peft") else [])).values():
-        assert len(found) >= 20 and set(found.values()) == {RIGHT}
+        assert found.keys() == FEATURES.keys() - {"a bias beside B"} and set(found.values()) == {RIGHT}
 
 
 def test_what_peft_writes_is_read_rightly_but_for_overlapping_patterns():
     """PEFT sorts the patterns when it saves, and goes by the first one that matches."""
     pytest.importorskip("peft")
     for found in by("peft", "file", "peft", "lora_torch").values():
-        assert len(found) >= 20 and {name for name, status in found.items() if status == WRONG} == {"overlapping patterns"}
+        assert found.keys() == FEATURES.keys()
+        assert {name for name, status in found.items() if status == WRONG} == {"overlapping patterns"}
         assert {name for name, status in found.items() if status == REFUSED} <= {"a bias beside B"}
+
+
+def test_what_is_not_written_is_told():
+    (writer, _) = exchange(["file"], lambda case: case.name == "plain", ["lora_torch"])
+    assert writer.consumer == "lora_torch"
+    assert {cell.case.name for cell in writer.cells} == {"a bias beside B"} and writer.cells[0].status == UNWRITTEN
 
 
 def test_a_writer_that_is_not_there_is_not_available():
@@ -132,4 +149,27 @@ def test_the_command(readers, tmp_path):
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert conformance("exchange", "file", "--only", "P-4").returncode == 0
     assert conformance("exchange", "file", "--only", "no_such_format").returncode == 2
-    assert conformance("exchange", "no_such_reader").returncode == 3
+    assert conformance("exchange", "file", "no_such_reader", "--only", "P-4").returncode == 3
+    assert conformance("exchange", "lora_torch", "--only", "kohya").returncode == 3
+    for useless in ("refuses_all", "gives_none"):
+        assert conformance("exchange", f"{readers}:{useless}", "--only", "P-3").returncode == 1
+
+
+def test_the_committed_matrix_is_what_its_page_shows():
+    """The table of results/exchange.md, against the cells of exchange.json, and these against the corpus of today."""
+    results = ROOT / "conformance" / "results"
+    found: Counter[tuple[str, str, str]] = Counter()
+    report = json.loads((results / "exchange.json").read_text(encoding="utf-8"))
+    for reader in report["readers"]:
+        for cell in reader["cells"]:
+            status = "right" if cell["status"] == "refused" and not cell["valid"] else cell["status"]
+            files = cell["files"] if cell["files"].startswith("by ") or cell["files"] == "peft" else "others"
+            found[reader["reader"], files, status] += 1
+    rows = re.findall(r"^\| (\w+) \| (.+?) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$",
+                      (results / "exchange.md").read_text(encoding="utf-8"), re.M)
+    names = {"corpus: PEFT": "peft", "by PEFT": "by peft", "by lora_torch": "by lora_torch"}
+    assert len(rows) == 10
+    for reader, files, *counts in rows:
+        for status, count in zip(("right", "refused", "wrong", "accepted", "crash"), counts, strict=True):
+            assert found[reader, names.get(files, "others"), status] == int(count), (reader, files, status)
+    assert "/tmp" not in json.dumps(report)
