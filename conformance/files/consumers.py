@@ -109,8 +109,8 @@ def model_of(base: Arrays) -> Any:
         module = name.removesuffix(".weight")
         if module == EMBEDDING:
             layer: Any = nn.Embedding(*weight.shape)
-        elif module == CONV1D and (conv1d := _conv1d()):
-            layer = conv1d(weight.shape[1], weight.shape[0])
+        elif module == CONV1D:
+            layer = _conv1d(*weight.shape)
         else:
             layer = nn.Linear(weight.shape[1], weight.shape[0], bias=module != HEAD)
         with torch.no_grad():
@@ -127,13 +127,17 @@ def model_of(base: Arrays) -> Any:
     return root
 
 
-def _conv1d():
-    """GPT-2's layer, whose weight is (in, out), if transformers is installed."""
+def _conv1d(n_in: int, n_out: int) -> Any:
+    """GPT-2's layer, whose weight is (in, out): that of transformers if it is installed, which PEFT knows, else one like it."""
+    from torch import nn
+
     if importlib.util.find_spec("transformers") is None:
-        return None
+        from conformance.drivers.look.arguments import Conv1D
+
+        return Conv1D(nn.Linear(n_in, n_out))
     from transformers.pytorch_utils import Conv1D
 
-    return Conv1D
+    return Conv1D(n_out, n_in)
 
 
 def measured(model: Any, base: Arrays) -> Arrays:
@@ -150,7 +154,7 @@ def measured(model: Any, base: Arrays) -> Arrays:
             if module == EMBEDDING:
                 found[module] = layer(torch.arange(len(weight))).double().numpy() - weight
                 continue
-            turned = module == CONV1D and bool(_conv1d())
+            turned = module == CONV1D
             inputs = weight.shape[0] if turned else weight.shape[1]
             added = layer(torch.zeros(1, inputs)).double()
             y = (layer(torch.eye(inputs)).double() - added).numpy()  # (in, out), without the bias

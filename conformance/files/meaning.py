@@ -17,6 +17,7 @@ from conformance.files.clauses import ERROR, Issue
 from conformance.files.container import DTYPES, FLOATS, Container
 
 BLOCK = 1 << 20  # numbers that are widened at a time
+CONV: dict[str, Any] = {"kind": "conv"}
 LARGEST_RANK = 4096  # above it no norm is computed: it takes rank² numbers
 
 
@@ -202,7 +203,7 @@ def pair(meaning: Meaning, container: Container, module: str, roles: dict[str, s
     found = scale(module, A.rank)
     if magnitude := roles.get("magnitude", ""):
         meaning.say("FILE-050", magnitude, "DoRA: a magnitude for each row of W")
-    part = Part(module, A, B, found, magnitude=magnitude, **dict[str, Any](more) | ({"kind": "conv"} if conv else {}))
+    part = Part(module, A, B, found, magnitude=magnitude, **more | (CONV if conv else {}))
     if found.value is None:
         meaning.say("FILE-030", module, found.source)
     elif not math.isfinite(found.value):

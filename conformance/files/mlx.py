@@ -48,7 +48,7 @@ def read(meaning: Meaning, held: Container) -> Meaning:
         if "rank" in own and own["rank"] != rank:
             meaning.say("FILE-023", module, f"lora_parameters.rank is {own['rank']}, and the factors have {rank}")
         value = own.get("scale")
-        if not peft_settings.is_number(value):
+        if value is None or not peft_settings.is_number(value):
             return Scale(None, f"lora_parameters.scale is {str(value)[:40]}, expected a number")
         return Scale(float(value), f"lora_parameters.scale {value:g}")
 

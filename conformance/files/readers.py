@@ -8,6 +8,7 @@ as such.
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from conformance.files.clauses import ERROR
 from conformance.files.meaning import Meaning, Part
 from conformance.files.peft_settings import DEFAULT
 
@@ -53,7 +54,7 @@ def says(meaning: Meaning, name: str) -> list[str]:
     reader = READERS[name]
     if meaning.format not in reader.formats:
         return [f"it reads {' and '.join(reader.formats)}, and this is {meaning.format}"]
-    if not meaning.right:
+    if any(issue.severity == ERROR and issue.kind.clause not in ("R-6", "R-7") for issue in meaning.issues):
         return ["what it does with a file that is wrong was not tried"]
     untried = [name for name in meaning.settings if name not in reader.tried]
     return [*reader.says(meaning), *([f"not tried with {', '.join(untried)}"] if untried else [])]

@@ -128,8 +128,9 @@ def test_counts_agree():
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.name)
-def test_lora_torch_names_torch_and_the_standard_library_alone(path):
-    allowed = {"torch", "lora_torch", *sys.stdlib_module_names} | ({"triton"} if path.name == "kernels.py" else set())
+def test_lora_torch_names_torch_safetensors_and_the_standard_library_alone(path):
+    allowed = {"torch", "safetensors", "lora_torch", *sys.stdlib_module_names}
+    allowed |= {"triton"} if path.name == "kernels.py" else set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch_layers import cases, every_device, examples, integers, no_cuda
 
 from lora_ref.error import bounds
-from lora_torch import LinearLoRA, fast, linear
+from lora_torch import LinearLoRA, fast, paths
 
 kernels = pytest.importorskip("lora_torch.kernels", reason="triton is not installed", exc_type=ModuleNotFoundError)
 compiled = pytest.mark.skipif(
@@ -114,6 +114,6 @@ def test_it_is_taken_on_request_alone_and_never_on_the_cpu(device, monkeypatch):
     layer.one_pass = True
     layer(x).sum().backward()
     assert called == ([1] if device == "cuda" else [])
-    monkeypatch.setattr(linear, "has_triton", lambda: False)
+    monkeypatch.setattr(paths, "has_triton", lambda: False)
     layer(x).sum().backward()
     assert called == ([1] if device == "cuda" else [])

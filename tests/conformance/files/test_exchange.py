@@ -77,7 +77,7 @@ def test_lora_torch_refuses_what_is_invalid_and_what_it_does_not_offer():
     assert not [(cell.case.folder, cell.words) for cell in cells if cell.status in BAD]
     refused = {cell.case.name for cell in cells if cell.case.valid and cell.status == REFUSED}
     assert refused == {"dora", "a_bias_beside_b", "no_alpha", "alpha_zero_r_absent", "targets_all_linear",
-                       "a_target_without_factors", "float64"}
+                       "a_target_without_factors", "float64", "all_linear_in_capitals"}
 
 
 def test_peft_computes_what_the_files_mean():
