@@ -68,7 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
     if only and arguments.writers is None and not any(map(chosen, exchange.corpus.cases())):
         raise ValueError(f"--only {' '.join(arguments.only)}: no file of the corpus is of this format or about this clause")
     writers = list(PRODUCERS) if arguments.writers == [] else arguments.writers
-    matrices = exchange.exchange(arguments.readers or list(CONSUMERS), chosen, writers)
+    with console().status("the corpus is written") as shown:  # seen on a terminal alone
+        matrices = exchange.exchange(
+            arguments.readers or list(CONSUMERS), chosen, writers,
+            lambda name, cell: shown.update(Text(f"{name}: {cell.case.title}")))
     report = as_dict(matrices)
     written(arguments.json, lambda file: output.write(file, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()))
     show(matrices)

@@ -141,7 +141,7 @@ class Other(NamedTuple):
 class Meaning:
     """What a whole file says."""
 
-    format: str  # a key of clauses.SECTIONS' formats, in words: PEFT, kohya …
+    format: str  # its name: PEFT, kohya …
     path: str
     parts: list[Part] = field(default_factory=list)
     others: list[Other] = field(default_factory=list)

@@ -9,6 +9,7 @@ architecture, or one whose rows have another order, does not come out of this.
 import json
 import math
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,7 @@ def written(meaning: Meaning, format: str) -> Written:
         raise CannotSay("an adapter that is wrong, or has no modules, is not written again")
     found = [f"{WORDS[what]} ({part.module})" for part in meaning.parts for what in CANNOT[format] if _has(part, what)]
     found += [f"{other.name}: {other.words}" for other in meaning.others if format != "PEFT" or meaning.format != "PEFT"]
+    found += [f"a scale of 0 ({part.module})" for part in meaning.parts if format in ("kohya", "GGUF") and not part.scale.value]
     if any(part.magnitude for part in meaning.parts) and not all(part.magnitude for part in meaning.parts):
         found.append("DoRA in some modules, and not in others")
     if found:
@@ -54,18 +56,22 @@ def written(meaning: Meaning, format: str) -> Written:
 
 
 def put(meaning: Meaning, format: str, folder: Path) -> Written:
-    """Writes the files into a folder that is empty, or not there. They are read again first: what they mean must be the same,
-    to the last bit. Raises CannotSay."""
+    """Writes the files into a folder that is empty, or not there. Before that they are written elsewhere and read again: what
+    they mean must be the same, to the last bit. Raises CannotSay."""
     made = written(meaning, format)
+    with tempfile.TemporaryDirectory(prefix="conformance-") as scratch:
+        _write(made, Path(scratch))
+        again = read(scratch)
+        if not again.right or not same(meaning, again, made.names):
+            raise RuntimeError(f"what was made in {format} means something else, and was not written: {again.issues}")
     folder.mkdir(parents=True, exist_ok=True)
+    _write(made, folder)
+    return made
+
+
+def _write(made: Written, folder: Path) -> None:
     for name, content in made.files.items():
         (folder / name).write_bytes(content)
-    again = read(str(folder))
-    if not again.right or not same(meaning, again, made.names):
-        for name in made.files:
-            (folder / name).unlink()
-        raise AssertionError(f"what was written in {format} means something else: {again.issues}")
-    return made
 
 
 def same(one: Meaning, other: Meaning, names: dict[str, str]) -> bool:
@@ -103,7 +109,18 @@ def _factors(part: Part, rank_first: tuple[bool, bool]) -> tuple[np.ndarray, np.
         for factor, first in zip((part.A, part.B), rank_first, strict=True) for array in [factor.container.array(factor.name)])
 
 
-def _alpha(part: Part, root: bool = False) -> float:
+def _arrays(meaning: Meaning, names: dict[str, str], rank_first: tuple[bool, bool], ends: tuple[str, str, str]) -> Arrays:
+    """A, B and the magnitude of every module, under its new name and these ends."""
+    found: Arrays = {}
+    for part in meaning.parts:
+        name = names[part.module]
+        found |= {f"{name}.{end}": array for end, array in zip(ends[:2], _factors(part, rank_first), strict=True)}
+        if part.magnitude:
+            found[f"{name}.{ends[2]}"] = part.A.container.array(part.magnitude)
+    return found
+
+
+def _alpha(part: Part) -> float:
     """The alpha that gives exactly the scale, when it is divided by the rank. Raises CannotSay if no number does."""
     scale, rank = part.scale.value, part.rank
     assert scale is not None
@@ -159,18 +176,13 @@ def _kohya(meaning: Meaning) -> Written:
 
 def _diffusers(meaning: Meaning) -> Written:
     names = {part.module: part.module if PART.match(part.module) else f"transformer.{part.module}" for part in meaning.parts}
-    arrays: Arrays = {}
     told: dict[str, Any] = {}
     for pipeline in dict.fromkeys(name.partition(".")[0] for name in names.values()):
         of_it = [part for part in meaning.parts if names[part.module].startswith(f"{pipeline}.")]
         inner = {part.module: names[part.module].partition(".")[2] for part in of_it}
         settings = _settings(of_it, inner) | {"use_dora": bool(of_it[0].magnitude)}
         told |= {f"{pipeline}.{setting}": value for setting, value in settings.items()}
-    for part in meaning.parts:
-        A, B = _factors(part, (True, False))
-        arrays |= {f"{names[part.module]}.lora_A.weight": A, f"{names[part.module]}.lora_B.weight": B}
-        if part.magnitude:
-            arrays[f"{names[part.module]}.lora_magnitude_vector"] = part.A.container.array(part.magnitude)
+    arrays = _arrays(meaning, names, (True, False), ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"))
     return Written({"pytorch_lora_weights.safetensors": binary.safetensors(arrays, {KEY: json.dumps(told)})}, names)
 
 
@@ -184,30 +196,22 @@ def _of_one_number(meaning: Meaning, format: str, values: dict[str, float], word
 def _torchtune(meaning: Meaning) -> Written:
     rank = _of_one_number(meaning, "torchtune", {p.module: p.rank for p in meaning.parts}, "ranks")
     alpha = _of_one_number(meaning, "torchtune", {p.module: _alpha(p) for p in meaning.parts}, "alphas")
-    arrays: Arrays = {}
-    for part in meaning.parts:
-        A, B = _factors(part, (True, False))
-        arrays |= {f"{part.module}.lora_a.weight": A, f"{part.module}.lora_b.weight": B}
-        if part.magnitude:
-            arrays[f"{part.module}.magnitude"] = part.A.container.array(part.magnitude)
+    names = {part.module: part.module for part in meaning.parts}
+    arrays = _arrays(meaning, names, (True, False), ("lora_a.weight", "lora_b.weight", "magnitude"))
     said = {"r": rank, "lora_alpha": alpha, "target_modules": sorted({p.module.rpartition(".")[2] for p in meaning.parts})}
     files = {peft.CONFIG: _json(said), peft.WEIGHTS: binary.safetensors(arrays)}
-    return Written(files, {part.module: part.module for part in meaning.parts})
+    return Written(files, names)
 
 
 def _mlx(meaning: Meaning) -> Written:
     rank = _of_one_number(meaning, "mlx-lm", {p.module: p.rank for p in meaning.parts}, "ranks")
     scale = _of_one_number(meaning, "mlx-lm", {p.module: p.scale.value or 0.0 for p in meaning.parts}, "scales")
-    arrays: Arrays = {}
-    for part in meaning.parts:
-        A, B = _factors(part, (False, True))
-        arrays |= {f"{part.module}.lora_a": A, f"{part.module}.lora_b": B}
-        if part.magnitude:
-            arrays[f"{part.module}.m"] = part.A.container.array(part.magnitude)
+    names = {part.module: part.module for part in meaning.parts}
+    arrays = _arrays(meaning, names, (False, True), ("lora_a", "lora_b", "m"))
     own = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": sorted({p.module for p in meaning.parts})}
     said = {"fine_tune_type": "dora" if meaning.parts[0].magnitude else "lora", "num_layers": -1, "lora_parameters": own}
     files = {peft.CONFIG: _json(said), mlx.WEIGHTS: binary.safetensors(arrays)}
-    return Written(files, {part.module: part.module for part in meaning.parts})
+    return Written(files, names)
 
 
 def _gguf(meaning: Meaning) -> Written:

@@ -40,7 +40,7 @@ def test_the_other_format_means_the_same_or_cannot_say_it(folder, tmp_path, case
             for name, array in arrays(file).items()}
     weights = {made.names.get(name.removesuffix(".weight"), "") + ".weight": array for name, array in base.items()}
     got = consumers.deltas(again, base | weights)
-    want = {made.names.get(module, module): change for module, change in case.truth.items()}
+    want: dict[str, np.ndarray] = {made.names.get(module, module): change for module, change in case.truth.items()}
     assert got.keys() == want.keys()
     for module, change in want.items():
         turned = format != "PEFT" and case.name == "fan_in_fan_out"  # only PEFT says that W lies the other way round
@@ -77,6 +77,14 @@ def test_what_cannot_be_said_is_named(folder, tmp_path):
     assert "an embedding (model.embed_tokens)" in refused("peft/P-10-pass-embedding", "diffusers")
     assert "a whole module of modules_to_save" in refused("peft/P-9-pass-a_whole_module", "torchtune")
     assert "names that are not llama.cpp's" in refused("peft/P-3-pass-plain", "GGUF")
+
+
+def test_a_scale_of_zero_is_not_taken_for_no_alpha(folder, tmp_path):
+    meaning = meant(folder, VALID[0])
+    zero = Meaning("PEFT", meaning.path, [Part(p.module, p.A, p.B, Scale(0.0, "")) for p in meaning.parts])
+    with pytest.raises(CannotSay, match="a scale of 0"):
+        writing.put(zero, "kohya", tmp_path / "out")
+    assert writing.put(zero, "PEFT", tmp_path / "other").files
 
 
 def test_names_that_become_the_same_are_refused(folder, tmp_path):
