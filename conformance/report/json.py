@@ -24,26 +24,27 @@ from conformance.run.plan import Options
 from conformance.run.verdict import FAILING, Report
 
 
-def environment(device: str) -> dict:
+def environment(device: str, command: str = "") -> dict:
+    """Where a run was made, and by which command: that of this process, unless it is given."""
     try:
         torch = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         torch = None
-    command = "conformance " + shlex.join(sys.argv[1:])
+    command = command or "conformance " + shlex.join(sys.argv[1:])
     return {
         "python": platform.python_version(), "numpy": np.__version__, "torch": torch,
         "platform": platform.platform(), "device": device, "command": command,
     }
 
 
-def as_dict(reports: list[Report], options: Options) -> dict:
-    return {"schema": 1, "environment": environment(options.device), "options": decisive(options),
+def as_dict(reports: list[Report], options: Options, command: str = "") -> dict:
+    return {"schema": 1, "environment": environment(options.device, command), "options": decisive(options),
             "reports": [_report(report) for report in reports]}
 
 
-def write(path: str, reports: list[Report], options: Options) -> None:
+def write(path: str, reports: list[Report], options: Options, command: str = "") -> None:
     """Writes the file as a whole or not at all. A run that is interrupted meanwhile leaves the old file. Raises OSError."""
-    text = json.dumps(as_dict(reports, options), indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(as_dict(reports, options, command), indent=1, ensure_ascii=False) + "\n"
     output.write(path, text.encode("utf-8", "backslashreplace"))  # half of a surrogate pair is escaped, as JSON does it
 
 
