@@ -9,12 +9,13 @@ import time
 import traceback
 from contextlib import suppress
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from conformance import __version__
 
 COMMANDS = ("run", "look", "list", "explain", "selftest", "bench", "subjects", "conventions", "findings", "init", "file",
-            "corpus", "exchange", "gpu", "release")
+            "corpus", "exchange", "diff", "join", "check-report", "gpu", "release")
 EXAMPLES = """\
 examples:
   conformance run                            lora_torch, this project's layer
@@ -30,6 +31,7 @@ examples:
   conformance init my_subject.py             a subject to start from
   conformance init --language c my_lora.c    a program to start from
   conformance subjects --install flax_nnx    a library, in an environment
+  conformance diff old.json new.json         what changed between two reports
   conformance gpu out                        everything that needs a GPU
 
 exit status:
@@ -59,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         try:
             parser().parse_args(argv, arguments)
-            return import_module(f"conformance.commands.{arguments.command}").run(arguments)
+            return command(arguments.command).run(arguments)
         finally:
             sys.stdout.flush()
     except Stopped as stopped:
@@ -119,6 +121,10 @@ def say(arguments: argparse.Namespace, text: str) -> None:
         print(f"{f'conformance {arguments.command}'.strip()}: {text}", file=sys.stderr, flush=True)
 
 
+def command(name: str) -> ModuleType:
+    return import_module(f"conformance.commands.{name.replace('-', '_')}")
+
+
 def parser() -> argparse.ArgumentParser:
     options: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     found = argparse.ArgumentParser(
@@ -126,9 +132,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--version", action="version", version=f"conformance {__version__}")
     commands = found.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
     for name in COMMANDS:
-        command = import_module(f"conformance.commands.{name}")
-        epilog = EXAMPLES if name == "run" else getattr(command, "EPILOG", None)
-        command.declare(commands.add_parser(name, help=command.HELP, description=command.HELP, epilog=epilog, **options))
+        module = command(name)
+        epilog = EXAMPLES if name == "run" else getattr(module, "EPILOG", None)
+        module.declare(commands.add_parser(name, help=module.HELP, description=module.HELP, epilog=epilog, **options))
     return found
 
 

@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--lora-seed", metavar="N", type=int, help="seed of the cases that are drawn anew (default: another in each run)")
     add("--lora-timeout", metavar="S", type=float, default=30.0, help="seconds that one requirement may take (default: 30)")
     add("--lora-json", metavar="FILE", help="write the report that `conformance run --json` writes")
-    add("--lora-summary", metavar="FILE", help="add a summary in Markdown to FILE (default: $GITHUB_STEP_SUMMARY, if it is set)")
+    add("--lora-summary", metavar="FILE", help="add a summary in Markdown to FILE (default: $GITHUB_STEP_SUMMARY, if set)")
     parser.addini(FIXTURE, "the implementation that is checked if no --lora-subject is given")
     parser.addini("lora_xfails", "see --lora-xfails")
 

@@ -47,8 +47,8 @@ def write(config: pytest.Config, report: Report, options: Options, notes: list[s
 
 
 def annotations(report: Report, xfails: Mapping[str, Xfail]) -> list[str]:
-    """A workflow command of GitHub for each cause that is not expected, at the class of the subject. A cause counts as expected if all
-    that fails of it is."""
+    """A workflow command of GitHub for each cause, at the class of the subject. A cause all of whose failures are expected has
+    none."""
     place = place_of(report.spec)
     at = f"file={_property(os.path.relpath(place[0]))},line={place[1]}," if place else ""
     found = []

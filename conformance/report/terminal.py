@@ -203,7 +203,8 @@ def _verdict(console: Console, report: Report) -> None:
         if report.unseen_canaries:
             text.append(f"\n  void, since layers of ours had no answer there: {' '.join(report.unseen_canaries)}")
         for id in report.broken_off:
-            text.append(f"\n  void, since a part of the space broke off: {id} {report.space[id].message}")
+            message = report.space[id].message if id in report.space else "in the run that it is of"
+            text.append(f"\n  void, since a part of the space broke off: {id} {message}")
         if report.declined:
             text.append(f"\n  no layers in {', '.join(report.declined)}: not offered")
         if report.swept:

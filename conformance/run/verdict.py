@@ -64,7 +64,8 @@ class Report:
     @property
     def broken_off(self) -> list[str]:
         """Parts of the space of which nobody knows what they would have shown: the judge itself failed or ended there."""
-        return [id for id, part in self.space.items() if not part.swept]
+        then = self.swept_then.get("swept", 0) < self.swept_then.get("parts", 0)
+        return [id for id, part in self.space.items() if not part.swept] or ["SPACE"] * then
 
     @property
     def swept(self) -> dict:
