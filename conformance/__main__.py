@@ -15,7 +15,7 @@ from typing import Any
 from conformance import __version__
 
 COMMANDS = ("run", "look", "list", "explain", "selftest", "bench", "subjects", "conventions", "findings", "init", "file",
-            "corpus", "exchange", "diff", "join", "check-report", "gpu", "release")
+            "corpus", "exchange", "mutate", "diff", "join", "check-report", "gpu", "release")
 EXAMPLES = """\
 examples:
   conformance run                            lora_torch, this project's layer

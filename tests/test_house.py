@@ -35,7 +35,8 @@ def test_the_two_writings_are_independent(package):
 
 FLOORS = (  # from the ground: a module may import from its own floor and from those before it
     ("subject", "model", "torch", "torch_experiments"), ("truth",), ("record",), ("drivers",), ("files",), ("requirements",),
-    ("subjects", "mutants"), ("run",), ("bench", "findings"), ("report",), ("commands", "skeletons"), ("__main__",),
+    ("subjects", "mutants"), ("run",), ("bench", "findings", "mutate"), ("report",), ("commands", "skeletons"),
+    ("__main__", "plugin"),
 )
 FLOOR = {part: height for height, parts in enumerate(FLOORS) for part in parts}
 
@@ -103,11 +104,11 @@ def test_what_plans_and_counts_knows_no_numerics():
 
 
 def test_what_runs_needs_what_the_package_depends_on_and_no_more():
-    """Subjects, drivers of other libraries and the benchmark import more, when they are asked for."""
+    """Subjects, drivers of other libraries, the benchmark and the plugin of pytest import more, when they are asked for."""
     allowed = {"numpy", "torch", "hypothesis", "rich", "ml_dtypes", "conformance", "lora_ref", "lora_torch"}
     for name, path in modules("conformance").items():
         part = (name.split(".") + ["", ""])[1:3]
-        if part[0] not in ("subjects", "bench") and part not in (["drivers", "jax"], ["drivers", "gpt2"]):
+        if part[0] not in ("subjects", "bench", "plugin") and part not in (["drivers", "jax"], ["drivers", "gpt2"]):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             first = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
             found = {alias.name.split(".")[0] for node in first.body if isinstance(node, ast.Import) for alias in node.names}

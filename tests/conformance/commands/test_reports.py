@@ -138,7 +138,7 @@ def test_two_answers_are_refused(written, capsys):
     (lambda r: r["reports"][0]["subject"].update(version="9"), "has version"),
     (lambda r: r["options"].update(code="0"), "with code"),
     (lambda r: r["options"].update(dtypes=["float64"]), "with dtypes"),
-    (lambda r: r["reports"][0]["files"].update({name: "0" for name in r["reports"][0]["files"]}), "is not the same in both"),
+    (lambda r: r["reports"][0]["files"].update(dict.fromkeys(r["reports"][0]["files"], "0")), "is not the same in both"),
 ])
 def test_what_does_not_fit_together_is_refused(written, capsys, change, said):
     assert main(["join", written("a.json"), written("b.json", change), "--json", "c.json"]) == 2
