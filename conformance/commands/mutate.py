@@ -129,7 +129,8 @@ def measured(arguments: argparse.Namespace, command: list[str], written: Written
         trials.preload(plainly)
         limit = arguments.timeout or max(LEAST, LONGER * plainly.seconds * arguments.jobs)
         unchanged = trials.run(NOTHING, limit)
-        if not unchanged.passed and trials.preloaded is not None:  # libraries that are imported before the tests may disturb them
+        if not unchanged.passed and trials.preloaded is not None:
+            # Libraries that are imported before the tests may disturb them.
             trials.preloaded = None
             unchanged = trials.run(NOTHING, limit)
         _must_pass(unchanged, "with the layer wrapped and not changed", arguments.layer)

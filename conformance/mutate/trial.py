@@ -45,6 +45,7 @@ if hidden is not None:
 '''
 PASSED = re.compile(r"\b(\d+) passed\b")
 FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.M)
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 KEPT = 1 << 20  # bytes of the output that are read, from its end
 OF_PYTEST = ("pytest", "_pytest", "conformance_planted", "conformance_plant")
 
@@ -147,7 +148,7 @@ class Trials:
             status = self._forked(str(task), str(output), seconds) if self.preloaded is not None else self._fresh(
                 str(task), file, seconds)
             file.seek(max(0, file.seek(0, os.SEEK_END) - KEPT))
-            text = file.read().decode(errors="replace")
+            text = COLOURS.sub("", file.read().decode(errors="replace"))
         modules = None
         with suppress(OSError, ValueError):
             modules = json.loads(seen.read_text(encoding="utf-8"))
