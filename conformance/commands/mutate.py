@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -221,8 +222,10 @@ class Prover:
     def __enter__(self) -> "Prover":
         """Raises Refused if the layer is not recognised."""
         command = [*python("conformance.mutate.layer", self.layer), *self.names]
+        self._folder = tempfile.TemporaryDirectory(prefix="conformance-mutate-", ignore_cleanup_errors=True)
+        env = own_environment(os.environ.get("PYTHONPATH", "")) | {"HYPOTHESIS_STORAGE_DIRECTORY": self._folder.name}
         self._process = subprocess.Popen(
-            command, env=own_environment(os.environ.get("PYTHONPATH", "")), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, start_new_session=True)
         said = self._said()
         if "facts" not in said:
@@ -234,6 +237,7 @@ class Prover:
     def __exit__(self, *_: object) -> None:
         children.end(self._process.pid)
         self._process.communicate()
+        self._folder.cleanup()
 
     def proven(self, leave: set[str]) -> Iterator[tuple[str, str]]:
         """Each fault, except those in `leave`, with the requirement that it fails. Raises Refused if the process ends."""
