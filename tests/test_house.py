@@ -60,9 +60,11 @@ def imported(name: str, path: Path, known: dict[str, Path]) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            whole = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= whole & set(known) or {node.module}
+        elif isinstance(node, ast.ImportFrom):
+            above = [*name.split(".")[: -node.level]] if node.level else []  # relative, where no name of the package is known
+            module = ".".join([*above, *filter(None, [node.module])])
+            whole = {f"{module}.{alias.name}" for alias in node.names}
+            found |= whole & set(known) or {module}
     return (found & set(known)) - {name, name.partition(".")[0]}
 
 
@@ -112,7 +114,8 @@ def test_what_runs_needs_what_the_package_depends_on_and_no_more():
             tree = ast.parse(path.read_text(encoding="utf-8"))
             first = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
             found = {alias.name.split(".")[0] for node in first.body if isinstance(node, ast.Import) for alias in node.names}
-            found |= {(node.module or "").split(".")[0] for node in first.body if isinstance(node, ast.ImportFrom)}
+            found |= {(node.module or "").split(".")[0] for node in first.body
+                      if isinstance(node, ast.ImportFrom) and not node.level}
             assert found - set(sys.stdlib_module_names) <= allowed, path
 
 

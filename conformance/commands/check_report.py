@@ -36,8 +36,9 @@ exit status:
   0 nothing is wrong with it
   1 it was changed, or something is missing
   2 usage: no such file, or no report
-  3 a partial result: --partial accepts it
+  3 a partial result, without --partial, and not in a file *.partial.json
 """
+MARK = ".partial.json"  # ends the name of a partial result
 OLD = ("0.1.0",)  # versions whose reports hold less
 
 
@@ -58,7 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
         screen.print(Text.assemble((plain(file), "bold"), f" ({subjects}): ", (state, "red" if wrong else "green")))
         for text in [*wrong, *part, *notes]:
             screen.print(Text(f"  {plain(text)}"))
-        status = 1 if wrong or status == 1 else 3 if part and not arguments.partial else status
+        marked = arguments.partial or file.endswith(MARK)
+        status = 1 if wrong or status == 1 else 3 if part and not marked else status
     return status
 
 

@@ -73,7 +73,7 @@ class Refused(Exception):
 
 def declare(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.parse_known_args = partial(_parsed, parser.parse_known_args)
+    parser.parse_known_args = partial(_parsed, parser.parse_known_args)  # pyright: ignore[reportAttributeAccessIssue]
     add = parser.add_argument
     add("tests", nargs="+", metavar="TESTS", help="files or folders of tests; a command after -- runs other tests")
     add("--layer", required=True, metavar="FILE:NAME", help="path/to/file.py:CLASS or package.module:CLASS")

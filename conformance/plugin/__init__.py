@@ -6,7 +6,7 @@ by `lora_subject` in the configuration of pytest, or by a fixture `lora_subject`
 
 from collections.abc import Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -65,6 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def lora_judge(pytestconfig: pytest.Config, lora_subject: object) -> Iterator["Judge"]:
     """The judge of the subject, in processes of its own, for all tests of this process."""
-    judge = pytestconfig.pluginmanager.get_plugin(SUITE).begin(lora_subject)
+    suite: Any = pytestconfig.pluginmanager.get_plugin(SUITE)
+    judge = suite.begin(lora_subject)
     yield judge
     judge.finish()

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,7 @@ class Suite:
     def __init__(self, config: pytest.Config, named: str):
         """`named` is the subject. "" if a fixture says which."""
         self.config, self.named = config, named
-        option = config.getoption
+        option: Any = config.getoption
         self.worker = getattr(config, "workerinput", None)  # of pytest-xdist; None in the process that makes the report
         seed = self.worker[SEED] if self.worker else option("--lora-seed")
         self.options = plan.Options(

@@ -48,7 +48,7 @@ class Arrays:
         before = []
         for name, tensor in others.items():
             owner, leaf = self._place(name)
-            within = next((d for d in (owner._parameters, owner._buffers) if leaf in d), vars(owner))
+            within: dict[str, Any] = next((d for d in (owner._parameters, owner._buffers) if leaf in d), vars(owner))
             before.append((within, leaf, within[leaf]))
             within[leaf] = self._turned(name, tensor)
         try:
@@ -104,7 +104,7 @@ def drops(part: nn.Module) -> bool:
 
 def rate_of(module: nn.Module) -> float:
     """The rate of its dropout. 0 if it has none."""
-    rates = [part.p for part in module.modules() if drops(part)]
+    rates: list[Any] = [part.p for part in module.modules() if drops(part)]
     rates += [value for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]
     return max((rate for rate in rates if 0 < rate < 1), default=0.0)
 
