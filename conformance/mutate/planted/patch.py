@@ -103,6 +103,11 @@ class Patch:
                 given = [options.pop(first.name)]
             if not arrays.whole or not isinstance(given[0], Tensor):
                 return old(module, *given, **options)
+            if self.facts["merge"]:  # a pass may unmerge the layer, as in PEFT, and must do so with the arrays that it has
+                state = torch.get_rng_state()
+                with torch.no_grad():
+                    old(module, *given, **options)
+                torch.set_rng_state(state)
             return change(Pass(arrays, old, given[0], tuple(given[1:]), options, self.kept(module)))
 
         self.method("forward", forward)
