@@ -171,8 +171,11 @@ class Subject:
     methods: tuple[str, ...] = ("lora",)
     # The fixed scale of an implementation that has no alpha. Every case then has the alpha that gives this scale.
     scale: float | None = None
+    # The fixed alpha of an implementation that takes none, and whose scale is this number / rank. Every case then has it.
+    alpha: float | None = None
+    scale_argument: str = ""  # the argument that is the scale itself, if there is one in the place of alpha
     freezes: str = ""  # the function, filter or wrapper that freezes W and b, if the layer itself does not
-    # What is made up for, so that it does not fail nearly every requirement: "scale", "freezing" or "dimensions" → what the
+    # What is made up for, so that it does not fail nearly every requirement: "scale", "alpha", "freezing" or "dimensions" → what the
     # implementation does, in words. The requirements about it are asked of `raw()`, where nothing is made up for.
     compensates: dict[str, str] = {}
 

@@ -186,6 +186,8 @@ class HostedSubject(ProcessSubject):
         self.revive()
         assert isinstance(self._program, Host)
         self._program.whose = whose
+        if "alpha" in self.compensates:  # it takes an alpha, which has no effect
+            self.scale, self.alpha = (None, None) if whose == RAW else self.fixed
 
     def loaded(self) -> list[str]:
         """The files of Python code that the process has loaded, and that belong to no installed package."""

@@ -399,13 +399,16 @@ class ProcessSubject(Subject):
 
     def _introduced(self, about: dict) -> None:
         """Notes what the process says about the subject. Raises ProtocolError for what it cannot be."""
-        scale, methods = about.get("scale"), about.get("methods", Subject.methods)
-        if scale is not None and not (type(scale) in (int, float) and math.isfinite(scale)):
-            raise ProtocolError(f"its scale is {str(scale)[:80]}, expected a finite number or none")
+        methods = about.get("methods", Subject.methods)
+        for name in ("scale", "alpha"):
+            fixed = about.get(name)
+            if fixed is not None and not (type(fixed) in (int, float) and math.isfinite(fixed)):
+                raise ProtocolError(f"its {name} is {str(fixed)[:80]}, expected a finite number or none")
         if not isinstance(methods, tuple | list) or not all(isinstance(method, str) for method in methods):
             raise ProtocolError(f"its methods are {str(methods)[:80]}, expected a list of names")
         self.name, self.version = str(about.get("name", ""))[:WORDS], str(about.get("version", ""))[:WORDS]
-        self.scale, self.freezes = scale, str(about.get("freezes", ""))[:WORDS]
+        self.scale, self.alpha = self.fixed = about.get("scale"), about.get("alpha")
+        self.freezes, self.scale_argument = (str(about.get(name, ""))[:WORDS] for name in ("freezes", "scale_argument"))
         self.models, self.methods = about.get("models") is True, tuple(methods)
         made_up_for = about.get("compensates", {})
         self.compensates = {str(name)[:80]: str(words)[:WORDS] for name, words in made_up_for.items()} if isinstance(

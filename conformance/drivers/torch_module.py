@@ -1,7 +1,8 @@
 """Makes an nn.Module class, or a function that makes or changes modules, a Subject: drivers/look/ finds out how.
 
-A base that nobody freezes, a scale of alpha, and x of three dimensions only would each fail most requirements. So they are made
-up for, and the one requirement about each is asked without that: see `ModuleSubject.raw`, and ABOUT in run/judge.py.
+A base that nobody freezes, a scale of alpha, an alpha without effect, and x of three dimensions only would each fail most
+requirements. So they are made up for, and the one requirement about each is asked without that: see `ModuleSubject.raw`, and
+ABOUT in run/judge.py.
 """
 
 import inspect
@@ -14,14 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conformance.drivers.look.arrays import in_three_dimensions
+from conformance.drivers.look.arrays import with_dimensions
 from conformance.drivers.look.methods import MODES, called, found_methods, small_numbers
-from conformance.drivers.look.recognised import Found, NotRecognised, call_freezer, recognised
+from conformance.drivers.look.recognised import Found
+from conformance.drivers.look.refused import NotRecognised
+from conformance.drivers.look.settled import call_freezer, recognised
 from conformance.record.torch_script import script, written
 from conformance.subject import Call, Layer, LayerConfig, Subject, Unsupported
 from conformance.torch import TorchLayer
 
-SCALE, FREEZING, DIMENSIONS = "scale", "freezing", "dimensions"  # what can be made up for
+SCALE, ALPHA, FREEZING, DIMENSIONS = "scale", "alpha", "freezing", "dimensions"  # what can be made up for
 
 
 class ModuleLayer(TorchLayer):
@@ -72,10 +75,12 @@ class WithOwnEval(ModuleLayer):
 
 
 class Reshaped(ModuleLayer):
-    """The layer of a module that takes x of three dimensions and no others."""
+    """The layer of a module that takes x of three dimensions and no others, or of four."""
+
+    dimensions = 3
 
     def through(self, module: nn.Module, x: Tensor) -> Tensor:
-        return in_three_dimensions(module, x)
+        return with_dimensions(module, x, self.dimensions)
 
 
 class ReshapedWithOwnEval(Reshaped, WithOwnEval):
@@ -115,12 +120,35 @@ class ModuleSubject(Subject):
         return self._found
 
     @property
-    def scale(self) -> float | None:
+    def _fixed(self) -> tuple[float | None, float | None]:
+        """The scale, or else the alpha, that cannot be chosen."""
         try:
             rule = self.found.rule
         except NotRecognised:
-            return None
-        return float(rule.removeprefix("always ")) if rule.startswith("always ") else None
+            return None, None
+        if self.is_raw and self._ignores_alpha:
+            return None, None
+        number = rule.removeprefix("always ").removesuffix(" / rank")
+        return (float(number), None) if rule.startswith("always ") else (
+            None, float(number)) if rule.endswith(" / rank") and number != "alpha" else (None, None)
+
+    @property
+    def scale(self) -> float | None:
+        return self._fixed[0]
+
+    @property
+    def alpha(self) -> float | None:
+        return self._fixed[1]
+
+    @property
+    def scale_argument(self) -> str:
+        return self._found.direct if isinstance(self._found, Found) else ""
+
+    @property
+    def _ignores_alpha(self) -> bool:
+        rule = self.found.rule
+        fixed = rule.startswith("always ") or rule.endswith(" / rank") and rule != "alpha / rank"
+        return fixed and self.found.plan.takes("alpha")
 
     @property
     def freezes(self) -> str:
@@ -138,10 +166,14 @@ class ModuleSubject(Subject):
         said = {}
         if found.rule == "alpha" and not found.direct:
             said[SCALE] = "the scale is alpha: it is not divided by the rank"
+        if self._ignores_alpha:
+            said[ALPHA] = f"alpha is taken and has no effect: the scale is {found.rule}"
         if found.base_trains and not found.freezer and not found.given:
             said[FREEZING] = f"{' and '.join(found.base_trains)} train, and nothing beside the class freezes them"
-        if found.places.three:
-            said[DIMENSIONS] = "x must have three dimensions"
+        elif found.thawed and not found.freezer:
+            said[FREEZING] = f"{' and '.join(found.thawed)} train even where they were frozen before: the class does that"
+        if found.places.dimensions:
+            said[DIMENSIONS] = f"x must have {'three' if found.places.dimensions == 3 else 'four'} dimensions"
         return said
 
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> Layer:
@@ -150,9 +182,13 @@ class ModuleSubject(Subject):
             raise Unsupported("a bias" if config.bias else "a layer without a bias")
         if found.rank not in (None, config.rank):
             raise Unsupported(f"a rank other than {found.rank}")
+        if found.formats and config.dtype in found.formats:
+            raise Unsupported(f"{config.dtype}: {found.formats[config.dtype]}")
         module = found.module(self._told(config))
-        kind = KINDS[found.places.three and not self.is_raw, type(module).eval is not nn.Module.eval]
+        kind = KINDS[found.places.dimensions > 0 and not self.is_raw, type(module).eval is not nn.Module.eval]
         layer = found.places.layer(kind, module, config.bias)
+        if isinstance(layer, Reshaped):
+            layer.dimensions = found.places.dimensions
         layer.merges, layer.unmerges = self._methods
         if found.plan.around == "linear" and not found.way:
             layer.wrap = lambda linear: found.plan.built(config, linear)
@@ -198,7 +234,9 @@ class ModuleSubject(Subject):
     def script(self, calls: list[Call], spec: str) -> str | None:
         place, _, name = spec.rpartition(":")
         found = self.found
-        if name != getattr(self.cls, "__qualname__", "") or found.way or found.plan.around not in ("sizes", "linear"):
+        plan = found.plan
+        simple = plan.around in ("sizes", "linear") and not (found.way or plan.then or plan.part or plan.beside or found.mixed)
+        if name != getattr(self.cls, "__qualname__", "") or plan.call is not self.cls or not simple:
             return None  # the user did not name the class itself, or more is needed than a call of it
         outer = name.split(".")[0]
         imports = [f"from {place} import {outer}"]

@@ -48,6 +48,7 @@ class Traced(Subject):
         """Without `record` the arguments are not copied, and no script can be made."""
         self._subject, self._record = subject, record
         self.name, self.scale = getattr(subject, "name", ""), getattr(subject, "scale", None)
+        self.alpha, self.scale_argument = getattr(subject, "alpha", None), getattr(subject, "scale_argument", "")
         self.freezes, self.methods = getattr(subject, "freezes", ""), tuple(getattr(subject, "methods", Subject.methods))
         self._layers: dict[str, Layer | None] = {}
         self.calls: list[tuple[Call, tuple]] = []  # with the arguments themselves, to see whether they change
@@ -55,10 +56,11 @@ class Traced(Subject):
 
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> "TracedLayer":
         self._offered(config.method)
-        fixed = self.scale
-        other = fixed is not None and (config.scaling, config.alpha) != ("standard", fixed * config.rank)
+        alpha = self.alpha if self.scale is None else self.scale * config.rank
+        other = alpha is not None and (config.scaling, config.alpha) != ("standard", alpha)
         if other and isinstance(config.rank, int) and config.rank > 0:  # the implementation must refuse a bad rank itself
-            raise Unsupported(f"alpha {config.alpha:g} with {config.scaling} scaling: the scale is always {fixed:g}")
+            fixed = f"{self.alpha:g} / rank" if self.scale is None else f"{self.scale:g}"
+            raise Unsupported(f"alpha {config.alpha:g} with {config.scaling} scaling: the scale is always {fixed}")
         name = f"layer{len(self._layers) + 1 if self._layers else ''}"
         self._layers[name] = None
         layer = TracedLayer(self, name)

@@ -88,8 +88,10 @@ def _drawn(strategy, count: int, seed: int) -> list[Case | ModelCase]:
 
 
 def fitted(case: Case | ModelCase, subject: Subject) -> Case | ModelCase:
-    """The case with the scale that the subject has, if its scale is fixed: see Subject.scale."""
-    return case.at_scale(getattr(subject, "scale", None)) if isinstance(case, Case) else case
+    """The case with the scale or the alpha that the subject has, if it is fixed: see Subject.scale."""
+    if not isinstance(case, Case):
+        return case
+    return case.fitted(getattr(subject, "scale", None), getattr(subject, "alpha", None))
 
 
 def judge(requirement: Requirement, subject: Subject, cases: list) -> tuple[str, int]:

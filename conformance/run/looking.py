@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from conformance.drivers.look.methods import found_methods
-from conformance.drivers.look.recognised import NotRecognised
+from conformance.drivers.look.refused import NotRecognised
 from conformance.drivers.look.words import named, subject, told
 from conformance.drivers.torch_module import ModuleSubject
 from conformance.run.loading import LoadError, imported

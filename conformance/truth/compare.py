@@ -111,20 +111,20 @@ def alike(first, second, bound) -> bool:
     return bool(equal.all())
 
 
-def ratio_of(got, want) -> float | None:
-    """The number c with got = c · want in every component, up to the rounding of the division. None if there is no such c, or
-    if fewer than two components of `want` are not zero."""
+def ratio_of(got, want, dtype: str = "float64") -> float | None:
+    """The number c with got = c · want in every component, up to the rounding of the division and that of an answer of this
+    dtype. None if there is no such c, or if fewer than two components of `want` are not zero."""
     got, want = wide(got), wide(want)
     there = want != 0
     if got.shape != want.shape or there.sum() < 2 or got[~there].any() or not np.isfinite(got).all():
         return None
     ratios = got[there] / want[there]
-    return float(ratios[0]) if all(same_number(r, ratios[0]) for r in ratios) else None
+    return float(ratios[0]) if all(same_number(r, ratios[0], dtype) for r in ratios) else None
 
 
-def same_number(first: float, second: float) -> bool:
-    """Whether two numbers are equal to within a few roundings of float64, such as one or two divisions or roots cause."""
-    return abs(first - second) <= 4 * np.finfo(np.float64).eps * abs(second)
+def same_number(first: float, second: float, dtype: str = "float64") -> bool:
+    """Whether two numbers are equal to within a few roundings of the dtype, such as one or two divisions or roots cause."""
+    return abs(first - second) <= 4 * np.finfo(dtype).eps * abs(second)
 
 
 def expect(condition, what: str, got, want) -> None:

@@ -1,6 +1,5 @@
 """How y is computed with what a call has made: by the module itself, by a linear layer that it has changed, or by both."""
 
-import inspect
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -9,10 +8,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from conformance.drivers.look.arguments import PLACE
-
-# Methods that change another layer.
-APPLIES = ("apply_to", "apply", "inject", "inject_lora", "patch", "attach", "add_lora", "enable")
-
+from conformance.drivers.look.names import switches
+from conformance.drivers.look.plans import methods, parameters_of
 
 MODEL = "the model whose layers it changes"
 REPLACED = "the linear layer whose forward pass it replaces"
@@ -57,9 +54,9 @@ def ways(made: Any, linear: nn.Linear, model: Model) -> Iterator[tuple[str, nn.M
     if isinstance(made, nn.Module):
         made.to(linear.weight.device, linear.weight.dtype)
         yield "", made
-    several = list(made.values()) if isinstance(made, dict) else list(made) if isinstance(made, list | tuple) else []
-    if several and all(isinstance(one, nn.Module) for one in several):
-        yield MODEL, Patched(model, nn.ModuleList(several))
+    inside = [] if isinstance(made, nn.Module) else modules_in(made)
+    if not isinstance(made, nn.Module) and inside and model not in inside:
+        yield MODEL, Patched(model, nn.ModuleList(inside))
         return
     if made is model or not isinstance(made, nn.Module):
         if changed(model.get_submodule(model.place), linear) or made is not model:
@@ -75,6 +72,15 @@ def ways(made: Any, linear: nn.Linear, model: Model) -> Iterator[tuple[str, nn.M
     yield BESIDE, Beside(linear, made)
 
 
+def modules_in(made: Any, depth: int = 3) -> list[nn.Module]:
+    """The modules in an object that is none: in its attributes, lists and dicts."""
+    if isinstance(made, nn.Module):
+        return [made]
+    held = made.values() if isinstance(made, dict) else made if isinstance(made, list | tuple | set) else (
+        vars(made).values() if hasattr(made, "__dict__") and not callable(made) else ())
+    return [module for one in held for module in modules_in(one, depth - 1)] if depth else []
+
+
 def changed(layer: nn.Module, linear: nn.Linear) -> bool:
     """Whether the layer is no longer the plain linear layer."""
     replaced = layer is not linear or "forward" in vars(linear)
@@ -85,15 +91,11 @@ def _changes(made: nn.Module, linear: nn.Linear) -> bool:
     """Whether the module has changed the linear layer, by itself or by a method that is there for it."""
     if changed(linear, linear):
         return True
-    for name in APPLIES:
-        method = getattr(type(made), name, None)
-        if method is None or method is getattr(nn.Module, name, None):
-            continue
-        needed = [p for p in inspect.signature(method).parameters.values()
-                  if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-        if len(needed) <= 2:
+    for name, method in methods(type(made)).items():
+        needed = [p for p in parameters_of(method)[1:] if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+        if switches(name) and len(needed) <= 1:
             with suppress(Exception):
-                method(made, *[linear] * (len(needed) - 1))
+                method(made, *[linear] * len(needed))
                 if changed(linear, linear):
                     return True
     return False

@@ -26,9 +26,13 @@ def told(found: Found, methods: Methods, zero: tuple[str, ...]) -> list[tuple[st
     if found.base_trains:
         who = "the caller, who gives it W" if found.given else "nobody: nothing freezes what the class makes"
         rows.append(("freezing", f"{found.freezer.removeprefix('.')}()" if found.freezer else who))
-    if found.places.three:
-        rows.append(("x", "must have three dimensions"))
-    rows.append(("seen", "; ".join(found.places.seen) or "nothing: y is not computed"))
+    if found.places.dimensions:
+        rows.append(("x", f"must have {'three' if found.places.dimensions == 3 else 'four'} dimensions"))
+    if found.mixed:
+        rows.append(("formats", "the LoRA part is computed in float32, over a base of any format"))
+    rows += [("not offered", f"{dtype}: {what}") for dtype, what in (found.formats or {}).items() if not found.mixed]
+    error = found.places.error
+    rows.append(("seen", "; ".join(found.places.seen) or f"nothing: y is not computed. {type(error).__name__}: {error}"))
     missed = [what for what in SEEN if what not in found.places.seen]
     return rows + ([("not seen", "; ".join(missed))] if missed else [])
 
