@@ -175,8 +175,8 @@ class Subject:
     alpha: float | None = None
     scale_argument: str = ""  # the argument that is the scale itself, if there is one in the place of alpha
     freezes: str = ""  # the function, filter or wrapper that freezes W and b, if the layer itself does not
-    # What is made up for, so that it does not fail nearly every requirement: "scale", "alpha", "freezing" or "dimensions" → what the
-    # implementation does, in words. The requirements about it are asked of `raw()`, where nothing is made up for.
+    # What is made up for, so that it does not fail nearly every requirement: "scale", "alpha", "freezing" or "dimensions" →
+    # what the implementation does, in words. The requirements about it are asked of `raw()`, where nothing is made up for.
     compensates: dict[str, str] = {}
 
     def raw(self) -> "Subject":

@@ -171,7 +171,7 @@ class ModuleSubject(Subject):
         if found.base_trains and not found.freezer and not found.given:
             said[FREEZING] = f"{' and '.join(found.base_trains)} train, and nothing beside the class freezes them"
         elif found.thawed and not found.freezer:
-            said[FREEZING] = f"{' and '.join(found.thawed)} train even where they were frozen before: the class does that"
+            said[FREEZING] = f"the class makes {' and '.join(found.thawed)} train, also where it was given frozen"
         if found.places.dimensions:
             said[DIMENSIONS] = f"x must have {'three' if found.places.dimensions == 3 else 'four'} dimensions"
         return said
@@ -223,7 +223,9 @@ class ModuleSubject(Subject):
     def fresh(self) -> ModuleLayer:
         """A layer as the class makes it, of a configuration that it takes."""
         found = self.found
-        return found.places.layer(ModuleLayer, found.module(found.probe), found.probe.bias)
+        layer = found.places.layer(ModuleLayer, found.module(found.probe), found.probe.bias)
+        self._freeze(layer)
+        return layer
 
     def numbered(self) -> ModuleLayer:
         """Such a layer of small whole numbers, on which methods are tried."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -228,6 +229,15 @@ class FirstPass:
                 made(x)
             except Exception:
                 made(x[None])
+
+
+class Forward:
+    """Gives the forward pass the arguments that it needs besides x."""
+
+    __name__ = "forward"
+
+    def __call__(self, made: nn.Module, **values: Any) -> None:
+        made.forward = functools.partial(made.forward, **values)
 
 
 def parts_of(made: Any) -> list[Any]:

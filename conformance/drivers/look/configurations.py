@@ -50,23 +50,24 @@ class Configuration:
 def kind_for(argument: inspect.Parameter, call: Callable[..., Any]) -> type | None:
     """The class of the configuration that the argument takes: its annotation, or the only class beside the call that holds a
     rank and is no module."""
-    if _holds_a_rank(argument.annotation):
+    if holds_a_rank(argument.annotation):
         return argument.annotation
     if role_of(argument.name) != "configuration":
         return None
     beside = vars(inspect.getmodule(call) or object).values()
-    found = [value for value in beside if _holds_a_rank(value)]
+    found = [value for value in beside if holds_a_rank(value)]
     return found[0] if len(found) == 1 else None
 
 
-def _holds_a_rank(value: Any) -> bool:
+def holds_a_rank(value: Any) -> bool:
+    """Whether it is a class of configurations: no module, and one of its fields is a rank."""
     plain = isinstance(value, type) and not issubclass(value, nn.Module)
     return plain and any(role_of(name) == "rank" for name in fields_of(value))
 
 
 def fields_of(kind: type) -> dict[str, Any]:
-    """The fields of the class → the default of each, or inspect.Parameter.empty: the fields of a dataclass, the arguments of the
-    constructor, the attributes of the class."""
+    """The fields of the class → the default of each, or inspect.Parameter.empty: the fields of a dataclass, the arguments of
+    the constructor, the attributes of the class."""
     found = {name: value for name, value in vars(kind).items() if not name.startswith("_") and not callable(value) and not (
         isinstance(value, property | classmethod | staticmethod))}
     if dataclasses.is_dataclass(kind):

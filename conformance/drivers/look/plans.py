@@ -3,13 +3,14 @@
 import dataclasses
 import inspect
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
 
 from conformance.drivers.look.arguments import Plan
-from conformance.drivers.look.configurations import kind_for
+from conformance.drivers.look.configurations import holds_a_rank, kind_for
 from conformance.drivers.look.names import AROUND, ONCE, PARTS, ROLES, SURE, role_of
 
 MOST = 400  # plans that are tried for one class
@@ -28,8 +29,8 @@ BY_KIND = {
 }
 
 
-def plans(call: Callable[..., Any]) -> Iterator[Plan]:
-    """Ways to call it, the likeliest first."""
+def plans(call: Callable[..., Any], with_parts: bool = True) -> Iterator[Plan]:
+    """Ways to call it, the likeliest first. Without `with_parts` there are none that give it a ready LoRA module."""
     arguments, positional = signature(call)
     kind = next((found for a in arguments if (found := kind_for(a, call)) is not None), None)
     options = {a.name: likely(a) for a in arguments}
@@ -41,7 +42,7 @@ def plans(call: Callable[..., Any]) -> Iterator[Plan]:
         plan = Plan(call, given, positional, kind if "configuration" in given.values() else None)
         if "part" not in given.values():
             yield plan
-        for part in _parts(call, arguments) if "part" in given.values() else ():
+        for part in _parts(call, arguments) if with_parts and "part" in given.values() else ():
             yield dataclasses.replace(plan, part=part)
 
 
@@ -50,7 +51,7 @@ def _parts(call: Callable[..., Any], arguments: list[inspect.Parameter]) -> Iter
     beside = [a.annotation for a in arguments] + list(vars(inspect.getmodule(call) or object).values())
     for cls in dict.fromkeys(value for value in beside if _own_module(value) and value is not call):
         if any(role_of(a.name) == "rank" for a in signature(cls)[0]):
-            whole = (plan for plan in plans(cls) if plan.part is None and plan.offers("rank"))
+            whole = (plan for plan in plans(cls, with_parts=False) if plan.offers("rank"))
             yield from itertools.islice(whole, PART_PLANS)
 
 
@@ -176,7 +177,7 @@ def likely(argument: inspect.Parameter) -> list[str]:
         return [""]
     if role is not None and role in SURE:
         return [role]
-    if dataclasses.is_dataclass(argument.annotation):
+    if dataclasses.is_dataclass(argument.annotation) or holds_a_rank(argument.annotation):
         return ["configuration"]
     if _own_module(argument.annotation):
         return ["part", "linear", "convolution"]
@@ -190,4 +191,5 @@ def _kind(argument: inspect.Parameter) -> str:
         return ""
     plain = isinstance(argument.annotation, type)
     text = argument.annotation.__name__ if plain else str(argument.annotation)
-    return text if text in BY_KIND else next((kind for kind in BY_KIND if kind[0].isupper() and kind in text), "")
+    words = set(re.findall(r"\w+", text))
+    return text if text in BY_KIND else next((kind for kind in BY_KIND if kind[0].isupper() and kind in words), "")

@@ -92,7 +92,7 @@ class Search:
         for each in constructors(call):
             for plan in plans(each):
                 self.first = self.first or plan
-                if self.better(plan) and len(self.seen) >= len(SEEN) - 1:
+                if self.better(plan) and len(self.seen) >= len(SEEN) - (plan.part is None):
                     break
             if self.complete:
                 break

@@ -1,6 +1,5 @@
 """Says why a class or function is not judged as a LoRA layer although something was found, and what would settle it."""
 
-import inspect
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,6 +11,7 @@ from torch import nn
 from conformance.drivers.look import arrays, building
 from conformance.drivers.look.arguments import Plan
 from conformance.drivers.look.arrays import SEEN
+from conformance.drivers.look.steps import needed_besides_x
 from conformance.drivers.look.ways import Patched
 from conformance.subject import LayerConfig
 
@@ -30,35 +30,29 @@ def reason(call: Callable[..., Any], one: "Found") -> str:
     """Why what was found is not judged: a sentence, and what would settle it. "" if it is judged."""
     why, remedy = _reason(one.module(one.probe), one)
     name = getattr(call, "__name__", type(call).__name__)
-    return why and (f"{one.plan.words} is built, and {why}. A function that returns {remedy} would settle it: "
-                    f"def made(in_features, out_features, rank, alpha): return {name}(…)")
+    return why and (f"{one.plan.words} is built, and {why}. What would settle it: def made(in_features, out_features, rank, "
+                    f"alpha): {remedy.format(made=f'{name}(…)')}")
 
 
 def _reason(module: nn.Module, one: "Found") -> tuple[str, str]:
-    """What is in the way, and what a function should return instead. "" if nothing is."""
+    """What is in the way, and what a function should do about it. "" if nothing is."""
     seen, error, paths = one.places.seen, one.places.error, one.places.paths
     if SEEN[0] not in seen:
-        if needed := needed_besides_x(module):
-            return f"its forward() needs {' and '.join(needed)} besides x", "a module whose forward() takes x alone"
+        if needed := needed_besides_x(module.lora if isinstance(module, Patched) and module.lora is not None else module):
+            given = ", ".join(f"{name}=…" for name in needed)
+            return (f"its forward() needs {' and '.join(needed)} besides x, and 1, 0, True, None or a name there does not do",
+                    f"layer = {{made}}; layer.forward = functools.partial(layer.forward, {given}); return layer")
         if isinstance(error, UNREADY) or _is_raised_on_purpose(error):
             return (f"its forward pass raises {type(error).__name__}: {str(error)[:120]}. None of its methods and flags that "
-                    "were tried changes this"), "a module that is ready"
+                    "were tried changes this", "layer = {made}; …; return layer  # with what makes it ready in the middle")
     elif pairs := several(module, one):
         return (f"holds {len(pairs)} pairs of factors ({', '.join(pairs)}), and what they add to y is no multiple of one "
-                "product (x A) B: this is no single LoRA"), "a module with one pair"
+                "product (x A) B: this is no single LoRA", "return …  # a module with one pair")
     elif SEEN[2] not in seen and SEEN[3] not in seen:
         return (f"neither A ({paths['A']}) nor B ({paths['B']}) moves y: either it adds no LoRA part, or it is switched off, "
-                "and none of its methods and flags that were tried switches it on"), "a module that is switched on"
+                "and none of its methods and flags that were tried switches it on",
+                "layer = {made}; …; return layer  # with what switches it on in the middle")
     return "", ""
-
-
-def needed_besides_x(module: nn.Module) -> list[str]:
-    """The arguments besides x that the forward pass of the module, or of the one inside it, cannot do without."""
-    inner = module.lora if isinstance(module, Patched) and isinstance(module.lora, nn.Module) else module
-    with suppress(TypeError, ValueError):
-        every = list(inspect.signature(inner.forward).parameters.values())[1:]
-        return [p.name for p in every if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    return []
 
 
 def _is_raised_on_purpose(error: Exception | None) -> bool:

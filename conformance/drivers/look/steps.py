@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.drivers.look.arguments import Aside, Attribute, Beside, FirstPass, Plan, parts_of
+from conformance.drivers.look.arguments import (
+    Aside,
+    Attribute,
+    Beside,
+    FirstPass,
+    Forward,
+    Plan,
+    parts_of,
+)
 from conformance.drivers.look.configurations import fields_of
 from conformance.drivers.look.names import AROUND, ROLES, role_of, switches
 from conformance.drivers.look.plans import likely, methods, once, ordered, parameters_of, signature
@@ -66,6 +74,10 @@ def switched(plan: Plan, made: Any) -> Iterator[Plan]:
     """The plan, with one further thing that may switch the layer on: a method, a function beside the class, a flag of the call
     or of its configuration, or an attribute. `made` is what the plan gives."""
     keys = _keys(made)
+    if needed := needed_besides_x(made) if isinstance(made, nn.Module) else []:
+        for values in itertools.islice(itertools.product((1.0, *keys, 0, True, None, keys), repeat=len(needed)), METHOD_PLANS):
+            literals = dict(zip(needed, values, strict=True))
+            yield replace(plan, then=(*plan.then, Plan(Forward(), {}, literals=literals)))
     for step in (*_own_steps(made, keys), *_steps_aside(plan.call, keys)):
         yield replace(plan, then=(*plan.then, step))
     for argument in signature(plan.call)[0]:
@@ -76,6 +88,12 @@ def switched(plan: Plan, made: Any) -> Iterator[Plan]:
             yield replace(plan, fields=plan.fields | {name: not default})
     for attribute in _attributes(made, keys):
         yield replace(plan, then=(*plan.then, Plan(attribute, {})))
+
+
+def needed_besides_x(module: nn.Module) -> list[str]:
+    """The arguments besides x that the forward pass cannot do without."""
+    every = parameters_of(module.forward)[1:]
+    return [p.name for p in every if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def _own_steps(made: Any, keys: list[str]) -> Iterator[Plan]:

@@ -1,5 +1,6 @@
 """How y is computed with what a call has made: by the module itself, by a linear layer that it has changed, or by both."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -64,12 +65,19 @@ def ways(made: Any, linear: nn.Linear, model: Model) -> Iterator[tuple[str, nn.M
         return
     if _changes(made, linear):
         yield REPLACED, Patched(linear, made)
-    with suppress(Exception):
+    if _parametrises(made, linear):
         parametrize.register_parametrization(linear, "weight", made)
         yield PARAMETRISED, linear
-    with suppress(Exception):
         parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
     yield BESIDE, Beside(linear, made)
+
+
+def _parametrises(made: nn.Module, linear: nn.Linear) -> bool:
+    """Whether it gives a weight of the same shape when it is given one. A copy is tried: it may change at its first call."""
+    with suppress(Exception):
+        parametrize.register_parametrization(copy.deepcopy(linear), "weight", copy.deepcopy(made))
+        return True
+    return False
 
 
 def modules_in(made: Any, depth: int = 3) -> list[nn.Module]:

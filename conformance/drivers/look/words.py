@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from conformance.drivers.look.arguments import Forward
 from conformance.drivers.look.arrays import SEEN
 from conformance.drivers.look.methods import Methods
 from conformance.drivers.look.recognised import Found
@@ -14,6 +15,9 @@ def told(found: Found, methods: Methods, zero: tuple[str, ...]) -> list[tuple[st
     """Rows of a table. `zero` are those of A and B that are zero at the start."""
     rows = [("built as", found.plan.words)]
     rows += [("y is of", found.way)] if found.way else []
+    for step in found.plan.then:
+        if isinstance(step.call, Forward):
+            rows.append(("forward", f"needs {' and '.join(step.literals)} besides x. This was given: {step.words}"))
     rows += [(name, _array(found, name, zero)) for name in ("W", "b", "A", "B")]
     rows.append(("bias", "by choice" if len(found.bias) == 2 else "always" if found.bias[0] else "never"))
     rows.append(("rank", "by choice" if found.rank is None else f"always {found.rank}"))
@@ -24,8 +28,7 @@ def told(found: Found, methods: Methods, zero: tuple[str, ...]) -> list[tuple[st
     rows.append(("merging", f"{methods.merge}{undone}" if methods.merge else "none"))
     rows += [("", note) for note in methods.notes]
     if found.base_trains:
-        who = "the caller, who gives it W" if found.given else "nobody: nothing freezes what the class makes"
-        rows.append(("freezing", f"{found.freezer.removeprefix('.')}()" if found.freezer else who))
+        rows.append(("freezing", _freezing(found)))
     if found.places.dimensions:
         rows.append(("x", f"must have {'three' if found.places.dimensions == 3 else 'four'} dimensions"))
     if found.mixed:
@@ -35,6 +38,16 @@ def told(found: Found, methods: Methods, zero: tuple[str, ...]) -> list[tuple[st
     rows.append(("seen", "; ".join(found.places.seen) or f"nothing: y is not computed. {type(error).__name__}: {error}"))
     missed = [what for what in SEEN if what not in found.places.seen]
     return rows + ([("not seen", "; ".join(missed))] if missed else [])
+
+
+def _freezing(found: Found) -> str:
+    """Who freezes those of W and b that train after construction."""
+    if found.freezer:
+        return f"{found.freezer.removeprefix('.')}()"
+    left = " and ".join(found.base_trains)
+    if found.thawed:
+        return f"nobody: the class makes {' and '.join(found.thawed)} train, also where the caller froze it"
+    return f"the caller, who gives it {left}" if found.given else f"nobody freezes {left}, which the class makes"
 
 
 def _array(found: Found, name: str, zero: tuple[str, ...]) -> str:
