@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ class ModuleLayer(TorchLayer):
 
     wrap: Callable[[nn.Linear], nn.Module] | None = None  # how its class makes one around a given nn.Linear, if it does
     merges, unmerges = "", ""  # the calls that merge and unmerge: see drivers/look/methods.py
+    beside: dict[str, Any] = {}  # what stands beside its class
 
     def around(self, linear: nn.Linear) -> nn.Module:
         return super().around(linear) if self.wrap is None else self.wrap(linear)
@@ -42,16 +44,16 @@ class ModuleLayer(TorchLayer):
     def unmerge(self) -> None:
         self._called(self.unmerges, "unmerge()")
 
-    def merge_source(self, name: str) -> list[str]:
-        return [f"{name}.{self.merges}"]
+    def merge_source(self, name: str) -> list[str] | None:
+        return [f"{name}.{self.merges}"] if self.merges.endswith("()") else None
 
-    def unmerge_source(self, name: str) -> list[str]:
-        return [f"{name}.{self.unmerges}"]
+    def unmerge_source(self, name: str) -> list[str] | None:
+        return [f"{name}.{self.unmerges}"] if self.unmerges.endswith("()") else None
 
     def _called(self, call: str, wanted: str) -> None:
         if not call:
             raise Unsupported(f"{type(self.module).__name__} has no {wanted}")
-        called(self.module, call)
+        called(self.module, call, self.beside)
 
     def load(self, directory) -> None:
         state, have = torch.load(f"{directory}/state.pt", weights_only=True), self.module.state_dict()
@@ -68,7 +70,7 @@ class WithOwnEval(ModuleLayer):
     """The layer of a module whose class has an eval() of its own. Users call that, and not train(False)."""
 
     def train(self, mode: bool = True) -> None:
-        called(self.module, MODES[mode])
+        called(self.module, MODES[mode], {})
 
     def train_source(self, name: str, mode: bool = True) -> list[str]:
         return [f"{name}.{MODES[mode]}"]
@@ -189,7 +191,7 @@ class ModuleSubject(Subject):
         layer = found.places.layer(kind, module, config.bias)
         if isinstance(layer, Reshaped):
             layer.dimensions = found.places.dimensions
-        layer.merges, layer.unmerges = self._methods
+        (layer.merges, layer.unmerges), layer.beside = self._methods, self.beside
         if found.plan.around == "linear" and not found.way:
             layer.wrap = lambda linear: found.plan.built(config, linear)
         self._freeze(layer)
@@ -217,8 +219,13 @@ class ModuleSubject(Subject):
 
     @cached_property
     def _methods(self) -> tuple[str, str]:
-        methods = found_methods(self.numbered)
+        methods = found_methods(self.numbered, self.beside)
         return methods.merge, methods.unmerge
+
+    @property
+    def beside(self) -> dict[str, Any]:
+        """What stands in the module of the class or function."""
+        return vars(inspect.getmodule(self.cls) or object)  # pyright: ignore[reportReturnType] a class has a view of a dict
 
     def fresh(self) -> ModuleLayer:
         """A layer as the class makes it, of a configuration that it takes."""

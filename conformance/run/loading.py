@@ -106,14 +106,14 @@ def load(spec: str, limit: float = LIMIT, memory: float = MEMORY) -> Subject:
 
 
 def as_subject(value, spec: str) -> Subject:
-    """The Subject that `value` is or stands for: a Subject, a class of one, an nn.Module class, or a function that returns a
-    module. Anything with a method `build` counts as a Subject. Raises LoadError for anything else."""
-    if callable(getattr(value, "build", None)):
-        return value() if isinstance(value, type) else value
+    """The Subject that `value` is or stands for: a Subject, a class of one, a class of torch modules or of objects that change
+    modules, or a function that returns a module. What is no module and has a method `build` counts as a Subject. Raises
+    LoadError for anything else."""
     torch = sys.modules.get("torch")  # whoever defines an nn.Module has imported it
     module = torch is not None and isinstance(value, type) and issubclass(value, torch.nn.Module)
-    function = torch is not None and callable(value) and not isinstance(value, (type, torch.nn.Module))
-    if module or function:
+    if not module and callable(getattr(value, "build", None)):
+        return value() if isinstance(value, type) else value
+    if torch is not None and callable(value) and not isinstance(value, torch.nn.Module):
         from conformance.drivers.torch_module import ModuleSubject
 
         return ModuleSubject(value)  # pyright: ignore[reportArgumentType] only a call shows what it returns

@@ -16,7 +16,8 @@ from torch import nn
 
 from conformance.drivers.look.methods import found_methods
 from conformance.drivers.look.refused import NotRecognised
-from conformance.drivers.look.words import named, subject, told
+from conformance.drivers.look.words import told
+from conformance.drivers.look.writing import named, subject
 from conformance.drivers.torch_module import ModuleSubject
 from conformance.run.loading import LoadError, imported
 
@@ -53,7 +54,7 @@ def looked(call: Any, name: str, place: str) -> dict[str, Any]:
     made = ModuleSubject(call)
     found = made.found
     zero = tuple(letter for letter in "AB" if not made.fresh().adapter()[letter].any())
-    methods = found_methods(made.numbered)
+    methods = found_methods(made.numbered, made.beside)
     return {"name": name, "rows": told(found, methods, zero), "subject": subject(found, methods, name, place),
             "subject_name": f"{named(name)}Subject", "compensates": made.compensates}
 

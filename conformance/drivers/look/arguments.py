@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from conformance.drivers.look import configurations
+from conformance.drivers.look.actions import Attribute
 from conformance.drivers.look.configurations import Configuration
 from conformance.drivers.look.names import AROUND, role_of
 from conformance.subject import LayerConfig, Unsupported
@@ -36,6 +36,15 @@ class Conv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.weight + self.bias
+
+
+def convolution(call: Callable[..., Any], linear: nn.Linear) -> nn.Module:
+    """A Conv1D with the sizes of the linear layer: of the class of this name that the author has imported, or else of ours."""
+    theirs = vars(inspect.getmodule(call) or object).get("Conv1D")
+    if not (isinstance(theirs, type) and issubclass(theirs, nn.Module)):
+        return Conv1D(linear)
+    made = theirs(linear.out_features, linear.in_features).to(linear.weight)
+    return made.requires_grad_(linear.weight.requires_grad)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +125,13 @@ class Plan:
         in_class = self.kind is not None and any(role_of(name) == role for name in configurations.fields_of(self.kind))
         return own or in_class or any(one.takes(role) for one in further)
 
+    @property
+    def is_named(self) -> bool:
+        """Whether every argument is called what it stands for, and nothing further is done. If not, the plan is a guess."""
+        other_names = ("convolution", "b", "turned weight")
+        named = all(role == role_of(name) or role in other_names for name, role in self.roles.items())
+        return named and not (self.then or self.literals or self.fields or self.part)
+
     def built(self, config: LayerConfig, linear: nn.Linear, model: nn.Module | None = None) -> Any:
         """What all calls together give. `linear` is the base layer, and `model` holds it. Raises Unsupported for an option that
         they do not take."""
@@ -136,8 +152,6 @@ class Plan:
 
     def check(self, config: LayerConfig) -> None:
         """Raises Unsupported for an option that nothing stands for."""
-        if config.dropout and not self.offers("dropout"):
-            raise Unsupported("dropout")
         if config.scaling != "standard" and not (self.offers("scaling") or self.offers("rslora")):
             raise Unsupported(f"{config.scaling} scaling")
         if self.square and config.in_features != config.out_features:
@@ -155,6 +169,8 @@ class Plan:
         if self.part is not None:
             known["part"] = self.part.built(config, linear, model)
         known |= {role: known[role]() for role in ("down", "up") if role in self.roles.values()}
+        if "convolution" in self.roles.values():
+            known["convolution"] = convolution(self.call, linear)
         return {name: known[role] if role in known else FIXED[role] for name, role in self.roles.items()} | self.literals
 
     def _text(self, role: str) -> bool:
@@ -192,59 +208,6 @@ def stepped(made: Any, result: Any) -> Any:
     return result if isinstance(result, nn.Module) and not isinstance(made, nn.Module) else made
 
 
-class Attribute:
-    """Sets an attribute of all parts of a module that have it."""
-
-    def __init__(self, name: str, value: Any):
-        self.name, self.value = name, value
-
-    @property
-    def words(self) -> str:
-        return f"{self.name} = {self.value!r}"
-
-    def __call__(self, made: Any) -> None:
-        for part in parts_of(made):
-            if self.name in vars(part):
-                setattr(part, self.name, self.value)
-
-
-class Aside:
-    """Calls a function beside the class, which does not get the module."""
-
-    def __init__(self, function: Callable[..., Any]):
-        self.function, self.__name__ = function, name_of(function)
-
-    def __call__(self, made: Any, **values: Any) -> None:
-        self.function(**values)
-
-
-class FirstPass:
-    """Calls the module once, for one that makes its factors then."""
-
-    __name__ = "called"
-
-    def __call__(self, made: Any, x: Tensor) -> None:
-        with torch.no_grad():
-            try:
-                made(x)
-            except Exception:
-                made(x[None])
-
-
-class Forward:
-    """Gives the forward pass the arguments that it needs besides x."""
-
-    __name__ = "forward"
-
-    def __call__(self, made: nn.Module, **values: Any) -> None:
-        made.forward = functools.partial(made.forward, **values)
-
-
-def parts_of(made: Any) -> list[Any]:
-    """The object, and all modules in it."""
-    return list(made.modules()) if isinstance(made, nn.Module) else [made]
-
-
 def known_values(config: LayerConfig, linear: nn.Linear, model: nn.Module | None) -> dict[str, Any]:
     """The value of each role."""
     return {
@@ -254,7 +217,7 @@ def known_values(config: LayerConfig, linear: nn.Linear, model: nn.Module | None
         "seed": config.seed, "linear": linear, "weight": linear.weight, "b": linear.bias, "model": model,
         "sizes": (config.in_features, config.out_features), "x": linear.weight.new_ones(2, config.in_features),
         "turned weight": nn.Parameter(linear.weight.detach().t().clone(), requires_grad=linear.weight.requires_grad),
-        "convolution": Conv1D(linear), "targets": [getattr(model, "place", PLACE)], "switches": [True],
+        "targets": [getattr(model, "place", PLACE)], "switches": [True],
         "down": lambda: _factor(config.in_features, config.rank, linear),
         "up": lambda: _factor(config.rank, config.out_features, linear, zero=True),
     }

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from conformance.drivers.look.arguments import PLACE, Plan
+from conformance.drivers.look.names import role_of
 from conformance.drivers.look.ways import Model, ways
-from conformance.subject import LayerConfig
+from conformance.subject import LayerConfig, Unsupported
 from conformance.torch import set_seed
 
 GIVEN = "is_given"  # an attribute of the parameters of the layer that a call gets
@@ -38,7 +39,30 @@ def each(plan: Plan, config: LayerConfig, place: str = PLACE, frozen: bool = Fal
         model = Model(linear, place)
         made = plan.built(config, linear, model)
     for words, module in ways(made, linear, model):
+        if not plan.offers("dropout"):
+            set_dropout(module, config.dropout)
         yield words, module.to(device=device, dtype=dtype)
+
+
+def set_dropout(module: nn.Module, rate: float) -> None:
+    """Sets the rate where the class has one in its code. Raises Unsupported for a rate other than 0 if there is none."""
+    places = dropouts(module)
+    for part, name in places:
+        setattr(part, name, rate)
+    if rate and not places:
+        raise Unsupported("dropout")
+
+
+def dropouts(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The parts that hold a rate of dropout, and the attribute in each."""
+    found: list[tuple[nn.Module, str]] = []
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            found.append((part, "p"))
+        elif not type(part).__module__.startswith("torch."):
+            found += [(part, name) for name, value in vars(part).items()
+                      if role_of(name) == "dropout" and isinstance(value, float) and 0 <= value < 1]
+    return found
 
 
 def module_of(plan: Plan, config: LayerConfig, way: str, place: str = PLACE, frozen: bool = False) -> nn.Module:

@@ -36,13 +36,14 @@ _WORDS = {
     "name": "name lora_name adapter_name key prefix layer_name",
 }
 ROLES = {name: role for role, words in _WORDS.items() for name in words.split()}
-PARTS = ("rank", "alpha", "dropout")  # a name that none of these words is, but has as a part, as weight_rank has
+# A name that is none of these words, but has one as a part, as weight_rank has.
+PARTS = {"rank": "rank", "alpha": "alpha", "dropout": "dropout", "drop": "dropout"}
 
 
 def role_of(name: str) -> str | None:
     """The role that a name is in use for."""
     plain = name.lower().lstrip("_")
-    return ROLES.get(name) or ROLES.get(plain) or next((part for part in PARTS if part in plain.split("_")), None)
+    return ROLES.get(name) or ROLES.get(plain) or next((role for part, role in PARTS.items() if part in plain.split("_")), None)
 
 
 SIZES = ("in", "out")
@@ -57,6 +58,11 @@ _ON = """enable activate active on hook apply inject patch attach switch set use
 # And of those that do something else.
 _OTHERWISE = """merge unmerge fuse remove delete disable off deactivate detach unload save load train eval zero forward print
                 get is has restore disconnect unhook unpatch extra repr export"""
+
+
+def chooses(name: str) -> bool:
+    """Whether a function that does not get the layer may choose what is active: others, like setup_training, do more."""
+    return bool(set(name.lower().split("_")) & {"set", "use", "select", "activate", "enable", "switch", "active", "turn"})
 
 
 def switches(name: str) -> bool:

@@ -19,7 +19,7 @@ PART_PLANS = 3  # and for the class of a LoRA part that it is given
 ANYTHING = ("linear", "in", "out", "rank", "alpha", "width", "part", "model", "weight", "configuration", "single", "one",
             "name", "false", "true", "convolution", "turned weight", "targets", "down", "up", "sizes", "none")
 BY_KIND = {
-    "bool": ("false", "true"), "str": ("name",), "int": ("rank", "in", "out", "alpha", "width", "single"),
+    "bool": ("false", "true"), "str": ("name",), "int": ("rank", "in", "out", "alpha", "single", "width"),
     "float": ("alpha", "zero", "one", "rank"), "Conv1D": ("convolution", "linear"), "Linear": ("linear", "down", "up"),
     "Module": ("linear", "part", "model", "convolution", "down", "up"),
     "Tensor": ("weight", "b", "turned weight"), "Parameter": ("weight", "b", "turned weight"),
@@ -104,7 +104,7 @@ def _hidden(call: Callable[..., Any], known: set[str]) -> list[inspect.Parameter
     """Further arguments that the call may read from its **kwargs: names of the rank, alpha and dropout among its constants."""
     function = call.__init__ if isinstance(call, type) else call
     constants = function.__code__.co_consts if inspect.isfunction(function) else ()
-    wanted = [one for one in constants if isinstance(one, str) and ROLES.get(one) in PARTS and one not in known]
+    wanted = [one for one in constants if isinstance(one, str) and ROLES.get(one) in PARTS.values() and one not in known]
     return [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in wanted]
 
 
@@ -158,7 +158,7 @@ def likely(argument: inspect.Parameter) -> list[str]:
         return list(BY_KIND["Conv1D"])
     if role in ("down", "up", "part") and kind in ("int", "float", "bool", "str"):
         role = None
-    if role in PARTS and argument.name not in ROLES and isinstance(default, bool | str):
+    if role in PARTS.values() and argument.name not in ROLES and isinstance(default, bool | str):
         role = None  # it says whether, or in which way
     tensor = kind in ("Tensor", "Parameter")
     if role == "scaling" and not isinstance(default, str) or role == "multiplier" and not needed:

@@ -43,6 +43,7 @@ class Found:
     rank: int | None = None  # if no other can be chosen
     base_trains: tuple[str, ...] = ()  # of W and b, those that are not frozen
     thawed: tuple[str, ...] = ()  # of those, the ones that the call makes trainable although they were given frozen
+    also_trains: tuple[str, ...] = ()  # the paths of parameters that train and are none of W, b, A and B
     freezer: str = ""  # the function beside the class that freezes them
     formats: dict[str, str] | None = None  # number formats that it does not take → what happens
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from conformance.drivers.look.recognised import Found
 
 FUSED = 3  # parts of a fused layer: query, key and value
-UNREADY = (AttributeError, KeyError, NameError, NotImplementedError)  # what a layer raises that lacks something
 
 
 class NotRecognised(TypeError):
@@ -42,7 +41,7 @@ def _reason(module: nn.Module, one: "Found") -> tuple[str, str]:
             given = ", ".join(f"{name}=…" for name in needed)
             return (f"its forward() needs {' and '.join(needed)} besides x, and 1, 0, True, None or a name there does not do",
                     f"layer = {{made}}; layer.forward = functools.partial(layer.forward, {given}); return layer")
-        if isinstance(error, UNREADY) or _is_raised_on_purpose(error):
+        if not _is_of_shapes(error) or not one.plan.is_named:
             return (f"its forward pass raises {type(error).__name__}: {str(error)[:120]}. None of its methods and flags that "
                     "were tried changes this", "layer = {made}; …; return layer  # with what makes it ready in the middle")
     elif pairs := several(module, one):
@@ -55,10 +54,11 @@ def _reason(module: nn.Module, one: "Found") -> tuple[str, str]:
     return "", ""
 
 
-def _is_raised_on_purpose(error: Exception | None) -> bool:
-    """Whether the author's own code raises it, with a raise or an assert, rather than torch in a computation."""
+def _is_of_shapes(error: Exception | None) -> bool:
+    """Whether the shapes of two arrays do not fit: that is a fault of the layer, which lacks nothing."""
     frames = traceback.extract_tb(error.__traceback__) if error else []
-    return bool(frames) and (frames[-1].line or "").startswith(("raise", "assert"))
+    on_purpose = bool(frames) and (frames[-1].line or "").startswith(("raise", "assert"))
+    return any(word in str(error) for word in ("shape", "size", "expected (")) and not on_purpose
 
 
 def several(module: nn.Module, one: "Found") -> list[str]:

@@ -39,6 +39,7 @@ def recognised(call: Callable[..., Any]) -> Found:
         _take_a_factor_for_the_scale(one)
     trains = {path for path, parameter in one.module(one.probe).named_parameters() if parameter.requires_grad}
     one.base_trains = tuple(name for name in "Wb" if one.places.paths.get(name) in trains)
+    one.also_trains = tuple(sorted(trains - set(one.places.paths.values())))
     if one.base_trains:
         one.freezer = _freezer(one)
         one.thawed = _thawed(one) if one.given else ()

@@ -10,17 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.drivers.look.arguments import (
-    Aside,
-    Attribute,
-    Beside,
-    FirstPass,
-    Forward,
-    Plan,
-    parts_of,
-)
+from conformance.drivers.look.actions import Aside, Attribute, FirstPass, Forward, parts_of
+from conformance.drivers.look.arguments import Beside, Plan
 from conformance.drivers.look.configurations import fields_of
-from conformance.drivers.look.names import AROUND, ROLES, role_of, switches
+from conformance.drivers.look.names import AROUND, ROLES, chooses, role_of, switches
 from conformance.drivers.look.plans import likely, methods, once, ordered, parameters_of, signature
 
 METHOD_PLANS = 20  # that are tried for a method
@@ -107,20 +100,17 @@ def _steps_aside(call: Callable[..., Any], keys: list[str]) -> Iterator[Plan]:
     for name, function in vars(inspect.getmodule(call) or object).items():
         if inspect.isfunction(function) and function is not call and switches(name):
             arguments = parameters_of(function)
-            yield from _calls(Aside(function), arguments, keys)
+            yield from _calls(Aside(function), arguments, keys) if chooses(name) else ()
             yield from _calls(function, arguments[1:], keys) if arguments else ()
 
 
 def _calls(call: Callable[..., Any], arguments: list[inspect.Parameter], keys: list[str]) -> Iterator[Plan]:
-    """Calls with what switches something on: with nothing, or where one argument is needed, with True, a name or the layer."""
+    """Calls with what switches something on: with nothing, or with True, a name, 1 or the layer for each argument needed."""
     needed = [a for a in arguments if a.default is a.empty and a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
-    if not needed:
-        yield Plan(call, {})
-    if len(needed) == 1:
-        name = needed[0].name
-        if role_of(name) in ("linear", "model"):
-            yield Plan(call, {name: str(role_of(name))})
-        yield from (Plan(call, {}, literals={name: value}) for value in (True, *keys, keys, 1.0))
+    roles = {a.name: str(role_of(a.name)) for a in needed if role_of(a.name) in ("linear", "model")}
+    others = [a.name for a in needed if a.name not in roles]
+    for values in itertools.islice(itertools.product((True, *keys, keys, 1.0), repeat=len(others)), METHOD_PLANS):
+        yield Plan(call, roles, literals=dict(zip(others, values, strict=True)))
 
 
 def _attributes(made: Any, keys: list[str]) -> Iterator[Attribute]:

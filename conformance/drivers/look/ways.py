@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from conformance.drivers.look.arguments import PLACE
-from conformance.drivers.look.names import switches
+from conformance.drivers.look.names import role_of, switches
 from conformance.drivers.look.plans import methods, parameters_of
 
 MODEL = "the model whose layers it changes"
@@ -63,7 +63,7 @@ def ways(made: Any, linear: nn.Linear, model: Model) -> Iterator[tuple[str, nn.M
         if changed(model.get_submodule(model.place), linear) or made is not model:
             yield MODEL, model
         return
-    if _changes(made, linear):
+    if changes(made, linear):
         yield REPLACED, Patched(linear, made)
     if _parametrises(made, linear):
         parametrize.register_parametrization(linear, "weight", made)
@@ -95,15 +95,19 @@ def changed(layer: nn.Module, linear: nn.Linear) -> bool:
     return replaced or bool(linear._forward_hooks) or parametrize.is_parametrized(linear)
 
 
-def _changes(made: nn.Module, linear: nn.Linear) -> bool:
-    """Whether the module has changed the linear layer, by itself or by a method that is there for it."""
+def changes(made: nn.Module, linear: nn.Linear) -> bool:
+    """Whether the module has changed the linear layer, by itself or by a method that is there for it. Copies are tried: a
+    method that is there for something else should leave no trace."""
     if changed(linear, linear):
         return True
     for name, method in methods(type(made)).items():
         needed = [p for p in parameters_of(method)[1:] if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-        if switches(name) and len(needed) <= 1:
-            with suppress(Exception):
+        if not switches(name) or len(needed) > 1 or any(role_of(p.name) not in (None, "linear", "model") for p in needed):
+            continue
+        with suppress(Exception):
+            one, other = copy.deepcopy((made, linear))
+            method(one, *[other] * len(needed))
+            if changed(other, other):
                 method(made, *[linear] * len(needed))
-                if changed(linear, linear):
-                    return True
+                return True
     return False

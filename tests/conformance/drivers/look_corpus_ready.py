@@ -5,7 +5,7 @@ look_corpus.py does. REFUSED holds those that are no single LoRA layer, and what
 """
 
 import math
-from typing import NamedTuple, Optional, Union
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +84,39 @@ class OffAtFirst(nn.Module):
     def forward(self, x):
         y = self.base(x)
         return y + self.scale * (x @ self.A @ self.B) if self._live else y
+
+
+class FixedDropout(nn.Module):
+    """The rate of dropout stands in the code. A function beside the class merges."""
+
+    def __init__(self, linear: nn.Linear, r: int, lora_alpha: int):
+        super().__init__()
+        self.linear, self.within = linear.requires_grad_(False), False
+        self.drop = nn.Dropout(0.1)
+        self.A, self.B = _factors(linear.in_features, linear.out_features, r)
+        self.scale = lora_alpha / r
+
+    def forward(self, x):
+        y = self.linear(x)
+        return y if self.within else y + self.scale * (self.drop(x) @ self.A @ self.B)
+
+
+@torch.no_grad()
+def merge_into_base(model):
+    """The function adds the term of LoRA to W in all layers of FixedDropout."""
+    for layer in model.modules():
+        if isinstance(layer, FixedDropout) and not layer.within:
+            layer.linear.weight += layer.scale * (layer.A @ layer.B).T
+            layer.within = True
+
+
+@torch.no_grad()
+def unmerge_from_base(model):
+    """The function takes it out again."""
+    for layer in model.modules():
+        if isinstance(layer, FixedDropout) and layer.within:
+            layer.linear.weight -= layer.scale * (layer.A @ layer.B).T
+            layer.within = False
 
 
 class Flagged(nn.Module):
@@ -231,7 +264,7 @@ class PassesOn(nn.Module):
 class TensorOrNone(nn.Module):
     """The layer takes the tensors of another one, and makes the bias train."""
 
-    def __init__(self, weight: nn.Parameter, bias: Optional[Union[nn.Parameter, bool]], lora_rank: int = 0, lora_alpha: int = 1):
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | bool | None, lora_rank: int = 0, lora_alpha: int = 1):
         super().__init__()
         self.weight, self.bias = weight, bias
         if bias is not None:
@@ -425,11 +458,8 @@ class Prepared(nn.Module):
         return self.inner(x) + self.scale * (x @ self.A @ self.B)
 
 
-# ---- no single LoRA layer
-
-
 class NeedsAGate(nn.Module):
-    """The forward pass needs a gate."""
+    """The forward pass needs a gate. With a gate of 1 it is that of LoRA."""
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float):
         super().__init__()
@@ -439,6 +469,22 @@ class NeedsAGate(nn.Module):
 
     def forward(self, x, gate):
         return self.linear(x) + gate * self.scale * (x @ self.A @ self.B)
+
+
+# ---- no single LoRA layer
+
+
+class NeedsAPrompt(nn.Module):
+    """The forward pass needs a module that computes a prompt."""
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        self.A, self.B = _factors(linear.in_features, linear.out_features, rank)
+        self.scale = alpha / rank
+
+    def forward(self, x, prompt):
+        return self.linear(x) + self.scale * ((x + prompt.compute(x)) @ self.A @ self.B)
 
 
 class NeedsAProvider(nn.Module):
@@ -488,12 +534,14 @@ READY = (
     Layer("InverseRank", "sizes", "base.weight", "A", "B", "base.bias", scale="1 / rank"),
     Layer("SixteenOverRank", "linear", "layer.weight", "A", "B", "layer.bias", scale="16 / rank"),
     Layer("Strength", "sizes", "linear.weight", "lora_down.weight", "lora_up.weight", "linear.bias", "AB", scale="scale"),
+    Layer("FixedDropout", "linear", "linear.weight", "A", "B", "linear.bias", merges="merge_into_base(module)",
+          unmerges="unmerge_from_base(module)"),
     Layer("OffAtFirst", "linear", "base.weight", "A", "B", "base.bias"),
     Layer("Flagged", "linear", "fc.weight", "A", "B", "fc.bias"),
     Layer("PerTask", "linear", "layer.weight", "first.q_proj", "second.q_proj", "layer.bias"),
     Layer("ManyAdapters", "linear", "base_layer.weight", "lora_A.default", "lora_B.default", "base_layer.bias"),
     Layer("MergedAtFirst", "configuration", "dense.weight", "A", "B", "dense.bias"),
-    Layer("Hooking", "model", "linear.q_proj.weight", "lora.0.weight", "lora.1.weight", "linear.q_proj.bias", "AB",
+    Layer("Hooking", "model", "linear.q_proj.weight", "lora.1.weight", "lora.2.weight", "linear.q_proj.bias", "AB",
           trains=("W", "b")),
     Layer("OverConv1D", "linear", "conv.weight", "a", "b", "conv.bias", "W"),
     Layer("FloatBranch", "linear", "linear.weight", "lora_A", "lora_B", "linear.bias", "AB"),
@@ -513,11 +561,12 @@ READY = (
           "parametrizations.weight.0.up", "bias", trains=("W", "b")),
     Layer("StartedLater", "sizes", "base.weight", "A", "B", "base.bias"),
     Layer("Attached", "sizes", "linear.weight", "A", "B", "linear.bias"),
+    Layer("NeedsAGate", "linear", "linear.weight", "A", "B", "linear.bias"),
     Layer("Prepared", "linear", "inner.weight", "A", "B", "inner.bias", freezer=".init_lora", trains=("W", "b")),
 )
 REFUSED = {
-    "NeedsAGate": r"its forward\(\) needs gate besides x",
+    "NeedsAPrompt": r"its forward\(\) needs prompt besides x",
     "NeedsAProvider": r"its forward pass raises AttributeError: .*current_gain",
-    "Thirds": r"fused layer with out = 3 · in, and holds 2 pairs of factors .*A_q with B_q, A_v with B_v",
+    "Thirds": r"fused layer with out = 3 · in, and holds 2 pairs of factors.*A_q with B_q, A_v with B_v",
     "Mixture": r"holds 2 pairs of factors .* this is no single LoRA",
 }

@@ -7,9 +7,12 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 import look_corpus
+import look_corpus_ready
 from look_corpus import CORPUS, Layer
+from look_corpus_ready import READY, REFUSED
 
 from conformance.drivers.look.methods import found_methods
+from conformance.drivers.look.refused import NotRecognised
 from conformance.drivers.look.ways import BESIDE, MODEL, PARAMETRISED, REPLACED
 from conformance.drivers.torch_module import ModuleSubject
 
@@ -34,9 +37,9 @@ def as_found(layer: Layer, subject: ModuleSubject) -> dict[str, str]:
     return paths
 
 
-@pytest.mark.parametrize("layer", CORPUS, ids=lambda layer: layer.name)
+@pytest.mark.parametrize("layer", [*CORPUS, *READY], ids=lambda layer: layer.name)
 def test_what_is_found_is_true(layer):
-    subject = ModuleSubject(getattr(look_corpus, layer.name))
+    subject = ModuleSubject(getattr(look_corpus if layer in CORPUS else look_corpus_ready, layer.name))
     found = subject.found
     assert built(subject) == layer.built
     assert found.places.paths == as_found(layer, subject)
@@ -44,7 +47,13 @@ def test_what_is_found_is_true(layer):
     assert bool(found.base_trains) == bool(layer.trains) or found.way
     if layer.freezer:  # where the class has none of its own, one of another class of the file may do
         assert found.freezer in (layer.freezer, "mark_only_lora_as_trainable")
-    methods = found_methods(subject.numbered)
+    methods = found_methods(subject.numbered, subject.beside)
     assert (methods.merge, methods.unmerge) == (layer.merges.replace("train(False)", "eval()"), layer.unmerges)
     if not layer.fault:
         assert (found.direct or found.rule) == layer.scale
+
+
+@pytest.mark.parametrize(("name", "why"), REFUSED.items())
+def test_what_is_no_single_lora_is_told(name, why):
+    with pytest.raises(NotRecognised, match=why):
+        ModuleSubject(getattr(look_corpus_ready, name)).found  # noqa: B018
