@@ -6,6 +6,7 @@ ABOUT in run/judge.py.
 """
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
@@ -16,12 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from conformance.drivers.look.arguments import beside
 from conformance.drivers.look.arrays import with_dimensions
 from conformance.drivers.look.methods import MODES, called, found_methods, small_numbers
 from conformance.drivers.look.recognised import Found
 from conformance.drivers.look.refused import NotRecognised
 from conformance.drivers.look.settled import call_freezer, recognised
-from conformance.record.torch_script import script, written
+from conformance.drivers.look.ways import MODEL, Model
+from conformance.record.torch_script import script, source, written
 from conformance.subject import Call, Layer, LayerConfig, Subject, Unsupported
 from conformance.torch import TorchLayer
 
@@ -34,6 +37,10 @@ class ModuleLayer(TorchLayer):
     wrap: Callable[[nn.Linear], nn.Module] | None = None  # how its class makes one around a given nn.Linear, if it does
     merges, unmerges = "", ""  # the calls that merge and unmerge: see drivers/look/methods.py
     beside: dict[str, Any] = {}  # what stands beside its class
+
+    @property
+    def measured(self) -> nn.Module:
+        return self.module.get_submodule(self.module.place) if isinstance(self.module, Model) else self.module
 
     def around(self, linear: nn.Linear) -> nn.Module:
         return super().around(linear) if self.wrap is None else self.wrap(linear)
@@ -96,8 +103,9 @@ KINDS = {(False, False): ModuleLayer, (False, True): WithOwnEval, (True, False):
 class ModuleSubject(Subject):
     """The Subject of a bare nn.Module class, or of a function that returns a module or changes one."""
 
-    def __init__(self, cls: Callable[..., object], raw: bool = False):
-        """With `raw` nothing is made up for."""
+    def __init__(self, cls: Callable[..., object], raw: bool = False, files: type | None = None):
+        """With `raw` nothing is made up for. `files` has save() and load(), for a library with files of its own."""
+        self.files = files
         self.cls, self.name = cls, getattr(cls, "__name__", type(cls).__name__)
         self.version = getattr(inspect.getmodule(cls), "__version__", "")
         self.is_raw = raw
@@ -105,7 +113,7 @@ class ModuleSubject(Subject):
 
     def raw(self) -> "ModuleSubject":
         """The same class as it stands."""
-        subject = ModuleSubject(self.cls, raw=True)
+        subject = ModuleSubject(self.cls, raw=True, files=self.files)
         subject._found, subject.name = self._found, self.name
         return subject
 
@@ -188,10 +196,12 @@ class ModuleSubject(Subject):
             raise Unsupported(f"{config.dtype}: {found.formats[config.dtype]}")
         module = found.module(self._told(config))
         kind = KINDS[found.places.dimensions > 0 and not self.is_raw, type(module).eval is not nn.Module.eval]
+        if self.files is not None:
+            kind = type(kind.__name__, (self.files, kind), {"save_source": None, "load_source": None})
         layer = found.places.layer(kind, module, config.bias)
         if isinstance(layer, Reshaped):
             layer.dimensions = found.places.dimensions
-        (layer.merges, layer.unmerges), layer.beside = self._methods, self.beside
+        (layer.merges, layer.unmerges), layer.beside = self._methods, beside(self.cls)
         if found.plan.around == "linear" and not found.way:
             layer.wrap = lambda linear: found.plan.built(config, linear)
         self._freeze(layer)
@@ -219,13 +229,8 @@ class ModuleSubject(Subject):
 
     @cached_property
     def _methods(self) -> tuple[str, str]:
-        methods = found_methods(self.numbered, self.beside)
+        methods = found_methods(self.numbered, beside(self.cls))
         return methods.merge, methods.unmerge
-
-    @property
-    def beside(self) -> dict[str, Any]:
-        """What stands in the module of the class or function."""
-        return vars(inspect.getmodule(self.cls) or object)  # pyright: ignore[reportReturnType] a class has a view of a dict
 
     def fresh(self) -> ModuleLayer:
         """A layer as the class makes it, of a configuration that it takes."""
@@ -242,19 +247,17 @@ class ModuleSubject(Subject):
 
     def script(self, calls: list[Call], spec: str) -> str | None:
         place, _, name = spec.rpartition(":")
-        found = self.found
-        plan = found.plan
-        simple = plan.around in ("sizes", "linear") and not (found.way or plan.then or plan.part or plan.beside or found.mixed)
+        if not place:  # a built-in subject
+            place, name = _home(self.cls)
+        found, plan = self.found, self.found.plan
+        changes_a_model = found.way == MODEL and list(plan.roles.values()).count("model") == 1
+        simple = (plan.around in ("sizes", "linear") and not found.way or changes_a_model) and not (
+            plan.then or plan.part or plan.beside or found.mixed)
         if name != getattr(self.cls, "__qualname__", "") or plan.call is not self.cls or not simple:
             return None  # the user did not name the class itself, or more is needed than a call of it
-        outer = name.split(".")[0]
-        imports = [f"from {place} import {outer}"]
-        if place.endswith(".py"):
-            path = Path(place)
-            imports = [f"import sys; sys.path.insert(0, {str(path.parent)!r})", f"from {path.stem} import {outer}"]
-            if not path.stem.isidentifier():
-                imports[1] = f"{outer} = __import__({path.stem!r}).{outer}"
-
+        freezer = found.freezer if found.freezer and not found.freezer.startswith(".") else ""
+        imports = _imports(place, [name.split(".")[0], *[freezer] * bool(freezer)])
+        imports += ["from collections import OrderedDict"] * changes_a_model
         name_of_class = name
 
         def construction(config: LayerConfig, name: str) -> list[str]:
@@ -262,12 +265,39 @@ class ModuleSubject(Subject):
             moved += [] if config.dtype == "float32" else [f"torch.{config.dtype}"]
             dtype, device = getattr(torch, config.dtype), torch.device(config.device)
             linear = nn.Linear(config.in_features, config.out_features, config.bias, device=device, dtype=dtype)
-            values = found.plan.values(self._told(config), linear)
-            first = [values.pop(name) for name in found.plan.positional]
-            made = written(name_of_class, self.cls, *first, **values)
-            line = f"{name} = {made}" + (f".to({', '.join(moved)})" if moved else "")
-            if config.dtype != "float64":
-                return [line]
-            return ["torch.set_default_dtype(torch.float64)", line, "torch.set_default_dtype(torch.float32)"]
+            values = plan.values(self._told(config), linear)
+            first = [values.pop(name) for name in plan.positional]
+            if changes_a_model:
+                model = next(argument for argument, role in plan.roles.items() if role == "model")
+                del values[model]
+                call = written("", self.cls, **values)[1:-1]
+                lines = [f"{name} = torch.nn.Sequential(OrderedDict({found.place}={source(linear)}))",
+                         f"{name_of_class}({', '.join([f'{model}={name}', *[call] * bool(call)])})"]
+                lines += [f"{name}.to({', '.join(moved)})"] if moved else []
+            else:
+                made = written(name_of_class, self.cls, *first, **values)
+                lines = [f"{name} = {made}" + (f".to({', '.join(moved)})" if moved else "")]
+            if config.dtype == "float64":
+                lines = ["torch.set_default_dtype(torch.float64)", *lines, "torch.set_default_dtype(torch.float32)"]
+            method = [f"{name}{found.freezer}()"] if found.freezer.startswith(".") else []
+            return lines + method + ([f"{freezer}({name})"] if freezer else [])
 
         return script(calls, imports, construction)
+
+
+def _home(call: Callable[..., object]) -> tuple[str, str]:
+    """Where a class or function of a library is imported from, and its name: from the package itself, if it is there."""
+    name, module = getattr(call, "__qualname__", ""), getattr(call, "__module__", "")
+    package = module.partition(".")[0]
+    return (package if getattr(sys.modules.get(package), name, None) is call else module), name
+
+
+def _imports(place: str, names: list[str]) -> list[str]:
+    """The statements that import these names from a file or a module."""
+    if not place.endswith(".py"):
+        return [f"from {place} import {', '.join(names)}"]
+    path = Path(place)
+    imports = [f"import sys; sys.path.insert(0, {str(path.parent)!r})"]
+    if path.stem.isidentifier():
+        return [*imports, f"from {path.stem} import {', '.join(names)}"]
+    return [*imports, *(f"{name} = __import__({path.stem!r}).{name}" for name in names)]

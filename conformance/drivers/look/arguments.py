@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -190,6 +191,13 @@ class Plan:
         for step in self.then:
             text += f"{'.' if is_method(step.call) else '; '}{step.words}"
         return "".join(f"{one.words}; " for one in self.beside) + text
+
+
+def beside(call: Callable[..., Any]) -> dict[str, Any]:
+    """What stands beside a class or function: in its module, and in the package that it belongs to."""
+    module = inspect.getmodule(call)
+    package = sys.modules.get(module.__name__.partition(".")[0]) if module else None
+    return {**vars(package or object), **vars(module or object)}
 
 
 def name_of(call: Callable[..., Any]) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from conformance.drivers.look import arrays
-from conformance.drivers.look.arguments import Plan
+from conformance.drivers.look.arguments import Plan, beside
 from conformance.drivers.look.building import GIVEN
 from conformance.drivers.look.names import role_of
 from conformance.drivers.look.plans import parameters_of, signature
@@ -154,8 +154,7 @@ def _freezer(one: Found) -> str:
     def wanted(name: str) -> bool:
         return any(word in name.lower() for word in FREEZES) and not name.startswith("__")
 
-    beside = vars(inspect.getmodule(one.plan.call) or object).items()
-    functions = [name for name, value in beside if wanted(name) and inspect.isfunction(value)]
+    functions = [name for name, value in beside(one.plan.call).items() if wanted(name) and inspect.isfunction(value)]
     methods = [name for name in dir(type(one.module(one.probe))) if wanted(name) and not hasattr(nn.Module, name)]
     best, fewest = "", len(one.base_trains)
     for name in (*functions, *(f".{name}" for name in methods)):
@@ -173,7 +172,7 @@ def call_freezer(call: Callable[..., Any], module: nn.Module, name: str) -> None
     if name.startswith("."):
         getattr(module, name[1:])()
     else:
-        vars(inspect.getmodule(call))[name](module)
+        beside(call)[name](module)
 
 
 def still_train(module: nn.Module, paths: dict[str, str]) -> int | None:
