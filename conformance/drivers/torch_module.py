@@ -179,7 +179,8 @@ class ModuleSubject(Subject):
         if self._ignores_alpha:
             said[ALPHA] = f"alpha is taken and has no effect: the scale is {found.rule}"
         if found.base_trains and not found.freezer and not found.given:
-            said[FREEZING] = f"{' and '.join(found.base_trains)} train, and nothing beside the class freezes them"
+            some = " and ".join(found.base_trains)
+            said[FREEZING] = f"{some} {'trains' if ' ' not in some else 'train'}, and nothing beside the class freezes it"
         elif found.thawed and not found.freezer:
             said[FREEZING] = f"the class makes {' and '.join(found.thawed)} train, also where it was given frozen"
         if found.places.dimensions:

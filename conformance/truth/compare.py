@@ -124,7 +124,7 @@ def ratio_of(got, want, dtype: str = "float64") -> float | None:
 
 def same_number(first: float, second: float, dtype: str = "float64") -> bool:
     """Whether two numbers are equal to within a few roundings of the dtype, such as one or two divisions or roots cause."""
-    return abs(first - second) <= 4 * np.finfo(dtype).eps * abs(second)
+    return abs(first - second) <= 4 * float(np.finfo(dtype).eps) * abs(second)
 
 
 def expect(condition, what: str, got, want) -> None:

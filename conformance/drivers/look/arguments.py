@@ -187,7 +187,8 @@ class Plan:
         shown["part"] = self.part.words if self.part else "a LoRA module"
         given = [f"{argument}={shown.get(role, role)}" for argument, role in self.roles.items()]
         given += [f"{argument}={value!r}" for argument, value in self.literals.items()]
-        text = f"{name_of(self.call)}({', '.join(given)})" if not isinstance(self.call, Attribute) else self.call.words
+        own = self.call
+        text = own.words if isinstance(own, Attribute) else f"{name_of(own)}({', '.join(given)})"
         for step in self.then:
             text += f"{'.' if is_method(step.call) else '; '}{step.words}"
         return "".join(f"{one.words}; " for one in self.beside) + text
@@ -202,7 +203,7 @@ def beside(call: Callable[..., Any]) -> dict[str, Any]:
 
 def name_of(call: Callable[..., Any]) -> str:
     name = getattr(call, "__qualname__" if inspect.ismethod(call) else "__name__", "")  # a constructor beside __init__
-    return name or type(call).__name__
+    return str(name) or str(type(call).__name__)
 
 
 def is_method(call: Callable[..., Any]) -> bool:

@@ -212,8 +212,8 @@ class Hooking:
     def hook(self):
         self.target.forward = self.forward
 
-    def forward(self, x):
-        return self.before(x) + self.up(self.down(x)) * self.scale
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.before(input) + self.up(self.down(input)) * self.scale
 
 
 # ---- what a layer is given
@@ -264,11 +264,11 @@ class PassesOn(nn.Module):
 class TensorOrNone(nn.Module):
     """The layer takes the tensors of another one, and makes the bias train."""
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | bool | None, lora_rank: int = 0, lora_alpha: int = 1):
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, lora_rank: int = 0, lora_alpha: int = 1):
         super().__init__()
         self.weight, self.bias = weight, bias
         if bias is not None:
-            self.bias.requires_grad = True
+            bias.requires_grad = True
         self.weight.requires_grad = False
         self.A, self.B = _factors(weight.shape[1], weight.shape[0], lora_rank)
         self.scaling = lora_alpha / lora_rank
@@ -291,7 +291,7 @@ class TwoMaps(nn.Module):
 class Branch(nn.Module):
     """The part of Joined."""
 
-    def __init__(self, n_in, n_out, rank=4, alpha=32, **kwargs):
+    def __init__(self, n_in, n_out, rank: int = 4, alpha: float = 32, **kwargs):
         super().__init__()
         self.down, self.up = nn.Linear(n_in, rank, bias=False), nn.Linear(rank, n_out, bias=False)
         nn.init.zeros_(self.up.weight)
