@@ -15,13 +15,16 @@ from pathlib import Path
 from conformance.truth import cache
 
 PACKAGE = Path(__file__).parents[1]
-# Run by the interpreter of an environment: imports this package, without the packages in the same folder, and serves a subject.
+# Run by the interpreter of an environment: imports this package and the reference, without the other packages in the same
+# folder, and serves a subject.
 BOOT = """
-import importlib.util, sys
-place = sys.argv[1]
-spec = importlib.util.spec_from_file_location("conformance", place + "/__init__.py", submodule_search_locations=[place])
-sys.modules["conformance"] = package = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(package)
+import importlib.util, os, sys
+for place in (sys.argv[1], os.path.join(os.path.dirname(sys.argv[1]), "lora_ref")):
+    name = os.path.basename(place)
+    spec = importlib.util.spec_from_file_location(name, place + "/__init__.py", submodule_search_locations=[place])
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+for package in [sys.modules["lora_ref"], sys.modules["conformance"]]:
+    package.__spec__.loader.exec_module(package)
 from conformance.drivers.protocol import program
 program(sys.argv[2])
 """

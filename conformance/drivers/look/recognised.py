@@ -65,7 +65,8 @@ class Found:
         module = building.module_of(self.plan, replace(config, dtype="float32"), self.way, self.place, frozen)
         have = arrays.tensors(module)
         for name in "Wb":
-            if tensor := have.get(self.places.paths.get(name, "")):
+            tensor = have.get(self.places.paths.get(name, ""))
+            if tensor is not None:
                 tensor.data = tensor.data.to(getattr(torch, config.dtype))
         return module
 
