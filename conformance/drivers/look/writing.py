@@ -109,7 +109,11 @@ def _imports(found: Found, methods: Methods, name: str, place: str) -> list[str]
     classes |= {"Model"} if any("model" in one.roles.values() for one in plans) else set()
     classes |= {"Patched", "modules_in"} if _holds_what_was_made(found) else set()
     lines += [f"from conformance.drivers.look.ways import {', '.join(sorted(classes))}"] if classes else []
-    lines += ["from conformance.drivers.look.arguments import Conv1D"] if found.plan.around == "convolution" else []
+    ours = {"Conv1D"} if found.plan.around == "convolution" else set()
+    if any("configuration" in one.roles.values() and one.kind is None for one in plans):
+        lines += ["from conformance.drivers.look.configurations import Configuration"]
+        ours |= {"known_values"}
+    lines += [f"from conformance.drivers.look.arguments import {', '.join(sorted(ours))}"] if ours else []
     if not found.plan.offers("dropout") and dropouts(found.module(found.probe)):
         lines += ["from conformance.drivers.look.building import set_dropout"]
     lines += ["from conformance.torch import TorchLayer", ""]
@@ -154,8 +158,10 @@ def _making(found: Found) -> list[str]:
         lines.append("linear.requires_grad_(False)  # as the caller does")
     if not found.plan.offers("dropout") and dropouts(found.module(found.probe)):
         lines.append("set_dropout(module, config.dropout)")
-    base = [f"module.{found.places.paths[name]}" for name in "Wb" if name in found.places.paths] if found.mixed else []
-    lines += [f"{tensor}.data = {tensor}.data.to(dtype)  # the factors stay in float32" for tensor in base]
+    for name in "Wb" if found.mixed else "":
+        if tensor := found.places.paths.get(name):
+            lines += ["if config.bias:"] * (name == "b")
+            lines.append(f"{'    ' * (name == 'b')}module.{tensor}.data = module.{tensor}.data.to(dtype)")
     return [*lines, f"module{moved}"]
 
 
@@ -166,6 +172,8 @@ def _call(plan: Plan, values: dict[str, str]) -> str:
         fields |= {name: repr(value) for name, value in plan.fields.items()}
         given = ", ".join(f"{name}={text}" for name, text in fields.items())
         values = values | {"configuration": f"{plan.kind.__name__}({given})"}
+    elif "configuration" in plan.roles.values():
+        values = values | {"configuration": f"Configuration(known_values(config, linear, None), {plan.fields!r})"}
     if plan.part is not None:
         values = values | {"part": _call(plan.part, values)}
     given = [f"{argument}={values.get(role, f'...  # {role}')}" for argument, role in plan.roles.items()]
