@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from conformance.loader import Loader
 from conformance.model import Model, ModelConfig
 from conformance.record.script import Odd, arrays, bits, memory, through_this_package, told, wrapped
 from conformance.subject import Call, Layer, LayerConfig, Subject, Unsupported
@@ -13,7 +14,8 @@ from conformance.truth.case import DTYPES
 from conformance.truth.compare import Mismatch, expect
 
 _ANSWERS = {
-    "adapter": dict, "arrays": dict, "as_module": dict, "base": dict, "backward": dict, "trainable": dict,
+    "adapter": dict, "arrays": dict, "as_module": dict, "base": dict, "backward": dict, "delta": dict,
+    "trainable": dict,
     "forward": np.ndarray, "forward_mixed": np.ndarray, "weight": np.ndarray, "bias": (np.ndarray, type(None)),
 }
 MAX_SCRIPT_ELEMENTS = 400
@@ -77,6 +79,13 @@ class Traced(Subject):
         model._layer = self._ask(f"{name}.build_model", self._subject.build_model, (config, arrays), Model)
         return model
 
+    def build_loader(self, base: dict[str, np.ndarray], kinds: dict[str, str]) -> "TracedLoader":
+        name = f"loader{len(self._layers) + 1 if self._layers else ''}"
+        self._layers[name] = None
+        loader = TracedLoader(self, name)
+        loader._layer = self._ask(f"{name}.build_loader", self._subject.build_loader, (base, kinds), Loader)
+        return loader
+
     def _offered(self, method: str) -> None:
         if method not in self.methods:
             reason = Unsupported(f"the method {method}")
@@ -133,6 +142,15 @@ class TracedModel(Model):
         self._subject, self._name = subject, name
 
 
+class TracedLoader(Loader):
+    """Passes every method of Loader on to the subject's loader."""
+
+    _layer: Loader
+
+    def __init__(self, subject: Traced, name: str):
+        self._subject, self._name = subject, name
+
+
 class TracedLayer(Layer):
     """Passes every method of Layer on to the subject's layer."""
 
@@ -179,13 +197,13 @@ def _numbers(what: str, array: np.ndarray) -> np.ndarray:
 
 
 def _passed_on(method: str):
-    def ask(self: TracedLayer | TracedModel, *args):
+    def ask(self: TracedLayer | TracedModel | TracedLoader, *args):
         return self._subject._ask(f"{self._name}.{method}", getattr(self._layer, method), args, _ANSWERS.get(method))
 
     return ask
 
 
-for _kind, _traced in (Layer, TracedLayer), (Model, TracedModel):
+for _kind, _traced in (Layer, TracedLayer), (Model, TracedModel), (Loader, TracedLoader):
     for _method in [name for name, value in vars(_kind).items() if callable(value) and not name.startswith("_")]:
         setattr(_traced, _method, _passed_on(_method))
 
