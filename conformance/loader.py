@@ -15,8 +15,8 @@ class Loader:
     """A base model that reads adapter files. Every method raises Unsupported unless it is overridden."""
 
     def load(self, path: str | PathLike[str]) -> None:
-        """Put the adapter of a file, or of a folder, on the model, in the place of the one that it has. Raises any exception for
-        a file that it refuses, and then leaves the model as it was."""
+        """Put the adapter of a file, or of a folder, on the model, in the place of the one that it has. Raises any exception
+        for a file that it refuses, and then leaves the model as it was."""
         raise Unsupported("load()")
 
     def delta(self) -> Arrays:

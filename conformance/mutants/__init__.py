@@ -106,8 +106,8 @@ def all_mutants() -> tuple[Mutant, ...]:
 
 @cache
 def honest_subjects() -> tuple[LayerSubject, ...]:
-    """The honest layer, the honest model and the honest reader of files, each with its variations, and every LayerSubject of another file that is no
-    Mutant."""
+    """The honest layer, the honest model and the honest reader of files, each with its variations, and every LayerSubject
+    of another file that is no Mutant."""
     names = ("honest", "variations", "orders", "habits", "several", "honest_model", "model_variations", "readers")
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
     honest = modules[0].Honest, modules[5].HonestModel, modules[7].HonestReader

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from conformance.mutants import mutant
-from conformance.mutants.honest_reader import START, Adapter, Entry, HonestReader, Refused, wide
+from conformance.mutants.honest_reader import Adapter, Entry, HonestReader, Refused, wide
 from conformance.subject import Arrays
 
 Said = dict[str, Any]
@@ -432,7 +432,8 @@ class Bfloat16IsReadAsFloat16(HonestReader):
 
     def tensors(self, path: Path) -> tuple[Arrays, dict[str, str]]:
         found, metadata = super().tensors(path)
-        return {name: array.view(np.float16) if array.dtype == ml_dtypes.bfloat16 else array for name, array in found.items()}, metadata
+        narrow = {name for name, array in found.items() if array.dtype == ml_dtypes.bfloat16}
+        return found | {name: found[name].view(np.float16) for name in narrow}, metadata
 
 
 @mutant(kills="FILE-20")

@@ -21,10 +21,12 @@ from conformance.subject import Arrays
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 START = "base_model.model."
-IDLE = {"peft_version", "base_model_name_or_path", "task_type", "inference_mode", "lora_dropout", "revision", "init_lora_weights"}
+IDLE = {
+    "peft_version", "base_model_name_or_path", "task_type", "inference_mode", "lora_dropout", "revision", "init_lora_weights",
+}
 USED = {
-    "peft_type", "r", "lora_alpha", "target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora",
-    "bias", "modules_to_save", "lora_bias", "fan_in_fan_out",
+    "peft_type", "r", "lora_alpha", "target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "use_rslora",
+    "use_dora", "bias", "modules_to_save", "lora_bias", "fan_in_fan_out",
 }
 ROLES = {
     ".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_embedding_A": "A", ".lora_embedding_B": "B",

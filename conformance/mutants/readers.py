@@ -70,8 +70,8 @@ class RefusesMuch(HonestReader):
 
     def check(self, said) -> None:
         super().check(said)
-        others = {"rank_pattern", "alpha_pattern", "use_dora", "modules_to_save", "lora_bias", "exclude_modules", "fan_in_fan_out"}
-        if any(said.get(name) for name in others) or said.get("bias", "none") != "none":
+        others = "rank_pattern alpha_pattern use_dora modules_to_save lora_bias exclude_modules fan_in_fan_out"
+        if any(said.get(name) for name in others.split()) or said.get("bias", "none") != "none":
             raise Refused("no more than plain adapters")
 
     def save(self, directory: str | PathLike[str]) -> None:
@@ -113,10 +113,8 @@ class ByExpressions(Loader):
         for module in named:
             of = {match["factor"]: wide(tensors[key]) for key, match in pairs.items() if match and match["module"] == module}
             A, B = of["A"], of["B"]
-            rank = next((n for key, n in (said.get("rank_pattern") or {}).items() if re.fullmatch(rf"(.*\.)?(?:{key})", module)),
-                        said["r"])
-            alpha = next((n for key, n in (said.get("alpha_pattern") or {}).items() if re.fullmatch(rf"(.*\.)?(?:{key})", module)),
-                         said.get("lora_alpha", 8))
+            rank = _first(said.get("rank_pattern"), module, said["r"])
+            alpha = _first(said.get("alpha_pattern"), module, said.get("lora_alpha", 8))
             change = np.einsum("or,ri->oi", B, A) * (alpha / (math.sqrt(rank) if said.get("use_rslora") else rank))
             change = change.T if self.kinds[module] != "linear" else change
             if len(A) != rank or B.shape[1] != rank or change.shape != self.weights[f"{module}.weight"].shape or not (
@@ -135,6 +133,10 @@ class ByExpressions(Loader):
 by_expressions = LayerSubject(ByExpressions)
 
 
+def _first(pattern: dict | None, module: str, default: float) -> float:
+    return next((value for key, value in (pattern or {}).items() if re.fullmatch(rf"(.*\.)?(?:{key})", module)), default)
+
+
 def _each_once(pairs: list) -> dict:
     if len({name for name, _ in pairs}) != len(pairs):
         raise Refused("a name occurs twice")
@@ -142,8 +144,8 @@ def _each_once(pairs: list) -> dict:
 
 
 class GoesOverModules(Loader):
-    """Goes over the modules of the base and looks for the tensors of each. What it has not taken at the end makes it refuse. The
-    weights are changed in place, and put back."""
+    """Goes over the modules of the base and looks for the tensors of each. What it has not taken at the end makes it refuse.
+    The weights are changed in place, and put back. It reads JSON as Python does, and tests no number (FILE-20, FILE-21)."""
 
     def __init__(self, base: Arrays, kinds: dict[str, str]):
         self.live, self.kinds = {name: array.copy() for name, array in base.items()}, kinds
@@ -162,9 +164,10 @@ class GoesOverModules(Loader):
         for name in ("r", "lora_alpha"):
             if type(said.get(name)) not in (int, float):
                 raise Refused(f"{name} is {said.get(name)}")
-        if said["peft_type"] != "LORA" or any(said.get(name) not in (None, False, {}, []) for name in said if name not in (
-                "peft_type", "r", "lora_alpha", "target_modules", "use_rslora")) or said.get("use_rslora") not in (None, True, False):
-            raise Refused("a setting")
+        known = ("peft_type", "r", "lora_alpha", "target_modules", "use_rslora")
+        others = [name for name, value in said.items() if value not in (None, False, {}, []) and name not in known]
+        if others or said["peft_type"] != "LORA" or said.get("use_rslora") not in (None, True, False):
+            raise Refused(f"settings {others}")
         changed = {}
         for module, kind in self.kinds.items():
             mine = said["target_modules"]

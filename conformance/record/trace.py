@@ -2,12 +2,14 @@
 checks the type of every answer, and tells an exception of the subject from a fault of the harness."""
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from conformance.loader import Loader
 from conformance.model import Model, ModelConfig
+from conformance.record import loader_script
 from conformance.record.script import Odd, arrays, bits, memory, through_this_package, told, wrapped
 from conformance.subject import Call, Layer, LayerConfig, Subject, Unsupported
 from conformance.truth.case import DTYPES
@@ -53,6 +55,7 @@ class Traced(Subject):
         self.freezes, self.methods = getattr(subject, "freezes", ""), tuple(getattr(subject, "methods", Subject.methods))
         self._layers: dict[str, Layer | None] = {}
         self.calls: list[tuple[Call, tuple]] = []  # with the arguments themselves, to see whether they change
+        self.files: dict[str, dict[str, bytes]] = {}  # what loaders were given to read, by path
         self.elements = 0  # numbers in all arrays handed over; a script with too many is unreadable
 
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> "TracedLayer":
@@ -83,7 +86,8 @@ class Traced(Subject):
         name = f"loader{len(self._layers) + 1 if self._layers else ''}"
         self._layers[name] = None
         loader = TracedLoader(self, name)
-        loader._layer = self._ask(f"{name}.build_loader", self._subject.build_loader, (base, kinds), Loader)
+        made = self._ask(f"{name}.build_loader", self._subject.build_loader, (base, kinds), Loader)
+        loader._layer = self._layers[name] = made
         return loader
 
     def _offered(self, method: str) -> None:
@@ -99,6 +103,8 @@ class Traced(Subject):
         if readable:
             self.elements += sum(a.size for a in arrays(args))
             readable = self.elements <= MAX_SCRIPT_ELEMENTS
+        if readable and method == "load" and isinstance(self._layers[name], Loader):
+            self.files[str(args[0])] = contents(Path(args[0]))
         call = Call(name, method, _copied(args), None, False, self._layers[name]) if readable else None
         raised, result = True, None
         try:
@@ -128,9 +134,18 @@ class Traced(Subject):
             return None
         calls = told([call._replace(changed=bits(call.args) != bits(args)) for call, args in self.calls])
         own = None
+        if any(call.method == "build_loader" for call, _ in self.calls):
+            return wrapped(loader_script.script([call for call, _ in self.calls], self.files, spec))
         with suppress(Exception, SystemExit):  # a report must not fail here; and a subject need not have `script`
             own = self._subject.script(calls, spec)
         return wrapped(own or through_this_package(calls, spec))
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """The files of a folder by name, or one file under ""."""
+    if path.is_dir():
+        return {entry.name: entry.read_bytes() for entry in sorted(path.iterdir())}
+    return {"": path.read_bytes()} if path.exists() else {}
 
 
 class TracedModel(Model):

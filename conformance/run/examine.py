@@ -29,6 +29,7 @@ from conformance.truth.model_case import ModelCase
 
 SHRINK_CALLS = 250  # limit of the search for a smaller failing case; the smallest found by then is reported
 LARGE = 20_000  # a case of so many numbers counts as two in that search, one of twice as many as three
+OF_FILES = 4  # calls as which a case counts that is written to a folder
 SHRINK_SHARE = 1 / 3  # limit of its time, of what is left for the requirement; only slow subjects and busy machines reach it
 TRIES = 10  # cases tried, at most, for each one to be decided: some are not offered, and some cannot tell
 # A requirement is not offered after so many undecided cases in which a method of a layer that was built was not offered,
@@ -184,7 +185,7 @@ class _Search:
             self.unsupported.append(f"{case.config.dtype} {'with' if case.config.bias else 'without'} a bias")
             raise UnsatisfiedAssumption
         if self.best is not None:
-            self.calls += 1 + case.numbers / LARGE
+            self.calls += (1 if not isinstance(case, FileCase) else OF_FILES) + case.numbers / LARGE
             slow = isinstance(getattr(self.best[2], "error", None), Ended)  # each further try would start a process
             if not self.explain or slow or time.perf_counter() > self.deadline or self.calls > SHRINK_CALLS:
                 raise _Enough
@@ -321,8 +322,8 @@ class CannotBuild(Exception):
 
 def offered(subject: Subject, dtypes: tuple[str, ...], device: str = "cpu") -> Kinds:
     """The kinds of layers that the subject offers on the device: number formats, with a bias or without. A kind for which
-    building raises is included, so that the failure is seen, and so is every kind in which it offers a model or a loader. Raises
-    CannotBuild if nothing could be built and something raised."""
+    building raises is included, so that the failure is seen, and so is every kind in which it offers a model or a loader.
+    Raises CannotBuild if nothing could be built and something raised."""
     found, errors, built = set(), [], 0
     for dtype in dtypes:
         models = (offers_models(subject) or offers_loaders(subject)) and dtype in ("float32", "float64")

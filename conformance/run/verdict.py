@@ -95,7 +95,7 @@ class Report:
 
     @property
     def _without_layers(self) -> bool:
-        """Whether the subject offers no single layer, and the formula of its models, or of the files that it reads, was decided."""
+        """Whether the subject offers no single layer, and the formula of its models, or of files that it reads, was decided."""
         statuses = {id: outcome.status for id, outcome in self.outcomes.items()}
         return statuses[CORE] == "unsupported" and any(statuses.get(id) == "pass" for id in INSTEAD)
 
@@ -149,10 +149,10 @@ class Report:
     def _profile(self, name: str) -> str:
         """conformant, partial, nonconformant or not offered. An optional requirement counts only if the feature is offered."""
         members = [r for r in self.planned if r.profile == name and r.level == "MUST"]
-        offered = {asked for asked in profiles()[name]
-                   if any(self.status(r) != "unsupported" for r in members if asked in r.needs and _asks(r, name) in (asked, ""))}
-        needed = [self.status(r) for r in members if (not r.optional and _asks(r, name) in offered | {""})
-                  or self.status(r) != "unsupported"]
+        offered = {asked for asked in profiles()[name] for r in members
+                   if asked in r.needs and _asks(r, name) in (asked, "") and self.status(r) != "unsupported"}
+        needed = [self.status(r) for r in members
+                  if not r.optional and _asks(r, name) in {*offered, ""} or self.status(r) != "unsupported"]
         if any(status in FAILING for status in needed):
             return "nonconformant"
         if not offered or not any(status == "pass" for status in needed):

@@ -92,8 +92,8 @@ class Draft:
         self.truth[module] = delta.T if self.kinds[module] in ("conv1d", "embedding") else delta
         return A, B
 
-    def adapt(self, modules: Iterable[str], rank: int, scale: float, names: tuple[str, str] = ("lora_A.weight", "lora_B.weight"),
-              dtype: Any = np.float32) -> None:
+    def adapt(self, modules: Iterable[str], rank: int, scale: float,
+              names: tuple[str, str] = ("lora_A.weight", "lora_B.weight"), dtype: Any = np.float32) -> None:
         """Gives each module factors of that rank and scale, under PEFT's names."""
         for module in modules:
             for name, factor in zip(names, self.factors(module, rank, scale), strict=True):
@@ -101,10 +101,10 @@ class Draft:
 
     def plain(self, rank: int | None = None, scale: float | None = None, **more: Any) -> dict[str, Any]:
         """Adapts the targets with one rank and one scale. Returns the settings."""
-        rank = rank or self.pick((2, 1, 4))
-        scale = scale or self.pick(SCALES)
-        self.adapt(self.modules(), rank, scale, **more)
-        return settings(rank, scale * rank, (part.split(".")[-1] for part in self.targets))
+        own_rank: int = rank or self.pick((2, 1, 4))
+        own_scale: float = scale or self.pick(SCALES)
+        self.adapt(self.modules(), own_rank, own_scale, **more)
+        return settings(own_rank, own_scale * own_rank, (part.split(".")[-1] for part in self.targets))
 
     def case(self, said: dict[str, Any] | None, about: str = "", format: str = "PEFT", **more: Any) -> FileCase:
         return FileCase(FileConfig(format), self.base, self.kinds, said, self.tensors, self.truth, about=about, **more)
@@ -231,7 +231,7 @@ def bias_beside_B(draft: Draft) -> FileCase:
 
 
 def dora(draft: Draft) -> FileCase:
-    """Each row of W + ΔW has the numbers 3 and 4 and is 5 long, and each magnitude is a multiple of 5: no quotient is rounded."""
+    """Each row of W + ΔW has the numbers 3 and 4 and is 5 long. Each magnitude is a multiple of 5. No quotient is rounded."""
     said = draft.plain(2)
     for module in draft.modules():
         delta = draft.truth[module]

@@ -57,7 +57,7 @@ def agree(found: Arrays, truth: Arrays, note: str) -> float:
     """Demands that the changes are the same. One that is left out is zero."""
     for name in sorted(found.keys() | truth.keys()):
         what = f"what is added to the output of {name[:-5]}" if name.endswith(".bias") else f"ΔW of {name}"
-        nothing = np.zeros(np.shape(found.get(name, truth.get(name))))
+        nothing = np.zeros((found if name in found else truth)[name].shape)
         expect_equal(found.get(name, nothing), truth.get(name, nothing), what + note)
     return 0.0
 
