@@ -4,7 +4,8 @@
     def read(path, base, kinds): …                          kinds: {module: "linear", "embedding" or "conv1d"}
 
 ΔW has the shape of W. What is added to the output of a module stands under "{module}.bias". The function raises an exception
-for a file that it refuses. `conformance exchange` takes the functions with two parameters as readers, too.
+for a file that it refuses. A function without `kinds` is asked about linear layers alone. `conformance exchange` takes such
+functions as readers, too.
 """
 
 import inspect
@@ -44,6 +45,8 @@ class FunctionSubject(Subject):
 
     def build_loader(self, base: Arrays, kinds: dict[str, str]) -> Loader:
         takes_kinds = len(inspect.signature(self.read).parameters) > 2
+        if not takes_kinds and set(kinds.values()) != {"linear"}:
+            raise Unsupported("layers that are not linear: the function does not take `kinds`")
         return FunctionLoader(self.read, base, *([kinds] if takes_kinds else []))
 
 

@@ -45,12 +45,14 @@ def _last(calls: list[Call], method: str) -> int:
 
 
 def _called(call: Call, args: list[str], shown: bool) -> list[str]:
-    """The lines of the call. An answer that matters is printed, and an error that does not end the script is caught."""
+    """The lines of the call. An answer that matters is printed, and so is what was saved at the end. An error that does not end the script is caught."""
     if call.method == "build_loader":
         return [f"base = {args[0]}", f"kinds = {args[1]}", f"{call.layer} = subject.build_loader(base, kinds)"]
     text = f"{call.layer}.{call.method}({', '.join(args)})"
     if call.raised and not shown:
         return ["try:", f"    {text}", "except Exception as error:", "    print(error)"]
+    if call.method == "save" and shown and not call.raised:
+        return [text, f"for file in sorted({args[0]}.iterdir()): print(file.name, file.read_bytes())"]
     reads = call.method in ("delta", "base") and shown and not call.raised
     return [f"print({{name: array.tolist() for name, array in {text}.items()}})" if reads else text]
 

@@ -216,9 +216,9 @@ def _relations(heard: Heard):
 
 
 def _relations_of_a_file(case: FileCase, got: np.ndarray, want: np.ndarray):
-    """The simple relations of what a reader made of a file to what that means. Its factors are (rank, in), or (in, rank)."""
+    """The simple relations of what a reader made of a file to what that means. The rank is one of the sizes of the factors."""
     ratio = ratio_of(got, want)
-    ranks = {min(array.shape) for array in case.tensors.values() if array.ndim == 2} - {1}
+    ranks = {size for array in case.tensors.values() if array.ndim == 2 for size in array.shape} - {1}
     if not got.any():
         yield "nothing", "the LoRA part is missing: this module computes what the base computes"
     elif ratio is not None and ratio != 1:
