@@ -45,7 +45,8 @@ def _last(calls: list[Call], method: str) -> int:
 
 
 def _called(call: Call, args: list[str], shown: bool) -> list[str]:
-    """The lines of the call. An answer that matters is printed, and so is what was saved at the end. An error that does not end the script is caught."""
+    """The lines of the call. An answer that matters is printed, and so is what was saved at the end. An error that does not end
+    the script is caught."""
     if call.method == "build_loader":
         return [f"base = {args[0]}", f"kinds = {args[1]}", f"{call.layer} = subject.build_loader(base, kinds)"]
     text = f"{call.layer}.{call.method}({', '.join(args)})"
