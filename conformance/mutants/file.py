@@ -253,7 +253,7 @@ class SquareFactorsAreTurned(HonestReader):
         entry.roles = {role: a.T if a.ndim == 2 and a.shape[0] == a.shape[1] else a for role, a in entry.roles.items()}
 
 
-@mutant("119", kills="FILE-15")
+@mutant(kills="FILE-15")
 class FactorsAreCut(HonestReader):
     """Factors that are too long for the weight are cut."""
 

@@ -191,7 +191,7 @@ def unused_tensors(subject, case):
 
 @requirement(
     "FILE-15", "A reader MUST refuse factors that do not fit each other, the weight, or the rank that the settings give.",
-    formula="A (rank, in), B (out, rank), rank = r", sources=clauses("R-3", "R-4", "R-5", "R-7"), needs=READ, faults="119",
+    formula="A (rank, in), B (out, rank), rank = r", sources=clauses("R-3", "R-4", "R-5", "R-7"), needs=READ,
     cases=adapters(one_of(*spoiled.UNFIT)),
 )
 def factors_that_do_not_fit(subject, case):
