@@ -7,10 +7,11 @@ import sys
 if sys.argv[:1] == ["-m"] and sys.path[:1] == [os.getcwd()] and not __file__.startswith(os.path.join(os.getcwd(), "")):
     del sys.path[0]
 
+from conformance.loader import Loader
 from conformance.model import Model, ModelConfig
 from conformance.subject import Layer, LayerConfig, Subject, Unsupported
 
-__all__ = ["Layer", "LayerConfig", "Model", "ModelConfig", "Subject", "Unsupported", "load"]
+__all__ = ["Layer", "LayerConfig", "Loader", "Model", "ModelConfig", "Subject", "Unsupported", "load"]
 __version__ = "0.2.0"
 
 

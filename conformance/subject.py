@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
+    from conformance.loader import Loader
     from conformance.model import Model, ModelConfig
 
 Arrays = dict[str, np.ndarray]
@@ -195,6 +196,12 @@ class Subject:
         `conformance.model`. Raises Unsupported for a configuration that the implementation does not offer.
         """
         raise Unsupported("whole models: build_model()")
+
+    def build_loader(self, base: Arrays, kinds: dict[str, str]) -> "Loader":
+        """A fresh model of these base weights, without an adapter, that reads adapter files: see `conformance.loader`. Raises
+        Unsupported for a kind of layer that the implementation does not offer.
+        """
+        raise Unsupported("adapter files: build_loader()")
 
     def script(self, calls: list[Call], spec: str) -> str | None:
         """The calls as a Python script for a bug report. It imports the implementation and not this package.

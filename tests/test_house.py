@@ -34,7 +34,8 @@ def test_the_two_writings_are_independent(package):
 
 
 FLOORS = (  # from the ground: a module may import from its own floor and from those before it
-    ("subject", "model", "torch", "torch_experiments"), ("truth",), ("record",), ("drivers",), ("files",), ("requirements",),
+    ("subject", "model", "loader", "torch", "torch_experiments"), ("truth",), ("record",), ("drivers",), ("files",),
+    ("requirements",),
     ("subjects", "mutants"), ("run",), ("bench", "findings"), ("report",), ("commands", "skeletons"), ("__main__",),
 )
 FLOOR = {part: height for height, parts in enumerate(FLOORS) for part in parts}
@@ -112,7 +113,8 @@ def test_what_runs_needs_what_the_package_depends_on_and_no_more():
             first = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
             found = {alias.name.split(".")[0] for node in first.body if isinstance(node, ast.Import) for alias in node.names}
             found |= {(node.module or "").split(".")[0] for node in first.body if isinstance(node, ast.ImportFrom)}
-            assert found - set(sys.stdlib_module_names) <= allowed, path
+            own = {"safetensors"} if name == "conformance.mutants.readers" else set()  # readers that do not share our code
+            assert found - set(sys.stdlib_module_names) <= allowed | own, path
 
 
 def test_no_tolerance_outside_compare():

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from conformance.commands.shared import Written, console
-from conformance.files import reading, writing
+from conformance.files import names, reading, writing
 from conformance.files.clauses import CLAUSES, ERROR
 from conformance.files.meaning import Meaning
 from conformance.files.readers import READERS, says
@@ -34,6 +34,10 @@ examples:
                                               the same factors and scales in
                                               another format; names of modules
                                               stay, rows are not reordered
+  conformance file my_adapter --to GGUF --out converted --base model
+                                              with the names and the order of
+                                              rows that GGUF has for a Llama,
+                                              by config.json in the folder
 
 exit status:
   0 no issue is an error   1 an issue is an error, or the other format cannot
@@ -47,7 +51,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("path", metavar="PATH", help="a folder, a .safetensors file or a .gguf file")
     add("--base", metavar="DIR|JSON",
-        help="the base model: a folder with its .safetensors files, or a JSON object {name: shape}")
+        help="the base model: a folder with its .safetensors files, its config.json or both, or a JSON object {name: shape}")
     add("--for", dest="reader", choices=sorted(READERS), help="say what this program is known to do with the file")
     add("--to", choices=list(FORMATS), metavar="FORMAT", help=f"write it in another format: {', '.join(FORMATS)}")
     add("--out", metavar="DIR", help="where to write it; the folder must be empty, or not be there")
@@ -61,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--to FORMAT and --out DIR go together")
     if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not empty; nothing was written")
-    base = reading.shapes(arguments.base) if arguments.base else None
+    base = reading.shapes(arguments.base) if arguments.base and not _is_config_alone(Path(arguments.base)) else None
     meaning = reading.read(arguments.path)
     if base is not None:
         reading.compare(meaning, base)
@@ -76,8 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
             screen.print(Text(f"  {plain(words)}"))
     if out:
         try:
-            made = writing.put(meaning, arguments.to, out)
-        except writing.CannotSay as error:
+            made = writing.put(meaning, arguments.to, out, _model(arguments.base, meaning, arguments.to))
+        except (writing.CannotSay, names.CannotName) as error:
             print(f"conformance file: nothing was written: {plain(str(error))}", file=sys.stderr)
             return 1
         renamed = {old: new for old, new in made.names.items() if old != new}
@@ -85,6 +89,17 @@ def run(arguments: argparse.Namespace) -> int:
             console().print(Text(f"  {plain(old)} → {plain(new)}"))
         console().print(Text(f"wrote {arguments.to} to {out}: the same factors and scales, {len(renamed)} other names"))
     return written.status(0 if meaning.right else 1)
+
+
+def _is_config_alone(folder: Path) -> bool:
+    return (folder / "config.json").exists() and not any(folder.glob("*.safetensors"))
+
+
+def _model(base: str | None, meaning: Meaning, format: str) -> names.Model | None:
+    """The base model, if its folder has a config.json and the two formats have other names for its modules."""
+    schemes = {names.SCHEMES.get(meaning.format), names.SCHEMES.get(format)}
+    known = base is not None and (Path(base) / "config.json").exists() and len(schemes) == 2 and None not in schemes
+    return names.model_of(str(base)) if known else None
 
 
 def as_dict(meaning: Meaning) -> dict:

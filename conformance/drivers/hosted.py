@@ -81,7 +81,7 @@ class Host(Peer):
         self._forgotten.append(number)  # it is told with the next question
 
     def call(self, number: int, kind: type, method: str, args: tuple) -> Any:
-        if method in ("build", "build_model"):
+        if method in ("build", "build_model", "build_loader"):
             self._layers += 1
         return self.ask(method, args, number)
 

@@ -57,9 +57,9 @@ def groups() -> str:
 
 def selftest() -> str:
     """A sentence with the numbers of what `conformance selftest` tries."""
-    return (f"`conformance selftest` tries {len(all_mutants())} known-bad layers and models, which re-create {recreated()} of "
-            f"the {len(catalogue())} public bug reports in the catalogue, and {len(honest_subjects())} honest ones, which "
-            "differ in what is free.")
+    return (f"`conformance selftest` tries {len(all_mutants())} known-bad layers, models and readers of files, which re-create "
+            f"{recreated()} of the {len(catalogue())} public bug reports in the catalogue, and {len(honest_subjects())} honest "
+            "ones, which differ in what is free.")
 
 
 COUNTS: dict[str, Callable[[], int]] = {
