@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from conformance.report.evidence import evidence
 from conformance.requirements import groups, profiles
 from conformance.run.causes import Cause
 from conformance.run.examine import Outcome
@@ -97,17 +98,8 @@ def _failure(console: Console, report: Report, cause: Cause) -> None:
     console.print(head)
     _indented(console, requirement.sentence)
     grid = Table.grid(padding=(0, 2))
-    failure = outcome.failure
-    for name, words in (("case", "case"), ("needed", "only with"), ("what", "what"), ("got", "got"), ("want", "want")):
-        if name in failure:
-            grid.add_row(words, Text(str(failure[name])))
-    if failure.get("error") is not None and failure.get("bound") is not None:
-        error, bound = failure["error"], failure["bound"]
-        exact = f"{error:.3g} / 0: it must be equal bit for bit"
-        ratio = f"{error:.3g} / {bound:.3g} = {error / bound:.3g}" if bound else exact
-        grid.add_row("error / bound", ratio)
-    if not failure or outcome.status in ("crash", "timeout"):
-        grid.add_row("message", Text(outcome.message))
+    for name, words in evidence(outcome.failure, outcome.status, outcome.message):
+        grid.add_row(name, Text(words))
     if requirement.why:
         grid.add_row("why", Text(requirement.why))
     if outcome.diagnosis:
@@ -165,20 +157,14 @@ def _verdict(console: Console, report: Report) -> None:
         text.append(f"\n  {', '.join(counts)}; {done}")
         if not report.whole:
             text.append("\n  a part of the requirements: the verdict is on what was asked")
-        if report.passed_canaries:
-            text.append(f"\n  void, since checks of the judge itself gave a surprise: {' '.join(report.passed_canaries)}")
-            for id in report.passed_canaries:
-                text.append(f"\n    {report.canaries[id].message}" if report.canaries[id].message else "")
+        for words in report.void_since:
+            text.append(f"\n  no verdict: {words}")
         for level in ("MUST", "SHOULD"):
             ids = [r.id for r in report.planned if r.level == level and report.status(r) in FAILING]
             if ids:
                 text.append(f"\n  {level} failed: {' '.join(ids)}")
         if len(report.causes) > 1 or any(len(cause.requirements) > 1 for cause in report.causes):
             text.append(f"\n  causes: {len(report.causes)}, of which {', '.join(map(_told, report.causes[:CAUSES_TOLD]))}")
-        if report.unseen_canaries:
-            text.append(f"\n  void, since layers of ours had no answer there: {' '.join(report.unseen_canaries)}")
-        for id in report.broken_off:
-            text.append(f"\n  void, since a part of the space broke off: {id} {report.space[id].message}")
         if report.declined:
             text.append(f"\n  no layers in {', '.join(report.declined)}: not offered")
         if report.swept:
