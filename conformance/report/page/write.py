@@ -148,7 +148,7 @@ def _ratio(value: float | None) -> str:
 
 
 def _evidence(row: Row) -> list[tuple[str, str]]:
-    return evidence(row["failure"] or {}, row["status"], row["message"])
+    return evidence(row["failure"] or {}, row["message"])
 
 
 def _inline(*names: str) -> Inline:

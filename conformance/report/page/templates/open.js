@@ -30,7 +30,7 @@ function evidence(row) {
     found.push(["error / bound", bound ? `${number(error)} / ${number(bound)} = ${number(error / bound)}`
       : `${number(error)} / 0: it must be equal bit for bit`]);
   }
-  if (row.message && (!row.failure || ["crash", "timeout"].includes(row.status))) found.push(["message", row.message]);
+  if (row.message && !row.message.includes(failure.got)) found.push(["message", row.message]);
   if (row.status === "pass") found.push(["cases", row.examples], ["error / bound", number(row.worst)]);
   if (row.diagnosis) found.push(["likely cause", row.diagnosis]);
   return found;
