@@ -3,6 +3,7 @@ templates."""
 
 import math
 from collections import Counter
+from itertools import groupby
 from typing import NamedTuple
 
 from conformance.report.page.view import Entry, Group
@@ -74,9 +75,14 @@ def dots(selftest: dict) -> tuple[list[str], str]:
     ids = sorted({id for mutant in selftest["mutants"] for id in mutant["by"]})
     order = {group: number for number, group in enumerate(dict.fromkeys(mutant["group"] for mutant in selftest["mutants"]))}
     ids.sort(key=lambda id: (order.get(id.rpartition("-")[0], len(order)), id))
-    place = {id: number for number, id in enumerate(ids)}
-    path = (f"M{place[id]} {number}h1" for number, mutant in enumerate(selftest["mutants"]) for id in mutant["by"])
-    return ids, "".join(path)
+    path = ""
+    for number, mutant in enumerate(selftest["mutants"]):
+        killed, column = set(mutant["by"]), 0
+        for kills, run in groupby(id in killed for id in ids):  # neighbours are one stroke
+            length = len(list(run))
+            path += f"M{column} {number}h{length}" if kills else ""
+            column += length
+    return ids, path
 
 
 def powers(triggered: dict) -> Heat:

@@ -22,14 +22,11 @@ class Entry:
     report: dict
     run: dict
     slug: str  # of its spec, fit for the name of a file and for a link
+    name: str  # with a part of the spec, if other subjects have the same name
 
     @property
     def spec(self) -> str:
         return self.report["subject"]["spec"]
-
-    @property
-    def name(self) -> str:
-        return self.report["subject"]["name"] or self.spec
 
     @property
     def version(self) -> str:
@@ -148,11 +145,14 @@ class View:
 
 def view(documents: Documents) -> View:
     history: dict[str, list[Entry]] = {}
-    slugs = _slugs(report["subject"]["spec"] for run in documents.runs for report in run["reports"])
+    names = {report["subject"]["spec"]: report["subject"]["name"] for run in documents.runs for report in run["reports"]}
+    slugs, often = _slugs(names), Counter(names.values())
     for run in documents.runs:
         for report in run["reports"]:
-            slug = slugs[report["subject"]["spec"]]
-            history.setdefault(slug, []).append(Entry(report, run, slug))
+            spec = report["subject"]["spec"]
+            name, slug, last = names[spec] or spec, slugs[spec], spec.rpartition(":")[2]
+            entry = Entry(report, run, slug, f"{name} ({last})" if often[names[spec]] > 1 and last != name else name)
+            history.setdefault(slug, []).append(entry)
     entries = [every[-1] for every in history.values()]
     return View(entries, history, _groups(entries, documents), documents.runs,
                 {kind: documents.others.get(kind) for kind in KINDS})

@@ -137,13 +137,20 @@ def test_links_are_stable():
     assert [entry.slug for entry in shown.entries] == ["a-b.py-Layer", "a-b.py-Layer-2", "etc.py-Layer", "a-b-.py-Layer"]
 
 
+def test_subjects_of_one_name_are_told_apart():
+    reports = [made_reports.report("same", [made_reports.row(0, "pass")], "conformant") for _ in range(3)]
+    for report, spec in zip(reports, ("a.py:One", "a.py:Two", "same"), strict=True):
+        report["subject"]["spec"] = spec
+    assert [entry.name for entry in view(Documents([made_reports.run(reports)])).entries] == ["same (One)", "same (Two)", "same"]
+
+
 def test_where_marks_stand():
     """The bound is the right edge, each of four decades a quarter, and what is smaller stands at the left edge."""
     assert [plots.place(ratio) for ratio in (1.0, 0.1, 1e-2, 1e-4, 1e-9)] == ["100", "75", "50", "0", "0"]
     heat = plots.kills(made_reports.OTHERS["selftest"])
     assert heat.cells == {("G00", "G00"): (1, 1), ("G00", "G01"): (1, 1), ("G01", "G00"): (0, 1), ("G01", "G01"): (0, 1)}
     assert heat.shade("G00", "G01") == plots.SHADES and heat.shade("G01", "G01") == 0
-    assert plots.dots(made_reports.OTHERS["selftest"]) == (["G00-01", "G01-02"], "M0 0h1M1 0h1")
+    assert plots.dots(made_reports.OTHERS["selftest"]) == (["G00-01", "G01-02"], "M0 0h2")
 
 
 def test_an_older_report_has_causes_by_the_fault_that_was_named():
