@@ -1,6 +1,6 @@
 """Every format tells the same story: terminal, JSON, JUnit, HTML, badge and exit status, about five subjects that differ in how
-they end. They are run once, together. tests/conformance/commands/test_cli.py has the exit status of each alone. A further format is one
-more field of Told, and a line of test_one_story."""
+they end. They are run once, together. tests/conformance/commands/test_cli.py has the exit status of each alone. A further
+format is one more field of Told, and a line of test_one_story."""
 
 import json
 import re

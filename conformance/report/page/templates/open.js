@@ -54,8 +54,8 @@ function subject(report, catalogue) {
   const passed = report.requirements.filter((row) => row.status === "pass").length;
   const told = new Set((report.causes ?? []).flatMap((cause) => cause.requirements));
   const causes = [...(report.causes ?? []), ...failing.filter((row) => !told.has(row.id)).map((row) => ({ requirements: [row.id] }))];
-  const groups = Map.groupBy ? Map.groupBy(report.requirements, (row) => row.group)
-    : report.requirements.reduce((all, row) => all.set(row.group, [...(all.get(row.group) ?? []), row]), new Map());
+  const groups = new Map();
+  for (const row of report.requirements) groups.set(row.group, [...(groups.get(row.group) ?? []), row]);
   const section = el("section", { class: "report" },
     el("h2", {}, el("bdi", {}, report.subject.name || report.subject.spec), " ",
       el("span", { class: "small" }, el("bdi", {}, report.subject.version))),

@@ -141,7 +141,8 @@ def test_subjects_of_one_name_are_told_apart():
     reports = [made_reports.report("same", [made_reports.row(0, "pass")], "conformant") for _ in range(3)]
     for report, spec in zip(reports, ("a.py:One", "a.py:Two", "same"), strict=True):
         report["subject"]["spec"] = spec
-    assert [entry.name for entry in view(Documents([made_reports.run(reports)])).entries] == ["same (One)", "same (Two)", "same"]
+    entries = view(Documents([made_reports.run(reports)])).entries
+    assert [entry.name for entry in entries] == ["same (One)", "same (Two)", "same"]
 
 
 def test_where_marks_stand():
