@@ -8,7 +8,7 @@ import base64
 import hashlib
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -17,7 +17,7 @@ from conformance import __version__
 from conformance.report import output
 from conformance.report.evidence import evidence
 from conformance.report.json import STATUSES, catalogue
-from conformance.report.page import plots
+from conformance.report.page import files, plots
 from conformance.report.page.documents import Documents
 from conformance.report.page.view import Entry, Row, View, view
 from conformance.requirements import all_requirements, profiles
@@ -28,7 +28,6 @@ WORDS = {"unsupported": "not offered", "indeterminate": "no case could tell"}
 MARKS = {"pass": "p", "unsupported": "u", "indeterminate": "i", "conformant": "p", "partial": "s", "nonconformant": "f",
          "void": "s", "not offered": "u", "not asked": "n"}  # classes of the style; everything else is an error
 COLOURS = {"p": "#2b7a4b", "f": "#b3312a", "s": "#8a6100", "e": "#6a4696"}  # of badges: white text is readable on each
-FILE_MARKS = {"right": "p", "refused": "s", "wrong": "f", "accepted": "f", "crash": "e"}
 LETTER = 6.6  # pixels of a letter of a badge, about
 
 
@@ -83,7 +82,7 @@ def page(shown: View, site: bool) -> str:
         "page.html", view=shown, site=site, by_id=_by_id(shown), profiles=_profiles(shown), strips=strips,
         formats=[name for name in ("all", *plots.FORMATS) if any(name in strip.marks for strip in strips)],
         kills=plots.kills(selftest) if selftest else None, dots=plots.dots(selftest) if selftest else None,
-        powers=plots.powers(triggered) if triggered else None, **_files(shown.others["exchange"] or {"readers": []}))
+        powers=plots.powers(triggered) if triggered else None, **files.matrix(shown.others["exchange"] or {"readers": []}))
 
 
 def badge(entry: Entry) -> str:
@@ -114,27 +113,6 @@ def _changes(history: list[Entry]) -> list[tuple[Entry, list[str], list[str]]]:
     return found
 
 
-def _files(exchange: dict) -> dict[str, Any]:
-    """The readers, and for each source the files with what every reader made of them, and how often each was wrong."""
-    readers = list(dict.fromkeys(reader["reader"] for reader in exchange["readers"]))
-    cells = {(cell["files"], cell["case"], reader["reader"]): cell
-             for reader in exchange["readers"] for cell in reader["cells"]}
-    found: dict[str, dict[str, list[dict | None]]] = {}
-    for source, case, _ in sorted(cells, key=lambda key: key[0].startswith("by ")):  # the corpus, then what programs write
-        found.setdefault(source, {}).setdefault(case, [cells.get((source, case, reader)) for reader in readers])
-    wrong = {source: [sum(_file_mark(cell) in ("f", "e") for cell in column) for column in zip(*rows.values(), strict=True)]
-             for source, rows in found.items()}
-    return {"readers": readers, "files": found, "wrong": wrong, "missing": {
-        reader["reader"]: reader["missing"] for reader in exchange["readers"] if reader["missing"]}}
-
-
-def _file_mark(cell: dict | None) -> str:
-    """The class of the style for what a reader made of a file. A file that is not valid is rightly refused."""
-    if cell is None:
-        return "n"
-    return "p" if cell["status"] == "refused" and not cell["valid"] else FILE_MARKS.get(cell["status"], "n")
-
-
 def _mark(value: Row | str) -> str:
     """The class of the style for a status or a verdict: of a row, a SHOULD that fails has its own."""
     status = value if isinstance(value, str) else value["status"]
@@ -162,7 +140,7 @@ def _environment() -> Environment:
     found = Environment(loader=PackageLoader("conformance.report.page"), autoescape=True, undefined=StrictUndefined,
                         trim_blocks=True, lstrip_blocks=True)
     found.filters |= {"mark": _mark, "word": lambda status: WORDS.get(status, status), "ratio": _ratio, "evidence": _evidence,
-                      "file_mark": _file_mark}
+                      "file_mark": files.mark}
     found.globals |= {"FAILING": FAILING, "STATUSES": STATUSES, "version": __version__}
     return found
 
