@@ -12,9 +12,10 @@ from importlib import import_module
 from typing import Any
 
 from conformance import __version__
+from conformance.report import ascii
 
 COMMANDS = ("run", "look", "list", "explain", "selftest", "bench", "subjects", "conventions", "findings", "init", "file",
-            "corpus", "exchange", "gpu", "release")
+            "corpus", "exchange", "page", "gpu", "release")
 EXAMPLES = """\
 examples:
   conformance run                            lora_torch, this project's layer
@@ -85,7 +86,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def open_streams() -> None:
     """Makes the standard streams fit to print to. A closed one is as one that nobody reads, and a character that a terminal
-    cannot show, such as ᵀ, becomes a question mark."""
+    cannot show, such as ᵀ, becomes what `report.ascii` has for it."""
+    ascii.register()
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -95,7 +97,7 @@ def open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115 it lives as long as the process
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=ascii.NAME)
 
 
 def catch_signals() -> None:

@@ -105,7 +105,8 @@ def test_what_plans_and_counts_knows_no_numerics():
 
 def test_what_runs_needs_what_the_package_depends_on_and_no_more():
     """Subjects, drivers of other libraries and the benchmark import more, when they are asked for."""
-    allowed = {"numpy", "torch", "hypothesis", "rich", "ml_dtypes", "conformance", "lora_ref", "lora_torch"}
+    allowed = {"numpy", "torch", "hypothesis", "rich", "ml_dtypes", "jinja2", "markupsafe", "conformance",
+               "lora_ref", "lora_torch"}
     for name, path in modules("conformance").items():
         part = (name.split(".") + ["", ""])[1:3]
         if part[0] not in ("subjects", "bench") and part not in (["drivers", "jax"], ["drivers", "gpt2"]):

@@ -15,7 +15,7 @@ from conformance.files.consumers import CONSUMERS
 from conformance.files.corpus import Case
 from conformance.files.exchange import ACCEPTED, BAD, ELSEWHERE, LOST, REFUSED, RIGHT, UNWRITTEN, WRONG, Cell, Matrix
 from conformance.files.producers import PRODUCERS
-from conformance.report import output
+from conformance.report import output, text
 from conformance.run.examine import plain
 
 HELP = "give the files of the corpus to readers, and compare what each makes of them"
@@ -111,17 +111,17 @@ def show(matrices: list[Matrix]) -> None:
             counts = Counter(_column(cell) for cell in matrix.cells if cell.case.source == source)
             table.add_row(matrix.consumer, source, *(str(counts[name]) for name in (RIGHT, REFUSED, WRONG, ACCEPTED, LOST)))
     screen.print(table)
-    screen.print(Text("right: the declared ΔW, or an invalid file refused; refused: a valid file"))
+    text.paragraph(screen, "right: the declared ΔW, or an invalid file refused; refused: a valid file", hanging=2)
     for matrix in matrices:
         if matrix.missing:
-            screen.print(Text(f"{matrix.consumer}: not available: {plain(matrix.missing)}", style="bold"))
+            text.paragraph(screen, f"{matrix.consumer}: not available: {plain(matrix.missing)}", hanging=2, style="bold")
         if useless(matrix):
             screen.print(Text(f"{matrix.consumer}: it read none of its valid files", style="bold red"))
         for cell in matrix.cells:
             if _column(cell) not in (RIGHT, ELSEWHERE):
                 style = "bold red" if cell.status in BAD else "bold"
-                screen.print(Text(f"{matrix.consumer} {cell.case.title}: {_column(cell)}", style=style))
-                screen.print(Text(f"  {plain(cell.words)[:400]}"))
+                text.paragraph(screen, f"{matrix.consumer} {cell.case.title}: {_column(cell)}", hanging=2, style=style)
+                text.paragraph(screen, plain(cell.words)[:400], 2)
     sys.stdout.flush()
 
 

@@ -15,7 +15,7 @@ from conformance.files.clauses import CLAUSES, ERROR
 from conformance.files.meaning import Meaning
 from conformance.files.readers import READERS, says
 from conformance.files.writing import FORMATS
-from conformance.report import output
+from conformance.report import output, text
 from conformance.run.examine import plain
 
 HELP = "show what an adapter file means, module by module, and what no reader will use"
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         screen = console()
         screen.print(Text(f"for {READERS[arguments.reader].version}", style="bold"))
         for words in told or ["nothing is known to go wrong"]:
-            screen.print(Text(f"  {plain(words)}"))
+            text.paragraph(screen, plain(words), 2, hanging=2)
     if out:
         try:
             made = writing.put(meaning, arguments.to, out, _model(arguments.base, meaning, arguments.to))
@@ -124,7 +124,7 @@ def show(meaning: Meaning) -> None:
     screen = console()
     screen.print(Text(f"{meaning.format}: {len(meaning.parts)} modules", style="bold"))
     for name, value in sorted(meaning.settings.items()):
-        screen.print(Text(f"  {plain(name)} = {plain(str(value))[:200]}"))
+        text.paragraph(screen, f"{plain(name)} = {plain(str(value))[:200]}", 2, hanging=2)
     if meaning.parts:
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
         for name in ("module", "weight", "rank", "scale", "‖ΔW‖"):
@@ -134,17 +134,18 @@ def show(meaning: Meaning) -> None:
             table.add_row(plain(part.module), "×".join(map(str, part.weight)), str(part.rank), _number(part.scale.value), norm)
         screen.print(table)
         for source, count in Counter(part.scale.source for part in meaning.parts).items():
-            screen.print(Text(f"  scale of {count}: {plain(source)}"))
+            text.paragraph(screen, f"scale of {count}: {plain(source)}", 2, hanging=2)
     for other in meaning.others:
-        screen.print(Text(f"  {plain(other.name)}: {other.words}"))
+        text.paragraph(screen, f"{plain(other.name)}: {other.words}", 2, hanging=2)
     shown: Counter[str] = Counter()
     for issue in meaning.issues:
         if not shown[issue.code]:
             style = "bold red" if issue.severity == ERROR else "bold"
-            screen.print(Text(f"{issue.code} {issue.severity}: {issue.kind.sentence} ({issue.kind.clause})", style=style))
+            head = f"{issue.code} {issue.severity}: {issue.kind.sentence} ({issue.kind.clause})"
+            text.paragraph(screen, head, hanging=2, style=style)
         shown[issue.code] += 1
         if shown[issue.code] <= SHOWN:
-            screen.print(Text(f"  {plain(issue.where)[:300]}: {plain(issue.words)}"))
+            text.paragraph(screen, f"{plain(issue.where)[:300]}: {plain(issue.words)}", 2, hanging=2)
     for code, count in shown.items():
         if count > SHOWN:
             screen.print(Text(f"{code}: {count - SHOWN} more of them are in the JSON"))

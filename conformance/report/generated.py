@@ -1,7 +1,8 @@
 """Writes all generated text: `python -m conformance.report.generated`. A test fails while a file on disk is stale.
 
-SPEC.md, FILES.md and findings/FINDINGS.md are generated whole. README.md and the other pages of the checkout are written by
-hand, except for the text between two comments: a number from COUNTS within a line, or a text from REGIONS on lines of its own.
+SPEC.md, FILES.md, findings/FINDINGS.md and results/index.html are generated whole. README.md and the other pages of the
+checkout are written by hand, except for the text between two comments: a number from COUNTS within a line, or a text from
+REGIONS on lines of its own.
 
     <!-- count: mutants -->439<!-- /count -->
 
@@ -21,12 +22,15 @@ from conformance.files import corpus
 from conformance.findings import page
 from conformance.mutants import all_mutants, honest_subjects
 from conformance.report import files_spec, spec
+from conformance.report.page import documents, write
+from conformance.report.page.view import view
 from conformance.requirements import all_requirements
 from conformance.requirements import groups as all_groups
 from conformance.run.diagnosis import catalogue
 from conformance.run.loading import built_in, environment
 
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "conformance" / "results"
 MARKS = {  # for each kind of region: its first comment, its name, its text and its last comment
     "count": re.compile(r"(<!-- count: (\S+) -->)(.*?)(<!-- /count -->)"),
     "generated": re.compile(r"^(<!-- generated: (\S+) -->\n)(.*?)^(<!-- /generated -->)$", re.M | re.S),
@@ -123,10 +127,16 @@ def findings() -> str:
     return filled(page.page(found, ran, page.full_run(), page.asked()))
 
 
+def results_page() -> str:
+    """The page of the full run, with what else is in the folder of results."""
+    return write.page(view(documents.read(map(str, sorted(RESULTS.glob("*.json"))))), site=False)
+
+
 def files() -> dict[Path, Callable[[], str]]:
     """Every generated file and every page that may have regions → the function that makes its text."""
     by_hand = {path: lambda path=path: filled(path.read_text(encoding="utf-8")) for path in pages()}
-    return {spec.PATH: spec.render, files_spec.PATH: files_spec.render, page.PATH: findings, **by_hand}
+    return {spec.PATH: spec.render, files_spec.PATH: files_spec.render, page.PATH: findings,
+            RESULTS / "index.html": results_page, **by_hand}
 
 
 def stale(write: bool = False) -> list[Path]:
@@ -150,7 +160,8 @@ def stale(write: bool = False) -> list[Path]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m conformance.report.generated", description=(
-        "writes SPEC.md, FILES.md, FINDINGS.md, and the generated regions of README.md and the other pages of this checkout"))
+        "writes SPEC.md, FILES.md, FINDINGS.md, results/index.html, and the generated regions of README.md and the other pages "
+        "of this checkout"))
     parser.add_argument("--check", action="store_true", help="write nothing; say which are stale, with status 1")
     check = parser.parse_args().check
     try:

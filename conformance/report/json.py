@@ -1,11 +1,13 @@
 """Writes the report of `conformance run --json`, and reads it again for --resume."""
 
+import datetime
 import hashlib
 import importlib.metadata
 import json
 import platform
 import shlex
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
@@ -15,7 +17,7 @@ import numpy as np
 
 from conformance import __version__
 from conformance.report import output
-from conformance.requirements import Requirement
+from conformance.requirements import Requirement, groups
 from conformance.run import canaries
 from conformance.run.causes import Cause
 from conformance.run.examine import Outcome
@@ -37,8 +39,18 @@ def environment(device: str) -> dict:
 
 
 def as_dict(reports: list[Report], options: Options) -> dict:
-    return {"schema": 1, "environment": environment(options.device), "options": decisive(options),
-            "reports": [_report(report) for report in reports]}
+    planned = {requirement.id: requirement for report in reports for requirement in report.planned}
+    return {"schema": 1, "date": datetime.date.today().isoformat(), "environment": environment(options.device),
+            "options": decisive(options), "reports": [_report(report) for report in reports],
+            "catalogue": catalogue(planned.values())}
+
+
+def catalogue(requirements: Iterable[Requirement]) -> dict:
+    """What the requirements say, and the titles of their groups: a report can be read without this version of the package."""
+    rows = {r.id: {"level": r.level, "group": r.group, "profile": r.profile, "title": r.title, "sentence": r.sentence,
+                   "formula": r.formula, "why": r.why, "sources": list(r.sources)} for r in requirements}
+    titles = {id: group.title for id, group in groups().items() if any(row["group"] == id for row in rows.values())}
+    return {"groups": titles, "requirements": rows}
 
 
 def write(path: str, reports: list[Report], options: Options) -> None:
@@ -59,7 +71,7 @@ def read(path: str, options: Options, planned: tuple[Requirement, ...]) -> dict[
         stored = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # text that is not UTF-8, or not JSON
         raise ValueError(f"--resume: {path} is no JSON: {error}") from error
-    if wrong := _misfit(stored, SHAPE):
+    if wrong := misfit(stored, SHAPE):
         raise ValueError(f"--resume: {path} is no report of a run: {wrong}")
     if stored["options"] != json.loads(json.dumps(decisive(options))):
         raise ValueError(f"--resume: {path} is of a run with other options, of another version or with other packages; name "
@@ -83,7 +95,8 @@ def read(path: str, options: Options, planned: tuple[Requirement, ...]) -> dict[
 STATUSES = (*FAILING, "pass", "unsupported", "indeterminate")
 NUMBER = int | float
 OUTCOME = {"id": str, "status": STATUSES, "message": str, "examples": int, "not_offered": int, "seconds": NUMBER,
-           "worst": NUMBER | None, "resolution": NUMBER | None, "diagnosis": str | None, "reproduce": str | None,
+           "worst": NUMBER | None, "worst_in": {...: NUMBER}, "resolution": NUMBER | None,
+           "diagnosis": str | None, "reproduce": str | None,
            "faults": [str], "follows": str, "failure": dict | None}
 SHAPE = {"options": dict, "reports": [{
     "subject": {"name": str, "version": str, "spec": str}, "message": str, "seconds": NUMBER, "requirements": [OUTCOME],
@@ -100,7 +113,7 @@ def seed_of(path: str) -> int | None:
     return None
 
 
-def _misfit(value, shape, where: str = "it") -> str:
+def misfit(value, shape, where: str = "it") -> str:
     """What is wrong with a value that was read from JSON, or "". A shape is a type, a tuple of the words that may stand there,
     a list with the shape of each item, or a dict with the shape of each value, where `...` stands for any key."""
     parts = []
@@ -117,7 +130,7 @@ def _misfit(value, shape, where: str = "it") -> str:
         return "" if value in shape else f"{where} is none of {', '.join(shape)}"
     elif not isinstance(value, shape) or (isinstance(value, int) and value.bit_length() > 64):  # too large for a float
         return f"{where} is of the wrong type"
-    return next(filter(None, (_misfit(*part) for part in parts)), "")
+    return next(filter(None, (misfit(*part) for part in parts)), "")
 
 
 def _same_files(spec: str, then: dict[str, str]) -> bool:
@@ -167,15 +180,16 @@ def _report(report: Report) -> dict:
             rows.append({
                 "id": requirement.id, "level": requirement.level, "group": requirement.group, "title": requirement.title,
                 "status": outcome.status, "examples": outcome.examples, "not_offered": outcome.not_offered,
-                "seconds": round(outcome.seconds, 3),
-                "worst": outcome.worst, "resolution": outcome.resolution, "message": outcome.message,
+                "seconds": round(outcome.seconds, 3), "worst": outcome.worst, "worst_in": outcome.worst_in,
+                "resolution": outcome.resolution, "message": outcome.message,
                 "diagnosis": outcome.diagnosis, "faults": list(outcome.faults),
                 "follows": outcome.follows, "reproduce": outcome.reproduce, "failure": outcome.failure or None,
             })
     return {
         "subject": {"name": report.name, "version": report.version, "spec": report.spec},
         "verdict": report.verdict, "profiles": report.profiles, "planned": len(report.planned), "executed": len(rows),
-        "seconds": round(report.seconds, 3), "message": report.unloadable, "requirements": rows,
+        "seconds": round(report.seconds, 3), "message": report.unloadable, "void_since": report.void_since,
+        "requirements": rows,
         "causes": [_cause(report, cause) for cause in report.causes],
         "conventions": report.conventions,
         "canaries": {id: outcome.status for id, outcome in report.canaries.items()},

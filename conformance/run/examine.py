@@ -52,6 +52,7 @@ class Outcome:
     not_offered: int = 0  # cases that could have told, and that the subject did not offer
     seconds: float = 0.0
     worst: float | None = None
+    worst_in: dict[str, float] = field(default_factory=dict)  # number format → the largest error / bound in it
     resolution: float | None = None  # the smallest relative error of the scale that a rounding case would have shown
     diagnosis: str | None = None
     faults: tuple[str, ...] = ()  # the names of all known faults that fail it with the same answers
@@ -135,7 +136,7 @@ class _Search:
         self.requirement, self.subject, self.spec, self.device, self.explain = requirement, subject, spec, device, explain
         self.asked_kinds, self.compensation, self.follows = asked_kinds, compensation, ""
         self.kinds, self.dtypes = kinds, tuple(dtype for dtype in DTYPES if dtype in {dtype for dtype, _ in kinds})
-        self.decided, self.worst, self.resolution = 0, 0.0, np.inf
+        self.decided, self.worst_in, self.resolution = 0, dict[str, float](), np.inf
         self.unsupported: list[str] = []
         self.without_method = 0
         self.declined: list[Case | ModelCase | FileCase] = []  # cases that the subject did not offer
@@ -194,7 +195,8 @@ class _Search:
         traced = Traced(self.subject)
         try:
             case = case_bank.fitted(case, self.subject)
-            self.worst = max(self.worst, self.requirement.check(traced, case.copy()) or 0.0)
+            ratio, dtype = self.requirement.check(traced, case.copy()) or 0.0, case.config.dtype
+            self.worst_in[dtype] = max(self.worst_in.get(dtype, 0.0), ratio)
             self.decided += 1
             if isinstance(case, Case) and "bound" in vars(case):  # a rounding case
                 self.resolution = min(self.resolution, resolution(case))
@@ -250,7 +252,8 @@ class _Search:
             return self._failed(again)
         if self.decided:
             seen = self.resolution if np.isfinite(self.resolution) else None
-            return Outcome(id, "pass", "", self.decided, len(self.declined), worst=self.worst, resolution=seen)
+            return Outcome(id, "pass", "", self.decided, len(self.declined), worst=max(self.worst_in.values()),
+                           worst_in=self.worst_in, resolution=seen)
         if self.unsupported:
             return Outcome(id, "unsupported", f"not offered: {Counter(self.unsupported).most_common(1)[0][0]}")
         return Outcome(id, "indeterminate", "no case could tell: every one was rejected")
@@ -261,7 +264,7 @@ class _Search:
         script = None if self.flickers else traced.script(self.spec)
         words = described(case) if isinstance(case, Case) else case.described
         outcome = failed(self.requirement.id, failure, words, script, again)
-        outcome.examples, outcome.not_offered = self.decided + 1, len(self.declined)
+        outcome.examples, outcome.not_offered, outcome.worst_in = self.decided + 1, len(self.declined), self.worst_in
         return outcome
 
 

@@ -120,6 +120,22 @@ class Report:
         return found
 
     @property
+    def void_since(self) -> list[str]:
+        """Why no verdict can be given, a sentence each. Empty if there is one, or if the subject could not be loaded."""
+        surprised = " ".join(self.passed_canaries)
+        found = [f"checks of the judge itself gave a surprise: {surprised}"] if surprised else []
+        found += [plain(self.canaries[id].message) for id in self.passed_canaries if self.canaries[id].message]
+        if self.unseen_canaries:
+            found.append(f"layers of ours had no answer there: {' '.join(self.unseen_canaries)}")
+        found += [f"a part of the space broke off: {id} {plain(self.space[id].message)}" for id in self.broken_off]
+        if self.verdict != "void" or found:
+            return found
+        if len(self.outcomes) < len(self.planned):
+            return [f"{len(self.planned) - len(self.outcomes)} of {len(self.planned)} requirements were not asked"]
+        decided = any(outcome.status in ("pass", "fail") for outcome in self.outcomes.values())
+        return [f"the formula of the forward pass ({CORE}) was not decided" if decided else "the subject offers nothing of it"]
+
+    @property
     def exit_status(self) -> int:
         return {"conformant": 0, "nonconformant": 1, "partial": 3, "void": 3, "error": 4}[self.verdict]
 
