@@ -160,7 +160,7 @@ def _peft(meaning: Meaning) -> Written:
 
 
 def _kohya(meaning: Meaning) -> Written:
-    names = {part.module: part.module if "." not in part.module else "lora_unet_" + part.module.replace(".", "_")
+    names = {part.module: part.module if meaning.format == "kohya" else "lora_unet_" + part.module.replace(".", "_")
              for part in meaning.parts}
     if len(set(names.values())) < len(names):
         raise CannotSay("kohya cannot say: two modules have the same name once every dot is an underscore")

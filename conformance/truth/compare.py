@@ -95,6 +95,19 @@ def expect_within_spread(got, want, deviation, what: str) -> float:
     return expect_within(got, want, reach() * np.asarray(deviation, np.float64), what)
 
 
+def ratio_within_spread(error, deviation) -> float:
+    """The largest error / bound of errors that `expect_within_spread` would judge."""
+    error, bound = np.abs(wide(error)), reach() * np.asarray(deviation, np.float64)
+    return float((error / bound).max()) if np.isfinite(error).all() else math.inf
+
+
+def rounding_beside(error, deviation) -> float:
+    """By how many times the rounding of a program is wider than that which has this deviation, measured on a case whose right
+    answer is not in doubt; at least 1. It may store in half precision what was taken for float32. Errors of the same program
+    elsewhere have so many times the deviation there: to first order they are proportional to its unit roundoff."""
+    return max(1.0, float(np.sqrt(np.square(wide(error) / np.asarray(deviation, np.float64)).mean())))
+
+
 def reach() -> float:
     """The multiple of an estimated standard deviation that an honest error exceeds with probability ALARM."""
     return _student(ALARM, noise.RUNS)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conformance.files.exchange import ACCEPTED, BAD, ELSEWHERE, LOST, REFUSED, RIGHT, UNWRITTEN, WRONG, Matrix, exchange
-from conformance.files.producers import FEATURES
+from conformance.files.writers import FEATURES
 
 sys.path.append(str(Path(__file__).parents[1] / "commands"))
 from test_cli import ROOT, conformance
@@ -62,20 +62,20 @@ def readers(tmp_path_factory) -> str:
 
 
 def made(name: str, *words: str) -> Matrix:
-    (matrix,) = exchange([name], lambda case: not words or any(word in case.folder for word in words))
+    (matrix,) = exchange([name], lambda given: not words or any(word in given.title for word in words))
     return matrix
 
 
 def test_the_meaning_by_the_clauses_is_right_everywhere():
     for cell in made("file").cells:
-        assert cell.status == (RIGHT if cell.case.valid else REFUSED), (cell.case.folder, cell.words)
+        assert cell.status == (RIGHT if cell.given.valid else REFUSED), (cell.given.title, cell.words)
 
 
 def test_lora_torch_refuses_what_is_invalid_and_what_it_does_not_offer():
     cells = [cell for cell in made("lora_torch").cells if cell.status != ELSEWHERE]
     assert len(cells) > 80
-    assert not [(cell.case.folder, cell.words) for cell in cells if cell.status in BAD]
-    refused = {cell.case.name for cell in cells if cell.case.valid and cell.status == REFUSED}
+    assert not [(cell.given.title, cell.words) for cell in cells if cell.status in BAD]
+    refused = {cell.given.name for cell in cells if cell.given.valid and cell.status == REFUSED}
     assert refused == {"dora", "a_bias_beside_b", "no_alpha", "alpha_zero_r_absent", "targets_all_linear",
                        "a_target_without_factors", "float64", "all_linear_in_capitals"}
 
@@ -83,15 +83,15 @@ def test_lora_torch_refuses_what_is_invalid_and_what_it_does_not_offer():
 def test_peft_computes_what_the_files_mean():
     pytest.importorskip("peft")
     cells = [cell for cell in made("peft").cells if cell.status != ELSEWHERE]
-    assert not [(cell.case.folder, cell.words) for cell in cells if cell.case.valid and cell.status != RIGHT]
-    accepted = {cell.case.name for cell in cells if cell.status == ACCEPTED}
+    assert not [(cell.given.title, cell.words) for cell in cells if cell.given.valid and cell.status != RIGHT]
+    accepted = {cell.given.name for cell in cells if cell.status == ACCEPTED}
     assert {"a_without_b", "no_prefix", "a_tensor_of_nobody", "a_module_that_is_no_target"} <= accepted
 
 
 def by(writer: str, *readers: str) -> dict[str, dict[str, str]]:
     """The statuses of what this writer makes, by reader and by feature."""
-    found = exchange(list(readers), lambda case: bool(case.at), [writer])[-len(readers) :]
-    return {matrix.consumer: {cell.case.name: cell.status for cell in matrix.cells} for matrix in found}
+    found = exchange(list(readers), lambda given: given.files == f"by {writer}", [writer])[-len(readers) :]
+    return {matrix.name: {cell.given.name: cell.status for cell in matrix.cells} for matrix in found}
 
 
 def test_what_lora_torch_writes_is_read_rightly():
@@ -109,14 +109,14 @@ def test_what_peft_writes_is_read_rightly_but_for_overlapping_patterns():
 
 
 def test_what_is_not_written_is_told():
-    (writer, _) = exchange(["file"], lambda case: case.name == "plain", ["lora_torch"])
-    assert writer.consumer == "lora_torch"
-    assert {cell.case.name for cell in writer.cells} == {"a bias beside B"} and writer.cells[0].status == UNWRITTEN
+    (writer, _) = exchange(["file"], lambda given: given.name == "plain", ["lora_torch"])
+    assert writer.name == "lora_torch"
+    assert {cell.given.name for cell in writer.cells} == {"a bias beside B"} and writer.cells[0].status == UNWRITTEN
 
 
 def test_a_writer_that_is_not_there_is_not_available():
-    (matrix, _) = exchange(["file"], lambda case: case.name == "plain", ["no_such_writer"])
-    assert matrix.consumer == "no_such_writer" and matrix.missing
+    (matrix, _) = exchange(["file"], lambda given: given.name == "plain", ["no_such_writer"])
+    assert matrix.name == "no_such_writer" and matrix.missing
 
 
 def test_a_wrong_reader_is_told_by_which_fault(readers):
@@ -132,8 +132,8 @@ def test_a_wrong_reader_is_told_by_which_fault(readers):
 
 def test_a_reader_that_dies_loses_one_case(readers):
     cells = made(f"{readers}:dies", "peft/P-3-pass").cells
-    lost = [cell.case.name for cell in cells if cell.status == LOST]
-    assert lost == ["rslora"] and all(cell.status == RIGHT for cell in cells if cell.case.name != "rslora")
+    lost = [cell.given.name for cell in cells if cell.status == LOST]
+    assert lost == ["rslora"] and all(cell.status == RIGHT for cell in cells if cell.given.name != "rslora")
 
 
 def test_a_reader_that_is_not_there_is_not_available(readers):

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conformance.files import consumers, container, corpus, reading, writing
+from conformance.files import container, corpus, reading, writing
 from conformance.files.meaning import Meaning, Part, Scale
+from conformance.files.readers.meaning import deltas
 from conformance.files.writing import FORMATS, CannotSay
 
 VALID = [case for case in corpus.cases() if case.valid]
@@ -39,7 +40,7 @@ def test_the_other_format_means_the_same_or_cannot_say_it(folder, tmp_path, case
     base = {name: array for file in (folder / corpus.BASE, folder / case.folder / corpus.BASE) if file.exists()
             for name, array in arrays(file).items()}
     weights = {made.names.get(name.removesuffix(".weight"), "") + ".weight": array for name, array in base.items()}
-    got = consumers.deltas(again, base | weights)
+    got = deltas(again, base | weights)
     want: dict[str, np.ndarray] = {made.names.get(module, module): change for module, change in case.truth.items()}
     assert got.keys() == want.keys()
     for module, change in want.items():
