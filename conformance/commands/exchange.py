@@ -152,7 +152,7 @@ class Report:
         output.write(file, text.encode())
 
     def as_dict(self) -> dict:
-        found: dict = {"schema": 2, "harness": self.harness(), "readers": [], "writers": []}
+        found: dict = {"schema": 2, "harness": self.harness(), "readers": [], "writers": [], "merges": []}
         for key, matrix in self.matrices.items():
             found[f"{matrix.kind}s"].append({
                 "kind": matrix.kind, "name": matrix.name, "missing": matrix.missing,

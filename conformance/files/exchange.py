@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from conformance.drivers import environments
-from conformance.files import container, corpus, judge, llama, mlx, readers, reading, talk, writers, writing
+from conformance.files import container, corpus, judge, llama, merging, mlx, readers, reading, talk, writers, writing
 from conformance.files.binary import Arrays, safetensors
 from conformance.files.corpus.made import CONV1D, base_model
 from conformance.files.judge import Right
@@ -101,6 +101,9 @@ def exchange(
             files += made
             found.append(matrix)
             progress(matrix)
+            if writer in writers.WRITERS and writers.merge_of(writer):
+                found.append(merged(writer, place))
+                progress(found[-1])
         files = [given for given in files if chosen(given)]
         for name in names:
             found.append(_of(name, files, place, progress, done))
@@ -158,6 +161,34 @@ def written(writer: str, place: Path) -> tuple[list[Given], Matrix]:
     if writer == "peft":
         made += _spoiled(next(given for given in made if given.name == "plain"), out)
     return made, Matrix(writer, cells, "", versions, "writer")
+
+
+def merged(writer: str, place: Path) -> Matrix:
+    """A cell for each dtype in which the writer merges."""
+    try:
+        environment = readers.place_of("conformance.files.writers", writers.WRITERS, writer)
+    except readers.NotAvailable as error:
+        return Matrix(writer, [], str(error), kind="merge")
+    out, cells, versions = place / f"merged by {writer}", [], {}
+    out.mkdir()
+    with talk.process("merge", writer, environment, out) as process:
+        process.answer()
+        for dtype in merging.DTYPES:
+            answer = process.ask(dtype)
+            given = Given(f"merged by {writer}", "", dtype, (), out, out, Right({}, {}, {}))
+            if answer is None or not answer["ok"]:
+                cells.append(Cell(given, LOST, (answer or {}).get("refusal", ENDED)))
+                continue
+            versions |= answer["versions"]
+            try:
+                found = judge.of_checkpoint(out / str(answer["at"]), dtype)
+            except ValueError as error:
+                cells.append(Cell(given, WRONG, str(error)))
+                continue
+            words = (f"{found.share:.4f} of ΔW is left, and rounding adds {found.added:.3f} ‖ΔW‖; with one rounding of W + ΔW "
+                     f"{found.best_share:.4f} and {found.best_added:.3f}")
+            cells.append(Cell(given, RIGHT if found.ratio <= 1 else WRONG, words, found.ratio))
+    return Matrix(writer, cells, "", versions, "merge")
 
 
 def _said(adapter: Path) -> tuple[dict[str, int], dict[str, float]]:

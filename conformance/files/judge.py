@@ -10,15 +10,17 @@ if the log-probabilities with them are those that came out, within the same boun
 import math
 from functools import cache, partial
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from conformance.files import llama
+from conformance.files import container, llama, merging
 from conformance.files.binary import Arrays
 from conformance.truth import compare
-from lora_ref.error import noise
+from lora_ref.error import bounds, noise
 from lora_ref.error.bounds import PRECISIONS
+from lora_ref.lora import LoRA
 
 STEPS = 12  # of Gauss and Newton
 
@@ -179,3 +181,37 @@ def fitted(got: np.ndarray, truth: Arrays, start: float) -> dict[str, float]:
         step = np.linalg.lstsq(slopes, got.ravel() - here, rcond=None)[0]
         f = f + step / max(1.0, float(np.abs(step).max()))
     return dict(zip(names, f.tolist(), strict=True))
+
+
+class Merged(NamedTuple):
+    """error / bound of merged weights. Of ΔW: the share ⟨W' − W, ΔW⟩ / ‖ΔW‖² that is left in W', and what rounding adds to it,
+    ‖W' − W − ΔW‖ / ‖ΔW‖. Both again for the exact W + ΔW, rounded once."""
+
+    ratio: float
+    share: float
+    added: float
+    best_share: float
+    best_added: float
+
+
+def of_checkpoint(folder: Path, dtype: str) -> Merged:
+    """Compares the checkpoint in the folder with W + ΔW. A weight may be off by what rounding after every step does to it.
+    Raises ValueError for a weight that is not there, or in another dtype."""
+    held, _ = container.read(str(folder / "model.safetensors"))
+    W, ratios, found, deltas = merging.base(dtype), [], [], []
+    for module in merging.targets():
+        name = f"{module}.weight"
+        stored = held.array(name) if name in held.tensors else np.empty(0)
+        if stored.dtype != W[name].dtype:
+            raise ValueError(f"{name} is {stored.dtype if stored.size else 'not there'}, expected {dtype}")
+        A, B = (factor.astype(np.float64) for factor in merging.factors(module))
+        before, after, delta = W[name].astype(np.float64), stored.astype(np.float64), merging.SCALE * (B @ A)
+        once = (before + delta).astype(W[name].dtype).astype(np.float64)
+        bound = bounds.merge(before, LoRA(A.T, B.T), merging.SCALE, dtype)
+        ratios.append(compare.largest_ratio(after - (before + delta), bound))
+        found.append(np.stack([after - before, once - before]).reshape(2, -1))
+        deltas.append(delta.ravel())
+    moved, delta = np.concatenate(found, -1), np.concatenate(deltas)
+    (share, best_share), norm = (moved * delta).sum(-1) / (delta**2).sum(), np.linalg.norm(delta)
+    added, best_added = np.linalg.norm(moved - delta, axis=-1) / norm
+    return Merged(max(ratios), float(share), float(added), float(best_share), float(best_added))

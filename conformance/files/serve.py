@@ -7,6 +7,7 @@ from 0. The first line, before any question, says what is there: {"versions": {�
     read    [the adapter, "model"]        {"ok": true, "at": n}, ΔW by module or, under the name "logits", logits; or
                                           {"ok": false, "refusal": "…"}; or, for what is neither, {"ok": false, "broken": "…"}
     write   a feature                     the same; the adapter is in OUT/n
+    merge   a dtype                       {"ok": true, "at": n}; the checkpoint is in OUT/n
 
 A question and a path are JSON. The model is the file of base weights; without an adapter, the logits are those of the model.
 """
@@ -39,7 +40,7 @@ def main(kind: str, name: str, out: str) -> None:
         answers.flush()
 
     try:
-        work = _reader(name) if kind == "read" else _writer(name, out)
+        work = _reader(name) if kind == "read" else _writer(name, out) if kind == "write" else _merger(name, out)
     except readers.NotAvailable as error:
         say({"not available": str(error)})
         return
@@ -68,6 +69,17 @@ def _reader(name: str) -> Work:
 def _writer(name: str, out: str) -> Work:
     _, write = writers.find(name)
     return lambda feature, number: write(writers.settings(feature), f"{out}/{number}", writers.base_of(feature))
+
+
+def _merger(name: str, out: str) -> Work:
+    merge = writers.merge_of(name)
+    assert merge is not None
+
+    def work(dtype: str, number: int) -> Arrays:
+        merge(dtype, f"{out}/{number}")
+        return {}
+
+    return work
 
 
 def _arrays(path: str) -> Arrays:

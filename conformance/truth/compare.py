@@ -95,10 +95,17 @@ def expect_within_spread(got, want, deviation, what: str) -> float:
     return expect_within(got, want, reach() * np.asarray(deviation, np.float64), what)
 
 
+def largest_ratio(error, bound) -> float:
+    """The largest |error| / bound. Infinite where no number came out, or where an error has no bound."""
+    error, bound = np.abs(wide(error)), np.asarray(bound, np.float64)
+    if not np.isfinite(error).all() or error[bound == 0].any():
+        return math.inf
+    return float((error / np.where(bound == 0, 1, bound)).max(initial=0.0))
+
+
 def ratio_within_spread(error, deviation) -> float:
     """The largest error / bound of errors that `expect_within_spread` would judge."""
-    error, bound = np.abs(wide(error)), reach() * np.asarray(deviation, np.float64)
-    return float((error / bound).max()) if np.isfinite(error).all() else math.inf
+    return largest_ratio(error, reach() * np.asarray(deviation, np.float64))
 
 
 def rounding_beside(error, deviation) -> float:

@@ -3,6 +3,7 @@
     NEEDS, ENVIRONMENT    as in readers
     FORMATS               what is in the folder that it makes
     write(settings, folder, base)    settings, an empty folder and the base weights → ΔW by module, as the writer computes it
+    merge(dtype, folder)             writes a merged checkpoint: see merging.py. Not all have it
 
 Each attaches an adapter to a model of the base weights, sets its factors, and measures what its layers compute before it
 saves. So the truth is the trainer's own model, and a reader is wrong if it computes something else from the file. The names of
@@ -63,6 +64,11 @@ def find(name: str) -> tuple[tuple[str, ...], Write]:
         raise NotAvailable(f"{name}: expected one of {', '.join(WRITERS)}")
     module = importlib.import_module(f"{__name__}.{WRITERS[name]}")
     return module.FORMATS, module.write
+
+
+def merge_of(name: str) -> Callable[[str, str], None] | None:
+    """The function of the writer that merges, if it has one."""
+    return getattr(importlib.import_module(f"{__name__}.{WRITERS[name]}"), "merge", None)
 
 
 def settings(feature: str) -> Settings:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from conformance.files import llama
+from conformance.files import llama, merging
 from conformance.files.binary import Arrays
 from conformance.files.corpus.made import drawn
 from conformance.files.readers.mlx_lm import measured, model_of
@@ -45,3 +45,24 @@ def keys(targets: list[str] | str) -> list[str]:
         raise NotOffered("targets by an expression")
     inside = {name.rpartition(".")[2]: name for name in llama.SHAPES}
     return [(inside | OUTSIDE)[name] for name in targets]
+
+
+def merge(dtype: str, folder: str) -> None:
+    """What mlx_lm.fuse does with a model that it has loaded."""
+    import mlx.core as mx
+    from mlx.utils import tree_unflatten
+    from mlx_lm.models.llama import Model, ModelArgs
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+    from mlx_lm.utils import save_model
+
+    model = Model(ModelArgs.from_dict(llama.CONFIG | {"attention_bias": False, "mlp_bias": False}))
+    weights = {name: mx.array(array.astype(np.float32)) for name, array in merging.base(dtype).items()}
+    model.load_weights([(name, array.astype(getattr(mx, dtype))) for name, array in weights.items()])
+    names = keys(merging.SETTINGS["target_modules"])
+    own = {"rank": merging.SETTINGS["r"], "scale": merging.SCALE, "dropout": 0.0, "keys": names}
+    linear_to_lora_layers(model, llama.LAYERS, own)
+    modules = dict(model.named_modules())
+    for module in merging.targets():
+        modules[module].lora_a, modules[module].lora_b = (mx.array(factor.T.copy()) for factor in merging.factors(module))
+    model.update_modules(tree_unflatten([(name, module.fuse()) for name, module in modules.items() if hasattr(module, "fuse")]))
+    save_model(folder, model)

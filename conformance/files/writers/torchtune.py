@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from conformance.files import llama
+from conformance.files import llama, merging
 from conformance.files.binary import Arrays
 from conformance.files.readers.torchtune import NAMES, attention, deltas, model_of
 from conformance.files.torch_model import set_factors
@@ -41,3 +41,34 @@ def write(settings: dict, folder: str, base: Arrays) -> Arrays:
         for name in ("adapter_model.safetensors", "adapter_model.pt", "adapter_config.json"):
             shutil.copy(f"{scratch}/out/epoch_0/{name}", folder)
     return found
+
+
+def merge(dtype: str, folder: str) -> None:
+    """get_merged_lora_ckpt, and what FullModelHFCheckpointer saves of it."""
+    import torch
+    from torchtune.modules import peft
+    from torchtune.training import MODEL_KEY, FullModelHFCheckpointer
+
+    with tempfile.TemporaryDirectory() as scratch:
+        weights = {name: array for name, array in merging.base(dtype).items() if not name.endswith("norm.weight")}
+        (Path(scratch) / "base").mkdir()
+        llama.checkpoint(Path(scratch) / "base", weights, biased=False)
+        model = model_of({name: array.astype("float32") for name, array in weights.items()}, merging.SETTINGS["target_modules"],
+                         merging.SETTINGS["r"], merging.SETTINGS["lora_alpha"]).to(getattr(torch, dtype))
+        with torch.no_grad():
+            for module in merging.targets():
+                A, B = (torch.from_numpy(factor) for factor in merging.factors(module))
+                _, _, layer, _, name = module.split(".")
+                if name == "q_proj":  # torchtune's order of rows
+                    B = B.view(llama.HEADS, 2, llama.SIZE // 2, -1).transpose(1, 2).reshape(B.shape)
+                own = model.get_submodule(f"layers.{layer}.{NAMES[name]}")
+                own.lora_a.weight.copy_(A)
+                own.lora_b.weight.copy_(B)
+        saver = FullModelHFCheckpointer(
+            f"{scratch}/base", ["model.safetensors"], model_type="LLAMA3", output_dir=f"{scratch}/out", safe_serialization=True)
+        saver.load_checkpoint()
+        merged = peft.get_merged_lora_ckpt(model.state_dict(), merging.SETTINGS["r"], merging.SETTINGS["lora_alpha"])
+        saver.save_checkpoint({MODEL_KEY: merged}, epoch=0)
+        Path(folder).mkdir()
+        (made,) = Path(f"{scratch}/out/epoch_0").glob("*.safetensors")
+        shutil.copy(made, f"{folder}/model.safetensors")
