@@ -187,7 +187,8 @@ def merged(writer: str, place: Path) -> Matrix:
                 continue
             words = (f"{found.share:.4f} of ΔW is left, and rounding adds {found.added:.3f} ‖ΔW‖; with one rounding of W + ΔW "
                      f"{found.best_share:.4f} and {found.best_added:.3f}")
-            cells.append(Cell(given, RIGHT if found.ratio <= 1 else WRONG, words, found.ratio))
+            ratio = max(found.ratio, found.share_ratio)
+            cells.append(Cell(given, RIGHT if ratio <= 1 else WRONG, words, ratio))
     return Matrix(writer, cells, "", versions, "merge")
 
 

@@ -35,10 +35,10 @@ class Right(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What is wrong, in words, empty if nothing is. error / bound of log-probabilities. How far the adapter moves these."""
+    """What is wrong, in words, empty if nothing is. Of log-probabilities: error / bound, and how far the adapter moves them."""
 
     words: str
-    ratio: float = 0.0
+    ratio: float | None = None
     effect: float | None = None
 
 
@@ -140,6 +140,8 @@ def of_logits(got: np.ndarray, got_base: np.ndarray, right: Right) -> Verdict:
     names = list(right.truth)
     want = with_adapter(right.truth, {})
     effect = float(np.abs(want - plain).max())
+    if not np.isfinite(got).all():
+        return Verdict("log-probabilities that are no numbers", None, effect)
 
     def ratio(factors: dict[str, float]) -> float:
         error = got - with_adapter(right.truth, factors)
@@ -178,16 +180,21 @@ def fitted(got: np.ndarray, truth: Arrays, start: float) -> dict[str, float]:
     for _ in range(STEPS):
         here = y(f)
         slopes = np.stack([(y(f + small * row) - here) / small for row in np.eye(len(names))], -1)
+        if not np.isfinite(slopes).all():
+            break
         step = np.linalg.lstsq(slopes, got.ravel() - here, rcond=None)[0]
         f = f + step / max(1.0, float(np.abs(step).max()))
     return dict(zip(names, f.tolist(), strict=True))
 
 
 class Merged(NamedTuple):
-    """error / bound of merged weights. Of ΔW: the share ⟨W' − W, ΔW⟩ / ‖ΔW‖² that is left in W', and what rounding adds to it,
-    ‖W' − W − ΔW‖ / ‖ΔW‖. Both again for the exact W + ΔW, rounded once."""
+    """error / bound: of merged weights, and of the share, whose rounding errors are independent.
+
+    Of ΔW: the share ⟨W' − W, ΔW⟩ / ‖ΔW‖² that is left in W', and what rounding adds to it, ‖W' − W − ΔW‖ / ‖ΔW‖. Both again
+    for the exact W + ΔW, rounded once."""
 
     ratio: float
+    share_ratio: float
     share: float
     added: float
     best_share: float
@@ -198,7 +205,7 @@ def of_checkpoint(folder: Path, dtype: str) -> Merged:
     """Compares the checkpoint in the folder with W + ΔW. A weight may be off by what rounding after every step does to it.
     Raises ValueError for a weight that is not there, or in another dtype."""
     held, _ = container.read(str(folder / "model.safetensors"))
-    W, ratios, found, deltas = merging.base(dtype), [], [], []
+    W, ratios, found, deltas, widths = merging.base(dtype), [], [], [], []
     for module in merging.targets():
         name = f"{module}.weight"
         stored = held.array(name) if name in held.tensors else np.empty(0)
@@ -211,7 +218,13 @@ def of_checkpoint(folder: Path, dtype: str) -> Merged:
         ratios.append(compare.largest_ratio(after - (before + delta), bound))
         found.append(np.stack([after - before, once - before]).reshape(2, -1))
         deltas.append(delta.ravel())
+        widths.append(2 * (bound * np.abs(delta)).ravel())
     moved, delta = np.concatenate(found, -1), np.concatenate(deltas)
+    try:
+        share_ratio = compare.expect_mean(
+            float((moved[0] * delta).sum()), float((delta**2).sum()), np.concatenate(widths), "the share of ΔW")
+    except compare.Mismatch as error:
+        share_ratio = error.ratio or math.inf
     (share, best_share), norm = (moved * delta).sum(-1) / (delta**2).sum(), np.linalg.norm(delta)
     added, best_added = np.linalg.norm(moved - delta, axis=-1) / norm
-    return Merged(max(ratios), float(share), float(added), float(best_share), float(best_added))
+    return Merged(max(ratios), share_ratio, float(share), float(added), float(best_share), float(best_added))

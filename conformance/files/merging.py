@@ -4,6 +4,8 @@ W is normal with a deviation of 0.07 and stored in the dtype. ΔW of rank 4 is a
 are exact in every dtype.
 """
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 
@@ -12,7 +14,7 @@ from conformance.files.binary import Arrays
 from conformance.files.corpus.made import drawn
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-SETTINGS = {"r": 4, "lora_alpha": 3, "target_modules": ["q_proj", "v_proj"]}
+SETTINGS: dict[str, Any] = {"r": 4, "lora_alpha": 3, "target_modules": ["q_proj", "v_proj"]}
 SCALE = SETTINGS["lora_alpha"] / SETTINGS["r"]
 
 
@@ -38,7 +40,8 @@ def llama_of(dtype: str):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    model = LlamaForCausalLM(LlamaConfig(**llama.CONFIG | {"attention_bias": False, "mlp_bias": False}))
+    settings: dict[str, Any] = llama.CONFIG | {"attention_bias": False, "mlp_bias": False}
+    model = LlamaForCausalLM(LlamaConfig(**settings))
     state = {name: torch.from_numpy(array.astype(np.float32)) for name, array in base(dtype).items()}
     model.load_state_dict(state)  # float32 holds all of them
     return model.to(getattr(torch, dtype))

@@ -1,5 +1,7 @@
 """PEFT's get_peft_model and save_pretrained."""
 
+from typing import Any
+
 from conformance.files import merging
 from conformance.files.binary import Arrays
 from conformance.files.torch_model import measured, model_of, set_factors
@@ -23,10 +25,10 @@ def merge(dtype: str, folder: str) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(merging.llama_of(dtype), LoraConfig(**merging.SETTINGS))
+    model: Any = get_peft_model(merging.llama_of(dtype), LoraConfig(**merging.SETTINGS))
     with torch.no_grad():
         for module in merging.targets():
-            layer = model.base_model.model.get_submodule(module)
+            layer: Any = model.base_model.model.get_submodule(module)
             for weight, factor in zip((layer.lora_A, layer.lora_B), merging.factors(module), strict=True):
                 weight["default"].weight.copy_(torch.from_numpy(factor))
     model.merge_and_unload().save_pretrained(folder)

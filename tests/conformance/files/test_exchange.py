@@ -1,19 +1,30 @@
 """What readers make of the corpus: right ones, wrong ones, and those that die."""
 
 import json
-import re
 import sys
-from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from conformance.files.exchange import ACCEPTED, BAD, ELSEWHERE, LOST, REFUSED, RIGHT, UNWRITTEN, WRONG, Matrix, exchange
+from conformance.files.exchange import (
+    ACCEPTED,
+    BAD,
+    ELSEWHERE,
+    LOST,
+    REFUSED,
+    RIGHT,
+    SPOILED,
+    UNWRITTEN,
+    WRONG,
+    Matrix,
+    exchange,
+)
 from conformance.files.writers import FEATURES
+from conformance.report.matrix import report
 
 sys.path.append(str(Path(__file__).parents[1] / "commands"))
-from test_cli import ROOT, conformance
+from test_cli import conformance
 
 READERS = '''\
 import os
@@ -155,21 +166,47 @@ def test_the_command(readers, tmp_path):
         assert conformance("exchange", f"{readers}:{useless}", "--only", "P-3").returncode == 1
 
 
-def test_the_committed_matrix_is_what_its_page_shows():
-    """The table of results/exchange.md, against the cells of exchange.json, and these against the corpus of today."""
-    results = ROOT / "conformance" / "results"
-    found: Counter[tuple[str, str, str]] = Counter()
-    report = json.loads((results / "exchange.json").read_text(encoding="utf-8"))
-    for reader in report["readers"]:
-        for cell in reader["cells"]:
-            status = "right" if cell["status"] == "refused" and not cell["valid"] else cell["status"]
-            files = cell["files"] if cell["files"].startswith("by ") or cell["files"] == "peft" else "others"
-            found[reader["reader"], files, status] += 1
-    rows = re.findall(r"^\| (\w+) \| (.+?) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$",
-                      (results / "exchange.md").read_text(encoding="utf-8"), re.M)
-    names = {"corpus: PEFT": "peft", "by PEFT": "by peft", "by lora_torch": "by lora_torch"}
-    assert len(rows) == 10
-    for reader, files, *counts in rows:
-        for status, count in zip(("right", "refused", "wrong", "accepted", "crash"), counts, strict=True):
-            assert found[reader, names.get(files, "others"), status] == int(count), (reader, files, status)
-    assert "/tmp" not in json.dumps(report)
+def test_a_run_goes_on_where_it_was_cut(readers, tmp_path):
+    """Cells of the same bytes are not asked again. Others are."""
+    out, asked = tmp_path / "out.json", tmp_path / "asked"
+    asked.touch()
+    spy = tmp_path / "spy.py"
+    spy.write_text(READERS + f"""
+def counts(path, base):
+    open({str(asked)!r}, "a").write(path + chr(10))
+    return deltas(path, base)
+""")
+    call = ("exchange", f"{spy}:counts", "--only", "P-3", "P-4", "--json", str(out), "--resume")
+    assert conformance(*call).returncode == 1
+    first = json.loads(out.read_text())
+    count = len(asked.read_text().splitlines())
+    assert count == len(first["readers"][0]["cells"])
+    cut = json.loads(out.read_text())
+    cut["readers"][0]["cells"] = cut["readers"][0]["cells"][:-2]
+    cut["readers"][0]["cells"][0]["digest"] = "of other bytes"
+    out.write_text(json.dumps(cut))
+    assert conformance(*call).returncode == 1
+    assert len(asked.read_text().splitlines()) == count + 3
+    assert json.loads(out.read_text()) == first
+    out.write_text(json.dumps(first | {"harness": {}}))
+    assert conformance(*call).returncode == 2
+    assert conformance("exchange", "file", "--resume").returncode == 2
+
+
+def test_the_committed_matrix():
+    """Its size, the cells that were seen to be wrong before there was a matrix, and that no path of a machine is in it."""
+    found = report()
+    assert len(found["readers"]) >= 6 and len(found["writers"]) >= 6
+    assert not [one["name"] for kind in ("readers", "writers") for one in found[kind] if one["missing"]]
+    cells = {(reader["name"], cell["files"], cell["name"]): cell for reader in found["readers"] for cell in reader["cells"]}
+    for feature in ("rslora", "alpha pattern", "both patterns"):
+        assert cells["llama.cpp", "by peft", feature]["status"] == WRONG
+        assert "the scale is lora_alpha / r" in cells["llama.cpp", "by peft", feature]["words"]
+        assert cells["vllm", "by peft", feature]["status"] == RIGHT
+    for name, modules in zip(SPOILED, (4, 2, 4), strict=True):
+        words = cells["vllm", "spoiled", name]["words"]
+        assert words.endswith("the LoRA part is left out") and words.count("_proj") == modules
+    assert cells["llama.cpp", "by peft", "rank pattern"]["status"] == RIGHT
+    judged = [cell for cell in cells.values() if cell["ratio"] is not None]
+    assert judged and all((cell["ratio"] <= 1) == (cell["status"] == RIGHT) for cell in judged)
+    assert "/tmp" not in json.dumps(found) and "/root" not in json.dumps(found)
