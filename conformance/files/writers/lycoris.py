@@ -19,7 +19,7 @@ def write(settings: dict, folder: str, base: Arrays) -> Arrays:
     only(settings, "use_rslora", "lora_dropout", "rank_pattern", "alpha_pattern", "exclude_modules")
     targets = settings["target_modules"]
     if targets in ("all-linear", ["embed_tokens"]):
-        raise NotOffered(f"{targets}")
+        raise NotOffered("an embedding" if "embed_tokens" in targets else "all linear layers by a word")
     model = model_of(base)
     names = re.compile(targets) if isinstance(targets, str) else None
     modules = [name for name, _ in model.named_modules()
