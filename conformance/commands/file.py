@@ -12,8 +12,8 @@ from rich.text import Text
 from conformance.commands.shared import Written, console
 from conformance.files import names, reading, writing
 from conformance.files.clauses import CLAUSES, ERROR
+from conformance.files.known import READERS, says
 from conformance.files.meaning import Meaning
-from conformance.files.readers import READERS, says
 from conformance.files.writing import FORMATS
 from conformance.report import output, text
 from conformance.run.examine import plain

@@ -169,7 +169,7 @@ def _peft(meaning: Meaning) -> Written:
 
 
 def _kohya(meaning: Meaning) -> Written:
-    names = {part.module: part.module if "." not in part.module else "lora_unet_" + part.module.replace(".", "_")
+    names = {part.module: part.module if meaning.format == "kohya" else "lora_unet_" + part.module.replace(".", "_")
              for part in meaning.parts}
     if len(set(names.values())) < len(names):
         raise CannotSay("kohya cannot say: two modules have the same name once every dot is an underscore")
@@ -190,6 +190,7 @@ def _diffusers(meaning: Meaning) -> Written:
         of_it = [part for part in meaning.parts if names[part.module].startswith(f"{pipeline}.")]
         inner = {part.module: names[part.module].partition(".")[2] for part in of_it}
         settings = _settings(of_it, inner) | {"use_dora": bool(of_it[0].magnitude)}
+        settings |= {"fan_in_fan_out": True} if all(part.fan_in_fan_out for part in of_it) else {}
         told |= {f"{pipeline}.{setting}": value for setting, value in settings.items()}
     arrays = _arrays(meaning, names, (True, False), ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"))
     return Written({"pytorch_lora_weights.safetensors": binary.safetensors(arrays, {KEY: json.dumps(told)})}, names)

@@ -1,8 +1,8 @@
 """Writes all generated text: `python -m conformance.report.generated`. A test fails while a file on disk is stale.
 
-SPEC.md, FILES.md, findings/FINDINGS.md and results/index.html are generated whole. README.md and the other pages of the
-checkout are written by hand, except for the text between two comments: a number from COUNTS within a line, or a text from
-REGIONS on lines of its own.
+SPEC.md, FILES.md, findings/FINDINGS.md and results/index.html are generated whole. README.md, results/exchange.md and
+the other pages of the checkout are written by hand, except for the text between two comments: a number from COUNTS within a
+line, or a text from REGIONS on lines of its own.
 
     <!-- count: mutants -->439<!-- /count -->
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from conformance.files import corpus
 from conformance.findings import page
 from conformance.mutants import all_mutants, honest_subjects
-from conformance.report import files_spec, spec
+from conformance.report import files_spec, matrix, spec
 from conformance.report.page import documents, write
 from conformance.report.page.view import view
 from conformance.requirements import all_requirements
@@ -90,6 +90,11 @@ REGIONS: dict[str, Callable[[], str]] = {
     "selftest": selftest,
     "findings": lambda: f"{page.summary(page.all_findings(), page.reports())}.",
     "since": lambda: "\n".join(page.since(page.asked())),
+    "matrix-counts": matrix.counts,
+    "matrix-features": matrix.features,
+    "matrix-wrong": matrix.wrong,
+    "matrix-merges": matrix.merges,
+    "matrix-versions": matrix.versions,
 }
 
 
@@ -116,7 +121,7 @@ def filled(text: str) -> str:
 
 def pages() -> list[Path]:
     """The pages that are written by hand and may have regions."""
-    return [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
+    return [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), matrix.PATH]
 
 
 def findings() -> str:

@@ -143,7 +143,12 @@ def _same_files(spec: str, then: dict[str, str]) -> bool:
 def decisive(options: Options) -> dict:
     """Everything that determines the outcome of a run, except the subjects: version, code, packages and options."""
     names = ("only", "level", "dtypes", "device", "examples", "seed", "timeout", "memory", "in_process", "strict", "space")
-    return {"version": __version__, "code": _code(), "packages": _packages()} | {name: getattr(options, name) for name in names}
+    return harness() | {name: getattr(options, name) for name in names}
+
+
+def harness() -> dict:
+    """The version and code of this package, and the packages here."""
+    return {"version": __version__, "code": _code(), "packages": _packages()}
 
 
 @cache

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from conformance.files import consumers, reading
+from conformance.files import reading
+from conformance.files.readers.meaning import deltas
 from conformance.record.trace import refuses
 from conformance.requirements import Group, requirement
 from conformance.requirements.helpers import drawn_adapters as drawn
@@ -341,7 +342,7 @@ def saved_means_what_is_computed(subject, case):
         expect(meaning.right, "what was saved", said, "a file without an error")
         turned = {module for module, kind in case.kinds.items() if kind == "conv1d"}  # the layer decides, not the file (P-7)
         meaning.parts = [replace(part, fan_in_fan_out=part.module in turned) for part in meaning.parts]
-        return agree(consumers.deltas(meaning, case.base), case.truth, " by what was saved")
+        return agree(deltas(meaning, case.base), case.truth, " by what was saved")
 
 
 @requirement(

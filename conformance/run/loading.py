@@ -80,7 +80,7 @@ def _command(spec: str) -> list[str] | None:
         return command
     if ":" in spec or spec.endswith(".py") or not _available(spec):
         return None
-    return environments.command(environment(spec) or "", spec) if missing_here(spec) else None
+    return environments.command(environment(spec) or "", environments.SUBJECT, spec) if missing_here(spec) else None
 
 
 def load(spec: str, limit: float = LIMIT, memory: float = MEMORY) -> Subject:

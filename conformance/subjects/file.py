@@ -7,7 +7,8 @@ def subject():
     from dataclasses import replace
 
     from conformance import __version__
-    from conformance.files import consumers, reading
+    from conformance.files import reading
+    from conformance.files.readers.meaning import deltas
     from conformance.files.reader import FunctionSubject
 
     def file(path, base, kinds):
@@ -19,7 +20,7 @@ def subject():
         names = {flat(meaning.format, module): module for module in kinds}
         meaning.parts = [replace(part, module=names[part.module]) if part.module in names else part for part in meaning.parts]
         meaning.parts = [replace(part, fan_in_fan_out=part.module in turned) for part in meaning.parts]
-        return consumers.deltas(meaning, base)
+        return deltas(meaning, base)
 
     def flat(format: str, module: str) -> str:
         """The name of the module of the base in the format."""

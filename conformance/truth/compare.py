@@ -95,6 +95,26 @@ def expect_within_spread(got, want, deviation, what: str) -> float:
     return expect_within(got, want, reach() * np.asarray(deviation, np.float64), what)
 
 
+def largest_ratio(error, bound) -> float:
+    """The largest |error| / bound. Infinite where no number came out, or where an error has no bound."""
+    error, bound = np.abs(wide(error)), np.asarray(bound, np.float64)
+    if not np.isfinite(error).all() or error[bound == 0].any():
+        return math.inf
+    return float((error / np.where(bound == 0, 1, bound)).max(initial=0.0))
+
+
+def ratio_within_spread(error, deviation) -> float:
+    """The largest error / bound of errors that `expect_within_spread` would judge."""
+    return largest_ratio(error, reach() * np.asarray(deviation, np.float64))
+
+
+def rounding_beside(error, deviation) -> float:
+    """By how many times the rounding of a program is wider than that which has this deviation, measured on a case whose right
+    answer is not in doubt; at least 1. It may store in half precision what was taken for float32. Errors of the same program
+    elsewhere have so many times the deviation there: to first order they are proportional to its unit roundoff."""
+    return max(1.0, float(np.sqrt(np.square(wide(error) / np.asarray(deviation, np.float64)).mean())))
+
+
 def reach() -> float:
     """The multiple of an estimated standard deviation that an honest error exceeds with probability ALARM."""
     return _student(ALARM, noise.RUNS)
