@@ -14,7 +14,7 @@ from typing import Any
 from conformance import __version__
 
 COMMANDS = ("run", "look", "list", "explain", "selftest", "bench", "subjects", "conventions", "findings", "init", "file",
-            "corpus", "exchange", "gpu", "release")
+            "corpus", "exchange", "vectors", "gpu", "release")
 EXAMPLES = """\
 examples:
   conformance run                            lora_torch, this project's layer
@@ -30,6 +30,7 @@ examples:
   conformance init my_subject.py             a subject to start from
   conformance init --language c my_lora.c    a program to start from
   conformance subjects --install flax_nnx    a library, in an environment
+  conformance vectors export vectors         test vectors for any language
   conformance gpu out                        everything that needs a GPU
 
 exit status:
