@@ -5,6 +5,7 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+from textwrap import fill
 
 from rich.text import Text
 
@@ -64,7 +65,7 @@ a vector is said to show.
 exit status: 0 all is well   1 something is wrong   2 usage
              3 the schema was not checked, since jsonschema is not installed
 """
-SHOWN = 12  # failures that are told in full
+SHOWN = 12  # requirements whose first failure is told
 STATUSES = ("pass", "fail", "error", "missing", "unsupported")
 
 
@@ -133,7 +134,7 @@ def status(verdicts: list[Verdict]) -> int:
 
 
 def level(verdict: Verdict) -> str:
-    return files.REQUIREMENTS[verdict.vector.requirement].level
+    return files.requirements()[verdict.vector.requirement].level
 
 
 def words(verdict: Verdict) -> str:
@@ -148,23 +149,27 @@ def show(head: dict, verdicts: list[Verdict], faults: list[str]) -> None:
     """Prints counts by group, then what is not right, then what may be the cause."""
     screen, marks = console(), {status: f"{status:>12}" for status in STATUSES}
     screen.print(Text("group  " + "".join(marks.values()), style="bold"))
-    for group in dict.fromkeys(files.REQUIREMENTS[v.vector.requirement].group for v in verdicts):
-        counts = Counter(v.status for v in verdicts if files.REQUIREMENTS[v.vector.requirement].group == group)
+    for group in dict.fromkeys(files.requirements()[v.vector.requirement].group for v in verdicts):
+        counts = Counter(v.status for v in verdicts if files.requirements()[v.vector.requirement].group == group)
         screen.print(Text(f"{group:<7}" + "".join(f"{counts[status] or '':>12}" for status in STATUSES)))
-    wrong = [verdict for verdict in verdicts if verdict.status in ("fail", "error", "missing")]
-    for verdict in wrong[:SHOWN]:
-        requirement = files.REQUIREMENTS[verdict.vector.requirement]
-        screen.print(Text(f"{verdict.status.upper()} {requirement.level} {verdict.vector.id}", style="bold red"))
-        for text in (requirement.sentence, plain(words(verdict))[:400]):
-            screen.print(Text(f"  {text}"))
+    wrong: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        if verdict.status in ("fail", "error", "missing"):
+            wrong.setdefault(verdict.vector.requirement, []).append(verdict)
+    for id, (first, *others) in list(wrong.items())[:SHOWN]:
+        more = f" and {len(others)} more" if others else ""
+        screen.print(Text(f"{first.status.upper()} {level(first)} {first.vector.id}{more}", style="bold red"))
+        for text in (files.requirements()[id].sentence, plain(words(first))[:400]):
+            screen.print(Text(fill(text, screen.width - 1, initial_indent="  ", subsequent_indent="  ")))
     if len(wrong) > SHOWN:
-        screen.print(Text(f"and {len(wrong) - SHOWN} more; --json F has all of them"))
+        screen.print(Text(f"and {len(wrong) - SHOWN} more requirements; --json F has all of them"))
     for text in faults[:3]:
-        screen.print(Text(f"likely fault: {plain(text)}"))
+        screen.print(Text(fill(f"likely fault: {plain(text)}", screen.width - 1, subsequent_indent="  ")))
     for text in list(check.ratios(verdicts))[:3]:
         screen.print(Text(f"  {text}"))
     right = sum(verdict.status == "pass" for verdict in verdicts)
-    screen.print(Text(f"{plain(str(head.get('program', 'the program')))}: {right} of {len(verdicts)} vectors are right, set {head['set']}"))
+    program = plain(head.get("program", "the program"))
+    screen.print(Text(f"{program}: {right} of {len(verdicts)} vectors are right, set {head['set']}"))
     sys.stdout.flush()
 
 

@@ -1,22 +1,24 @@
 """Numbers with a proven bound: a midpoint in longdouble, and a radius within which the exact number lies.
 
-    (m, r) stands for all real numbers from m − r to m + r. The result of an operation holds every result of numbers of its operands.
+    (m, r) stands for all real numbers from m − r to m + r. A result holds every result of numbers that its operands hold.
 
-A NumPy program runs on Balls as it does on arrays, with the operations below. Each adds the rounding of its own midpoint: 4 units
-of longdouble, which is more than its exp errs, and k + 4 units for a sum of k terms. Radii are rounded up by a factor of 1 + 2⁻⁴⁰.
-Source: Rump, "Verification methods: Rigorous results using floating-point arithmetic", Acta Numerica 19, 2010, §9.
+A NumPy program runs on Balls as it does on arrays, with the operations below. Each adds the rounding of its own midpoint: 4
+units of longdouble, which is more than its exp errs, and k + 4 units for a sum of k terms. Radii are rounded up by a factor of
+1 + 2⁻⁴⁰. Source: Rump, "Verification methods: Rigorous results using floating-point arithmetic", Acta Numerica 19, 2010, §9.
 """
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
 
 U = np.finfo(np.longdouble).eps / 2
 UP = 1 + 2.0**-40
 UNITS = 4
 
 
-class Ball:
+class Ball(NDArrayOperatorsMixin):
     """An array of midpoints and one of radii."""
 
     def __init__(self, middle: Any, radius: Any = 0.0):
@@ -27,7 +29,8 @@ class Ball:
         if method != "__call__" or kwargs or ufunc not in RULES:
             raise NotImplementedError(f"balls: {ufunc.__name__} {method}")
         balls = [one if isinstance(one, Ball) else Ball(one) for one in inputs]
-        middle = ufunc(*(ball.middle for ball in balls))
+        with np.errstate(divide="ignore", invalid="ignore"):  # the rule refuses what this is about
+            middle = ufunc(*(ball.middle for ball in balls))
         return Ball(middle, (RULES[ufunc](*balls) + UNITS * U * np.abs(middle)) * UP)
 
     def __array_function__(self, function: Any, types: Any, args: tuple, kwargs: dict) -> "Ball":
@@ -53,6 +56,14 @@ class Ball:
         """The largest midpoints, as plain numbers: a softmax may be shifted by any number."""
         return self.middle.max(axis, keepdims=keepdims)
 
+    def ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """The smallest and the largest numbers of the intervals, as rational numbers."""
+        sides = self.middle.ravel(), self.radius.ravel()
+        middle, radius = ([Fraction(*number.as_integer_ratio()) for number in side] for side in sides)
+        low = np.array([m - r for m, r in zip(middle, radius, strict=True)], object)
+        high = np.array([m + r for m, r in zip(middle, radius, strict=True)], object)
+        return low.reshape(self.shape), high.reshape(self.shape)
+
     @property
     def T(self) -> "Ball":
         return Ball(self.middle.T, self.radius.T)
@@ -60,17 +71,6 @@ class Ball:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.middle.shape
-
-    def __add__(self, other): return np.add(self, other)
-    def __radd__(self, other): return np.add(other, self)
-    def __sub__(self, other): return np.subtract(self, other)
-    def __mul__(self, other): return np.multiply(self, other)
-    def __rmul__(self, other): return np.multiply(other, self)
-    def __truediv__(self, other): return np.divide(self, other)
-    def __rtruediv__(self, other): return np.divide(other, self)
-    def __matmul__(self, other): return np.matmul(self, other)
-    def __rmatmul__(self, other): return np.matmul(other, self)
-    def __neg__(self): return np.negative(self)
 
 
 def _product(a: Ball, b: Ball) -> np.ndarray:
@@ -98,5 +98,6 @@ def _root(a: Ball) -> np.ndarray:
 RULES = {
     np.add: lambda a, b: a.radius + b.radius, np.subtract: lambda a, b: a.radius + b.radius, np.negative: lambda a: a.radius,
     np.multiply: _product, np.divide: _quotient, np.matmul: _matrix_product, np.sqrt: _root,
+    np.tanh: lambda a: a.radius,  # whose slope is 1 at most
     np.exp: lambda a: np.exp(a.middle) * np.expm1(a.radius),
 }

@@ -1,7 +1,7 @@
 """LoRA in exact rational numbers, from the definitions alone.
 
-No gradient is derived here. ⟨dy, y⟩ is affine in each entry of x, of A and of B, so that its derivative is the difference of two
-of its values. Arrays have dtype object, and hold Fractions or whole numbers.
+No gradient is derived here. ⟨dy, y⟩ is affine in each entry of x, of A and of B, so that its derivative is the difference of
+two of its values. Arrays have dtype object, and hold Fractions or whole numbers.
 """
 
 from collections.abc import Callable
@@ -91,24 +91,22 @@ def outward(low: np.ndarray, high: np.ndarray, dtype: np.dtype) -> tuple[np.ndar
     return _each(below, low, dtype), _each(above, high, dtype)
 
 
-def _each(rounded: Callable[[Fraction, np.dtype], np.generic], numbers: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    found = np.empty(numbers.shape, dtype)
-    for place in np.ndindex(numbers.shape):
-        found[place] = rounded(Fraction(numbers[place]), dtype)
-    return found
+def _each(rounded: Callable[[Fraction, np.dtype], float], numbers: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    found = [rounded(Fraction(number), dtype) for number in numbers.ravel().tolist()]
+    return np.array(found, dtype).reshape(numbers.shape)
 
 
-def below(number: Fraction, dtype: np.dtype) -> np.generic:
+def below(number: Fraction, dtype: np.dtype) -> float:
     """The largest number of the format that is not above. Raises OverflowError beyond the format's range."""
     with np.errstate(over="ignore"):
         near = np.array(float(number)).astype(dtype)
-    while near.astype(np.float64) > number:
+    while float(near) > number:
         near = np.nextafter(near, np.array(-np.inf).astype(dtype))
-    if np.isneginf(near.astype(np.float64)):
+    if np.isneginf(float(near)):
         raise OverflowError(f"rational.below: {float(number):g} is beyond the range of {dtype}")
-    return (near + np.zeros((), dtype)).astype(dtype)[()]  # −0 becomes 0
+    return float(near) + 0.0  # −0 becomes 0
 
 
-def above(number: Fraction, dtype: np.dtype) -> np.generic:
+def above(number: Fraction, dtype: np.dtype) -> float:
     """The smallest number of the format that is not below. Raises OverflowError beyond the format's range."""
-    return (-below(-number, dtype) + np.zeros((), dtype)).astype(dtype)[()]
+    return 0.0 - below(-number, dtype)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,15 @@ from conformance.subject import Arrays, Layer
 from conformance.truth import rational
 from conformance.truth.case import DTYPES
 from conformance.truth.compare import accepted, alike, expect, mean_bound, spread_bound
-from conformance.vectors import methods
+from conformance.vectors import methods, prefixes
 from conformance.vectors.vector import Answer, Interval, Vector
 from conformance.vectors.ways import ComplexStep, Derived, Rational, answers
 from lora_ref import lora
 from lora_ref.error import bounds
 
 FLOAT64 = np.dtype(np.float64)
+MODULES = dict.fromkeys(methods.OPERATIONS, methods) | dict.fromkeys(prefixes.OPERATIONS, prefixes)
+LAWS = ("initial", "parameters", "refused")  # operations whose answers follow from no arithmetic
 
 
 class NotExact(ArithmeticError):
@@ -27,33 +28,37 @@ class NotExact(ArithmeticError):
 
 def certified(vector: Vector, exact: bool) -> Vector:
     """The vector with its answers. Raises NotExact, or Mismatch if two of the three ways do not agree."""
-    if vector.operation == "initial":
+    if vector.operation in LAWS:
         return replace(vector, answers=laws(vector))
-    lost = ~np.isfinite(vector.given["x"].astype(np.float64)).all(-1) if "x" in vector.given else np.zeros(())
+    lost = ~np.isfinite(vector.given.get("x", np.zeros(1)).astype(np.float64)).all(-1, keepdims=True)
     if lost.any():  # each number of such a row of y depends on one that is not finite
         row = certified(_without(vector), exact).answers["y"]
-        gone = np.broadcast_to(lost[..., None], row.accepted.low.shape)
+        gone = np.broadcast_to(lost, row.accepted.low.shape)
         marked = [Interval(*(np.where(gone, side.dtype.type(np.nan), side) for side in pair)) for pair in row]
         return replace(vector, answers={"y": Answer(*marked)})
     if exact and vector.operation == "sequence":
         _followed(vector, exact)
     right = truth(vector)
     allowed = {} if exact else bound(vector, vector.dtype)
-    agree(vector, right, {} if exact else bound(replace(vector, dtype="float64"), "float64"))
     found = {}
     for name, (low, high) in right.items():
         interval = Interval(*accepted(low, high, allowed.get(name, 0.0), DTYPES[vector.dtype]))
         if exact and not np.array_equal(*interval):
             raise NotExact(f"{vector.id}: {name} is no {vector.dtype}")
         found[name] = Answer(interval, Interval(*rational.outward(low, high, FLOAT64)))
+    agree(vector, right, {} if exact else bound(replace(vector, dtype="float64"), "float64"))
     return replace(vector, answers=found)
 
 
 def laws(vector: Vector) -> dict[str, Answer]:
-    """Of random numbers: what holds for every honest layer, but for one run in 10¹¹."""
+    """What holds for every honest layer by definition; of random numbers, but for one run in 10¹¹."""
     s = vector.settings
-    counts = s["in_features"] * s["rank"], s["in_features"] * s["further_rank"]
-    found = {"zero_factors": (1, 0), "mean": (0, mean_bound(min(counts))), "log_spread": (0, spread_bound(*counts))}
+    found: dict[str, tuple[float, float]] = {"refused": (1, 0)}
+    if vector.operation == "parameters":
+        found = {"parameters": (lora.parameter_count(s["in_features"], s["out_features"], s["rank"]), 0)}
+    if vector.operation == "initial":
+        counts = s["in_features"] * s["rank"], s["in_features"] * s["further_rank"]
+        found = {"zero_factors": (1, 0), "mean": (0, mean_bound(min(counts))), "log_spread": (0, spread_bound(*counts))}
     made = {}
     for name, (middle, margin) in found.items():
         law, width = np.array(middle, FLOAT64), np.array(margin, DTYPES[vector.dtype])
@@ -68,8 +73,10 @@ def _without(vector: Vector) -> Vector:
 
 
 def truth(vector: Vector) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Rational numbers between which each answer lies. They are equal unless the scale has an irrational root: every answer is
-    affine in the scale, so it lies between those of the two rational numbers beside the scale."""
+    """Rational numbers between which each answer lies. They are equal unless a function such as tanh is in it, or the scale has
+    an irrational root: every answer is affine in the scale, so it lies between those of the two rational numbers beside it."""
+    if vector.operation in prefixes.OPERATIONS:
+        return {name: ball.ends() for name, ball in prefixes.enclosed(vector).items()}
     if vector.operation in methods.OPERATIONS:
         return {name: (a, a) for name, a in methods.rational_answers(vector).items()}
     config = vector.case.config
@@ -78,11 +85,12 @@ def truth(vector: Vector) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def agree(vector: Vector, right: dict[str, tuple[np.ndarray, np.ndarray]], bounds64: Arrays) -> None:
-    """Raises Mismatch unless `lora_ref`'s derived answers and those of the complex step are the rational ones: to the bit if there
-    are no bounds, and otherwise to within the bound of the roundings of float64."""
+    """Raises Mismatch unless `lora_ref`'s derived answers and those of the complex step are the rational ones: to the bit if
+    there are no bounds, and otherwise to within the bound of the roundings of float64."""
     ways: dict[str, Callable[[], Arrays]]
-    if vector.operation in methods.OPERATIONS:
-        ways = {"derived": lambda: methods.derived_answers(vector), "complex step": lambda: methods.complex_answers(vector)}
+    module = MODULES.get(vector.operation)
+    if module is not None:
+        ways = {"Derived": lambda: module.derived_answers(vector), "ComplexStep": lambda: module.complex_answers(vector)}
     else:
         ways = {way.__name__: lambda way=way: answers(vector, way(), vector.case.scale) for way in (Derived, ComplexStep)}
     for words, way in ways.items():
@@ -93,9 +101,9 @@ def agree(vector: Vector, right: dict[str, tuple[np.ndarray, np.ndarray]], bound
 
 
 def bound(vector: Vector, precision: str) -> Arrays:
-    """How far an honest layer of that precision may be from each answer: `lora_ref.error.bounds`."""
-    if vector.operation in methods.OPERATIONS:
-        return methods.bound(vector, precision)
+    """How far an honest implementation of that precision may be from each answer."""
+    if vector.operation in prefixes.OPERATIONS:
+        return prefixes.bound(vector, precision)
     case = vector.case
     p = lora.LoRA(case.A, case.B)
     match vector.operation:

@@ -38,10 +38,10 @@ class Verdict:
 
 def read(path: Path) -> tuple[dict[str, str], dict[str, Result]]:
     """The head of a file of results, and the results by id. Raises ValueError for what is none."""
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         return _json(json.loads(text)) if text.lstrip().startswith("{") else _lines(text)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is no file of results: {type(error).__name__}: {error}") from error
 
 
@@ -63,13 +63,16 @@ def _lines(text: str) -> tuple[dict[str, str], dict[str, Result]]:
             case "set" | "program":
                 head[word] = rest
             case "answer":
+                if len(rest.split(" ")) < 2:
+                    raise ValueError(f"line {number} is {line!r}, expected answer, an id, a name and numbers")
                 id, name, *values = rest.split(" ")
                 results.setdefault(id, Result()).answers[name] = [_number(value) for value in values]
             case "unsupported" | "error":
                 id, _, why = rest.partition(" ")
-                results[id] = Result(**{word: why or "no reason"})
+                results[id] = Result(**{word: why or "no reason"})  # pyright: ignore[reportArgumentType] both are words
             case _:
-                raise ValueError(f"line {number} of the results begins with {word!r}, expected set, program, answer, unsupported or error")
+                expected = "set, program, answer, unsupported or error"
+                raise ValueError(f"line {number} begins with {word!r}, expected {expected}")
     return head, results
 
 
@@ -105,7 +108,8 @@ def _judged(vector: Vector, result: Result | None) -> Verdict:
     for name, answer in vector.answers.items():
         shape, values = answer.accepted.low.shape, np.array(result.answers[name], np.float64)
         if values.size != answer.accepted.low.size:
-            return Verdict(vector, "fail", Mismatch(name, f"{values.size} numbers", f"{answer.accepted.low.size}, shape {shape}"))
+            failure = Mismatch(name, f"{values.size} numbers", f"{answer.accepted.low.size}, shape {shape}")
+            return Verdict(vector, "fail", failure)
         found[name] = values.reshape(shape)
     try:
         killers.judge(vector, found)
@@ -115,8 +119,8 @@ def _judged(vector: Vector, result: Result | None) -> Verdict:
 
 
 def likely_faults(verdicts: list[Verdict]) -> list[str]:
-    """The known faults that give the same wrong answers, the likeliest first: the one that fails most of the vectors that failed,
-    and fewest of the others."""
+    """The known faults that give the same wrong answers, the likeliest first: the one that fails most of the vectors that
+    failed, and fewest of the others."""
     failed = [verdict for verdict in verdicts if verdict.status == "fail" and verdict.found]
     sample = failed[:: max(1, len(failed) // SAMPLE)][:SAMPLE]
     if not sample:
@@ -124,25 +128,30 @@ def likely_faults(verdicts: list[Verdict]) -> list[str]:
     candidates = set.intersection(*(set(verdict.vector.kills) for verdict in sample))
     alikes = {m.name: m for m in killers.faults(sample[0].vector) if m.name in candidates
               and all(_same(m, verdict) for verdict in sample)}
-    wrong = {verdict.vector.id for verdict in failed}
+    wrong, about = {verdict.vector.id for verdict in failed}, {verdict.vector.requirement for verdict in failed}
     told = {verdict.vector.id: set(verdict.vector.kills) for verdict in verdicts if verdict.status in ("pass", "fail")}
 
-    def likeness(name: str) -> float:
+    def likeness(name: str) -> tuple[float, int, int]:
+        """Among equals, first those that are known to fail these requirements, and then those that were reported in public."""
         kills = {id for id, names in told.items() if name in names}
-        return len(kills & wrong) / len(kills | wrong)
+        return len(kills & wrong) / len(kills | wrong), len(about & set(alikes[name].kills)), len(alikes[name].reports)
 
-    return [f"{alikes[name].words} ({name})" for name in sorted(alikes, key=likeness, reverse=True)]
+    return [f"{alikes[name].words.rstrip('.')} ({name})" for name in sorted(alikes, key=likeness, reverse=True)]
 
 
 def _same(mutant: killers.Mutant, verdict: Verdict) -> bool:
     try:
         its = killers.ask(mutant, verdict.vector)
-    except Exception:
+    except Exception:  # it has no answer to compare
         return False
     for name, answer in verdict.vector.answers.items():
         low, high = answer.accepted
-        if name not in its or not alike(its[name].astype(low.dtype), verdict.found[name].astype(low.dtype), (wide(high) - wide(low)) / 2):
+        if name not in its:
             return False
+        got, wrong = (array.astype(low.dtype) for array in (verdict.found[name], its[name]))
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
+            if not alike(got, wrong, (wide(high) - wide(low)) / 2):
+                return False
     return True
 
 

@@ -31,8 +31,9 @@ from conformance.vectors.vector import Vector, settings_of
 TRIES = 3000  # draws of one case; few of them are exact in a half format
 SINGLE, HALF = ("float32", "float64"), ("float16", "bfloat16")
 ALL = (*SINGLE, *HALF)
-GIVEN = {"forward": "W b A B x", "backward": "W b A B x dy", "merge": "W b A B", "fresh": "W b x", "dropout": "W b A B x dy mask",
-         "several": "W b A B x", "sequence": "W b A B x dy"}
+GIVEN = {"forward": "W b A B x", "backward": "W b A B x dy", "merge": "W b A B", "fresh": "W b x",
+         "dropout": "W b A B x dy mask", "several": "W b A B x", "sequence": "W b A B x dy",
+         "refused": "W b A B x dy", "parameters": "W b"}
 TRAIN = ("forward", "backward", "step")
 CYCLE = ("merge", "unmerge")
 
@@ -55,6 +56,10 @@ def base_away(case: Case) -> Case:
 
 def empty(case: Case) -> Case:
     return case.replace(x=case.x[:0], dy=case.dy[:0])
+
+
+def too_wide(case: Case) -> Case:
+    return case.replace(x=np.concatenate([case.x, case.x[..., :1]], -1))
 
 
 def one_not_finite(case: Case) -> Case:
@@ -96,6 +101,8 @@ FAMILIES = (
     Family("GRAD-14", "backward", SINGLE, 1, {"leading": (3, 4), "rows": (4, 6)}),
     Family("GRAD-14", "backward", SINGLE, 1, change=empty, asks=("dx",)),  # no dA is as good as zero
     Family("GRAD-19", "backward", SINGLE, 1, LARGE),
+    Family("INPUT-01", "refused", ("float32",), 2, change=too_wide),
+    Family("PARAM-01", "parameters", ("float32",), 2),
     Family("PARAM-04", "sequence", SINGLE, 2, asks=("A", "B"), more={"steps": TRAIN, "lr": RATE}),
     Family("SCALE-01", "forward", levels={"rank": (2, 3, 5, 6), "in": (7, 8), "out": (9, 10)}, change=base_away),
     Family("SCALE-02", "forward", SINGLE, 2, ODD, real=True, change=lambda case: base_away(case.replace(alpha=16.0))),
@@ -117,8 +124,8 @@ FAMILIES = (
     Family("DROP-02", "dropout", SINGLE, 2, change=lambda case: case.replace(dropout=0.5, B=0 * case.B), asks=("y",)),
     Family("DROP-04", "dropout", SINGLE, 2, change=lambda case: case.replace(dropout=0.5)),
     Family("DROP-09", "dropout", SINGLE, 1, change=lambda case: case.replace(dropout=0.5, B=0 * case.B), asks=("dx",)),
-    Family("STATE-09", "sequence", SINGLE, 2, {"rows": (1, 2), "in": (3, 5), "rank": (2,), "scale": ("4", "-1/4")}, asks=("y", "A", "B", "W"),
-           more={"steps": (*TRAIN, *CYCLE, "zero_grad", *TRAIN, *CYCLE), "lr": RATE}),
+    Family("STATE-09", "sequence", SINGLE, 2, {"rows": (1, 2), "in": (3, 5), "rank": (2,), "scale": ("4", "-1/4")},
+           asks=("y", "A", "B", "W"), more={"steps": (*TRAIN, *CYCLE, "zero_grad", *TRAIN, *CYCLE), "lr": RATE}),
     Family("STATE-12", "sequence", ("float32",), 3, real=True, asks=("y", "A", "B", "W"),
            more={"steps": (*TRAIN, *CYCLE, "zero_grad", *TRAIN), "lr": RATE}),
     Family("DTYPE-03", "forward", ("float16",), 3, real=True),
@@ -136,6 +143,9 @@ FAMILIES = (
     Family("ADAPT-03", "adapter", SINGLE, 2),
     Family("PTUNE-08", "prompts", SINGLE, 2, asks=("y",)),
     Family("PTUNE-09", "prompts", SINGLE, 2),
+    Family("PREFIX-02", "attention", SINGLE, 2, real=True),
+    Family("PREFIX-07", "network", SINGLE, 2, real=True, asks=("keys", "values")),
+    Family("PREFIX-08", "network", SINGLE, 2, real=True),
 )
 
 
@@ -166,8 +176,9 @@ def vector(plan: Planned, seed: int, attempt: int = 0) -> Vector:
     if family.operation == "initial":
         own = {"in_features": 768, "out_features": 64, "rank": 4, "further_rank": 32, "alpha": 8.0}
         return Vector(id, family.requirement, family.operation, dtype, own, {})
-    if family.operation in ("adapter", "prompts"):
-        return Vector(id, family.requirement, family.operation, dtype, *_method(family.operation, dtype, rng))
+    method = {"adapter": _adapter, "prompts": _prompts, "network": _network, "attention": _attention}.get(family.operation)
+    if method is not None:
+        return Vector(id, family.requirement, family.operation, dtype, *method(dtype, rng))
     case = next(case for case in (_case(family, dtype, rng) for _ in range(TRIES)) if case is not None)
     case = family.change(case)
     arrays: dict[str, np.ndarray | None] = {name: getattr(case, name, None) for name in GIVEN[family.operation].split()}
@@ -190,7 +201,7 @@ def _case(family: Family, dtype: str, rng: np.random.Generator) -> Case | None:
     for name, among in (small | family.levels).items():
         levels[name] = among[rng.integers(len(among))]
     sizes = [int(levels[name]) for name in ("rows", "in", "out", "rank")]
-    if len(set(sizes[1:])) < 3 and family.levels is not SQUARE or levels["scaling"] == "rslora" and not family.real and sizes[3] != 4:
+    if len(set(sizes[1:])) < 3 and family.levels is not SQUARE:
         return None
     if family.real:
         return _real(levels, sizes, dtype, rng)
@@ -214,7 +225,8 @@ def _real(levels: dict, sizes: list[int], dtype: str, rng: np.random.Generator) 
 def _several(case: Case, rng: np.random.Generator) -> Case | None:
     config, others = case.config, []
     for name, rank in (("second", 1), ("third", 2 if config.scaling == "standard" else 4)):
-        A, B = (rng.integers(-2, 3, shape).astype(case.dtype) for shape in ((config.in_features, rank), (rank, config.out_features)))
+        shapes = (config.in_features, rank), (rank, config.out_features)
+        A, B = (rng.integers(-2, 3, shape).astype(case.dtype) for shape in shapes)
         alpha = EXACT_SCALES[rng.integers(5)] * (rank if config.scaling == "standard" else rank**0.5)
         others.append(FurtherAdapter(name, A, B, alpha))
     weights = tuple(WEIGHTS[rng.integers(len(WEIGHTS))] for _ in range(3))
@@ -222,18 +234,34 @@ def _several(case: Case, rng: np.random.Generator) -> Case | None:
     return whole if exact_together(whole) and all_differ(whole) else None
 
 
-def _method(operation: str, dtype: str, rng: np.random.Generator) -> tuple[dict, dict[str, np.ndarray]]:
-    """Small whole numbers, and biases that are odd multiples of a half: so no number comes to the kink of ReLU."""
-    def whole(*shape: int) -> np.ndarray:
-        return rng.integers(-3, 4, shape).astype(DTYPES[dtype])
+Method = tuple[dict[str, Any], dict[str, np.ndarray]]  # settings and arrays
 
-    def half(*shape: int) -> np.ndarray:
-        return whole(*shape) + DTYPES[dtype].type(0.5)
 
-    rows, width, hidden, e = 3, 5, 4, 3
-    if operation == "prompts":
-        return {}, {"E": whole(rows, e), "W1": whole(hidden, e), "b1": half(hidden), "W2": whole(width, hidden), "b2": whole(width),
-                    "dy": whole(rows, width)}
-    scale = (4.0, -0.5, 0.25)[rng.integers(3)]
-    return {"scale": scale}, {"x": whole(rows, width), "D": whole(width, hidden), "d": half(hidden), "U": whole(hidden, width),
-                              "u": whole(width), "dy": whole(rows, width)}
+def _whole(dtype: str, rng: np.random.Generator, *shapes: tuple[int, ...]) -> list[np.ndarray]:
+    return [rng.integers(-3, 4, shape).astype(DTYPES[dtype]) for shape in shapes]
+
+
+def _adapter(dtype: str, rng: np.random.Generator) -> Method:
+    """Whole numbers, and d of odd multiples of a half: so no number comes to the kink of ReLU."""
+    x, D, d, U, u, dy = _whole(dtype, rng, (3, 5), (5, 4), (4,), (4, 5), (5,), (3, 5))
+    return {"scale": (4.0, -0.5, 0.25)[rng.integers(3)]}, {"x": x, "D": D, "d": d + d.dtype.type(0.5), "U": U, "u": u, "dy": dy}
+
+
+def _prompts(dtype: str, rng: np.random.Generator) -> Method:
+    """As in `_adapter`."""
+    E, W1, b1, W2, b2, dy = _whole(dtype, rng, (3, 3), (4, 3), (4,), (5, 4), (5,), (3, 5))
+    return {}, {"E": E, "W1": W1, "b1": b1 + b1.dtype.type(0.5), "W2": W2, "b2": b2, "dy": dy}
+
+
+def _network(dtype: str, rng: np.random.Generator) -> Method:
+    layers, length, width, hidden = 2, 3, 4, 5
+    shapes = {"E": (length, width), "W1": (hidden, width), "b1": (hidden,), "W2": (2 * layers * width, hidden),
+              "b2": (2 * layers * width,), "dkeys": (layers, length, width), "dvalues": (layers, length, width)}
+    return {"layers": layers}, {name: normals(rng, shape, 0.5, dtype) for name, shape in shapes.items()}
+
+
+def _attention(dtype: str, rng: np.random.Generator) -> Method:
+    T, length, heads, kv_heads, size = 4, 3, 4, 2, 3
+    shapes = {"q": (T, heads * size), "k": (T, kv_heads * size), "v": (T, kv_heads * size),
+              "P_k": (length, kv_heads * size), "P_v": (length, kv_heads * size)}
+    return {"heads": heads, "kv_heads": kv_heads}, {name: normals(rng, shape, 1.0, dtype) for name, shape in shapes.items()}

@@ -5,9 +5,9 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
-from contextlib import suppress
 from pathlib import Path
 
 from conformance.vectors import files

@@ -10,21 +10,27 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from conformance import __version__
-from conformance.requirements import all_requirements
+from conformance.requirements import Requirement, all_requirements
 from conformance.truth.case import DTYPES
-from conformance.vectors import FORMAT, layer, methods
+from conformance.vectors import FORMAT, layer, methods, prefixes
 from conformance.vectors.vector import Answer, Interval, Vector
 
 MANIFEST, TEXT = "manifest.json", "vectors.txt"
 SCHEMAS = ("vectors.schema.json", "results.schema.json")
-OPERATIONS = layer.OPERATIONS | methods.OPERATIONS
-REQUIREMENTS = {r.id: r for r in all_requirements()}
+OPERATIONS = layer.OPERATIONS | methods.OPERATIONS | prefixes.OPERATIONS
+
+
+@cache
+def requirements() -> dict[str, Requirement]:
+    """By id."""
+    return {requirement.id: requirement for requirement in all_requirements()}
 
 
 def spelled(array: np.ndarray) -> dict[str, Any]:
@@ -50,7 +56,7 @@ def array_of(spelt: dict[str, Any]) -> np.ndarray:
 
 
 def as_dict(vector: Vector) -> dict[str, Any]:
-    requirement = REQUIREMENTS[vector.requirement]
+    requirement = requirements()[vector.requirement]
     return {
         "id": vector.id, "requirement": vector.requirement, "level": requirement.level, "note": requirement.why,
         "dtype": vector.dtype, "settings": vector.settings,
@@ -89,11 +95,12 @@ def contents(vectors: list[Vector], seed: int) -> dict[str, bytes]:
         of = [vector for vector in vectors if vector.operation == operation]
         if of:
             head = {"format": FORMAT, "operation": operation, "does": OPERATIONS[operation]}
-            sentences = {id: REQUIREMENTS[id].sentence for id in sorted({vector.requirement for vector in of})}
+            sentences = {id: requirements()[id].sentence for id in sorted({vector.requirement for vector in of})}
             rows = ",\n".join(json.dumps(as_dict(vector), ensure_ascii=False, allow_nan=False) for vector in of)
             start = json.dumps(head | {"requirements": sentences}, ensure_ascii=False, indent=1)[:-2]
             found[f"{operation}.json"] = f'{start},\n "vectors": [\n{rows}\n]}}\n'.encode()
-    found[TEXT] = ("\n".join(line for vector in vectors for line in _lines(vector)) + "\n").encode()
+    ordered = sorted(vectors, key=lambda vector: list(OPERATIONS).index(vector.operation))
+    found[TEXT] = ("\n".join(line for vector in ordered for line in _lines(vector)) + "\n").encode()
     for name in SCHEMAS:
         found[name] = (Path(__file__).parent / name).read_bytes()
     listed = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in sorted(found.items())}

@@ -1,8 +1,8 @@
 """Which known faults a vector shows, and how clearly. The faults are run; nothing about them is written down."""
 
 import warnings
-from copy import copy
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -13,13 +13,13 @@ from conformance.mutants.honest_model import HonestModel
 from conformance.record.trace import SubjectError
 from conformance.subject import Arrays, Unsupported
 from conformance.truth.compare import Mismatch, expect, expect_between, wide
-from conformance.vectors import layer, methods
+from conformance.vectors import layer, methods, prefixes
 from conformance.vectors.vector import Answer, Vector
 
 
 def new(subject: LayerSubject) -> LayerSubject:
-    """The same subject with a class of layers of its own. Some faults keep something in the class, and would remember the vectors
-    before this one."""
+    """The same subject with a class of layers of its own. Some faults keep something in the class, and would remember the
+    vectors before this one."""
     kept = {name: copy(value) for name, value in vars(subject.layer).items() if isinstance(value, list | dict)}
     return replace(subject, layer=type(subject.layer.__name__, (subject.layer,), kept | {"__doc__": subject.layer.__doc__}))
 
@@ -27,7 +27,7 @@ def new(subject: LayerSubject) -> LayerSubject:
 def ask(subject: LayerSubject, vector: Vector) -> Arrays:
     """What the subject answers. Raises Unsupported, SubjectError, and what a broken model raises."""
     subject = new(subject)
-    module = methods if vector.operation in methods.OPERATIONS else layer
+    module = next(module for module in (layer, methods, prefixes) if vector.operation in module.OPERATIONS)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         return module.ask(subject, vector)
@@ -42,12 +42,12 @@ def judge(vector: Vector, found: Arrays) -> None:
 
 def faults(vector: Vector) -> Iterator[Mutant]:
     """The known faults of the kind of subject that the vector is about."""
-    kind = HonestModel if vector.operation in methods.OPERATIONS else Honest
+    kind = Honest if vector.operation in layer.OPERATIONS else HonestModel
     return (mutant for mutant in all_mutants() if issubclass(mutant.layer, kind))
 
 
 def honest(vector: Vector) -> Iterator[LayerSubject]:
-    kind = HonestModel if vector.operation in methods.OPERATIONS else Honest
+    kind = Honest if vector.operation in layer.OPERATIONS else HonestModel
     return (subject for subject in honest_subjects() if issubclass(subject.layer, kind))
 
 
@@ -60,8 +60,8 @@ def seen(vector: Vector) -> Vector:
         except (Unsupported, SubjectError):  # it may refuse
             continue
         except Mismatch as failure:
-            raise Mismatch(f"{vector.id}, {failure.what} of the honest {subject.name}{failure.where}", failure.got, failure.want) \
-                from failure
+            what = f"{vector.id}, {failure.what} of the honest {subject.name}{failure.where}"
+            raise Mismatch(what, failure.got, failure.want) from failure
     distances = {m.name: distance for m in faults(vector) if (distance := distance_of(m, vector)) is not None}
     finite = {name: distance for name, distance in distances.items() if np.isfinite(distance)}
     nearest = min(finite, key=finite.__getitem__, default="")
@@ -70,8 +70,8 @@ def seen(vector: Vector) -> Vector:
 
 
 def distance_of(mutant: Mutant, vector: Vector) -> float | None:
-    """How far the fault moves the answers, in units of what is allowed. Infinite if it gives an error, or no numbers. None if its
-    answers are accepted, or it offers none."""
+    """How far the fault moves the answers, in units of what is allowed. Infinite if it gives an error, or no numbers. None if
+    its answers are accepted, or it offers none."""
     try:
         found = ask(mutant, vector)
     except Unsupported:

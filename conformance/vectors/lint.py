@@ -11,12 +11,9 @@ import numpy as np
 from conformance.mutants import all_mutants
 from conformance.truth import rational
 from conformance.vectors import files
-from conformance.vectors.certify import truth
-from conformance.vectors.files import REQUIREMENTS
+from conformance.vectors.certify import LAWS, truth
 from conformance.vectors.killers import distance_of
 from conformance.vectors.vector import Vector
-
-MUTANTS = {mutant.name: mutant for mutant in all_mutants()}
 
 
 def problems(folder: Path, progress: Callable[[int, int, str], None] = lambda done, all, id: None) -> Iterator[str]:
@@ -38,9 +35,11 @@ def by_schema(folder: Path) -> Iterator[str]:
     """What the JSON Schema says. Raises ImportError without jsonschema, a package of the extra "test"."""
     from jsonschema import Draft202012Validator
 
-    schema = Draft202012Validator(json.loads((folder / files.SCHEMAS[0]).read_text(encoding="utf-8")))
+    parts = json.loads((folder / files.SCHEMAS[0]).read_text(encoding="utf-8"))["$defs"]
     for file in sorted(folder.glob("*.json")):
         if file.name not in files.SCHEMAS:
+            kind = "manifest" if file.name == files.MANIFEST else "operation"
+            schema = Draft202012Validator({"$ref": f"#/$defs/{kind}", "$defs": parts})
             for error in schema.iter_errors(json.loads(file.read_text(encoding="utf-8"))):
                 yield f"{file.name}: {error.json_path}: {error.message[:200]}"
 
@@ -74,18 +73,19 @@ def _spelling(folder: Path, manifest: dict) -> Iterator[str]:
 
 
 def _wrong(vector: Vector) -> Iterator[str]:
-    if vector.requirement not in REQUIREMENTS:
+    if vector.requirement not in files.requirements():
         yield f"there is no requirement {vector.requirement}"
-    unknown = set(vector.kills) - set(MUTANTS)
+    known = {mutant.name: mutant for mutant in all_mutants()}
+    unknown = set(vector.kills) - set(known)
     if unknown:
         yield f"there is no mutant {', '.join(sorted(unknown))}"
     if vector.nearest not in (*vector.kills, ""):
         yield f"the nearest fault is {vector.nearest}, which it does not kill"
-    idle = [name for name in vector.kills if name in MUTANTS and distance_of(MUTANTS[name], vector) is None]
+    idle = [name for name in vector.kills if name in known and distance_of(known[name], vector) is None]
     if idle:
         yield f"it does not kill {', '.join(idle)}"
     finite = all(np.isfinite(array.astype(np.float64)).all() for array in vector.given.values())
-    right = truth(vector) if finite and vector.operation != "initial" else {}
+    right = truth(vector) if finite and vector.operation not in LAWS else {}
     for name, answer in vector.answers.items():
         low, high = answer.certified
         if name in right:

@@ -40,8 +40,9 @@ def ask(subject: Subject, vector: Vector) -> Arrays:
     own = {"method": "ptuning", "positions": tuple(range(len(given["E"]))), "encoder": "mlp", "hidden_size": given["b1"].size} \
         if prompts else {"method": "adapter", "form": "pfeiffer", "bottleneck": given["d"].size, "nonlinearity": "relu",
                          "adapter_scale": vector.settings["scale"]}
-    config = ModelConfig(vocabulary=2, width=width, layers=1, heads=1, mlp_width=2, context=9, kv_heads=1, dtype=vector.dtype, **own)
-    model: Any = kind(config, {})
+    base = {"vocabulary": 2, "width": width, "layers": 1, "heads": 1, "mlp_width": 2, "context": 9, "kv_heads": 1}
+    made: Any = kind
+    model = made(ModelConfig(**base, **own, dtype=vector.dtype), {})
     model.p = {path: given[name] for name, path in names.items()}
     model.begin()
     model.leaves = {}

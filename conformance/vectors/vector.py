@@ -20,8 +20,8 @@ class Interval(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """`accepted` is in the format of the vector, and `certified`, which holds the exact real numbers, is in float64. Where low is
-    NaN, a number is asked for that is not finite."""
+    """`accepted` is in the format of the vector, and `certified`, which holds the exact real numbers, is in float64. Where low
+    is NaN, a number is asked for that is not finite."""
 
     accepted: Interval
     certified: Interval
@@ -53,14 +53,16 @@ class Vector:
     def case(self) -> Case:
         """The layer of the vector as a Case. Arrays that it does not give are zero."""
         s, given = self.settings, self.given
-        config = LayerConfig(**{name: s[name] for name in CONFIG}, dtype=self.dtype, dropout=s.get("dropout", 0.0))
+        config = LayerConfig(**{name: s[name] for name in CONFIG}, dtype=self.dtype, dropout=s.get("dropout", 0.0),
+                             seed=1)  # a known fault takes 0 for no seed
         shape = given["x"].shape[:-1] if "x" in given else (1,)
         shapes = {"x": (*shape, config.in_features), "dy": (*shape, config.out_features),
                   "A": (config.in_features, config.rank), "B": (config.rank, config.out_features)}
-        arrays = {name: given.get(name, np.zeros(shape, DTYPES[self.dtype])) for name, shape in shapes.items()}
+        x, dy, A, B = (given.get(name, np.zeros(shape, DTYPES[self.dtype])) for name, shape in shapes.items())
         others = tuple(FurtherAdapter(name, given[f"{name}.A"], given[f"{name}.B"], alpha)
                        for name, alpha in s.get("further", {}).items())
-        return Case(config, given["W"], given.get("b"), others=others, weights=tuple(s.get("weights", {}).values()), **arrays)
+        weights = tuple(s.get("weights", {}).values())
+        return Case(config, given["W"], given.get("b"), A, B, x, dy, others=others, weights=weights)
 
 
 def settings_of(case: Case) -> dict[str, Any]:
