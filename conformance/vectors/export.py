@@ -12,7 +12,8 @@ from pathlib import Path
 
 from conformance.vectors import files
 from conformance.vectors.certify import NotExact, certified
-from conformance.vectors.choose import FAMILIES, Planned, planned, vector
+from conformance.vectors.choose import Planned, planned, vector
+from conformance.vectors.families import FAMILIES
 from conformance.vectors.killers import seen
 from conformance.vectors.vector import Vector
 

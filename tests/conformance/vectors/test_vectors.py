@@ -18,7 +18,7 @@ from conformance.mutants import all_mutants, honest_subjects
 from conformance.record.trace import SubjectError
 from conformance.run.loading import load
 from conformance.subject import Unsupported
-from conformance.vectors import check, choose, files, killers, layer, ways
+from conformance.vectors import check, choose, families, files, killers, layer, ways
 from conformance.vectors.certify import NotExact, certified
 from conformance.vectors.vector import Vector
 
@@ -83,14 +83,14 @@ def test_another_seed_gives_other_numbers_under_the_same_ids():
     plans = choose.planned(set())
     assert len({plan.id for plan in plans}) == len(plans)
     for plan in plans[::9]:
-        if choose.FAMILIES[plan.family].operation != "initial":  # which has settings alone
+        if families.FAMILIES[plan.family].operation != "initial":  # which has settings alone
             first, second = (choose.vector(plan, seed) for seed in (0, 1))
             assert any(not np.array_equal(first.given[name], second.given[name]) for name in first.given)
 
 
 def test_every_operation_and_format_has_vectors():
     plans = choose.planned(set())
-    assert {choose.FAMILIES[plan.family].operation for plan in plans} == set(files.OPERATIONS)
+    assert {families.FAMILIES[plan.family].operation for plan in plans} == set(files.OPERATIONS)
     assert {plan.dtype for plan in plans} == {"float32", "float64", "float16", "bfloat16"}
     assert {plan.id.rpartition("-")[0].rpartition("-")[0] for plan in plans} <= set(files.requirements())
 
@@ -157,7 +157,7 @@ def test_a_file_that_is_not_that_of_the_manifest_is_told(few, capsys):
 
 
 def test_two_ways_that_do_not_agree_make_no_vector(monkeypatch):
-    plan = next(plan for plan in choose.planned({"GRAD"}) if choose.FAMILIES[plan.family].asks == ("dA",))
+    plan = next(plan for plan in choose.planned({"GRAD"}) if families.FAMILIES[plan.family].asks == ("dA",))
     vector = choose.vector(plan, 0)
     certified(vector, True)
     own = ways.Derived.gradients
@@ -167,7 +167,7 @@ def test_two_ways_that_do_not_agree_make_no_vector(monkeypatch):
 
 
 def test_an_exact_vector_that_could_round_is_none():
-    plan = next(plan for plan in choose.planned({"FWD"}) if choose.FAMILIES[plan.family].real)
+    plan = next(plan for plan in choose.planned({"FWD"}) if families.FAMILIES[plan.family].real)
     with pytest.raises(NotExact):
         certified(choose.vector(plan, 0), True)
 
