@@ -148,8 +148,8 @@ def _same(mutant: killers.Mutant, verdict: Verdict) -> bool:
         low, high = answer.accepted
         if name not in its:
             return False
-        got, wrong = (array.astype(low.dtype) for array in (verdict.found[name], its[name]))
-        with np.errstate(invalid="ignore"):  # infinity minus infinity
+        with np.errstate(invalid="ignore", over="ignore"):  # infinity minus infinity, and what is beyond the format
+            got, wrong = (array.astype(low.dtype) for array in (verdict.found[name], its[name]))
             if not alike(got, wrong, (wide(high) - wide(low)) / 2):
                 return False
     return True

@@ -69,7 +69,7 @@ def test_between_takes_both_ends_and_asks_for_what_is_not_finite():
     low, high = np.array([1.0, np.nan], np.float32), np.array([1.5, np.nan], np.float32)
     assert expect_between(np.array([1.0, np.inf]), low, high, "y") == 1
     assert expect_between(np.array([1.25, np.nan]), low, high, "y") == 0
-    for wrong in ([1.6, np.nan], [np.nan, np.nan], [1.2, 3.0]):
+    for wrong in ([1.6, np.nan], [np.nan, np.nan], [1.2, 3.0], [1e300, np.nan]):
         with pytest.raises(Mismatch):
             expect_between(np.array(wrong), low, high, "y")
     with pytest.raises(Mismatch, match="shape"):
