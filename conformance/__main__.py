@@ -15,7 +15,7 @@ from conformance import __version__
 from conformance.report import ascii
 
 COMMANDS = ("run", "look", "list", "explain", "selftest", "bench", "subjects", "conventions", "findings", "init", "file",
-            "corpus", "exchange", "page", "gpu", "release")
+            "corpus", "exchange", "page", "vectors", "fixtures", "gpu", "release")
 EXAMPLES = """\
 examples:
   conformance run                            lora_torch, this project's layer
@@ -31,6 +31,7 @@ examples:
   conformance init my_subject.py             a subject to start from
   conformance init --language c my_lora.c    a program to start from
   conformance subjects --install flax_nnx    a library, in an environment
+  conformance vectors export vectors         test vectors for any language
   conformance gpu out                        everything that needs a GPU
 
 exit status:

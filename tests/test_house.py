@@ -36,7 +36,8 @@ def test_the_two_writings_are_independent(package):
 FLOORS = (  # from the ground: a module may import from its own floor and from those before it
     ("subject", "model", "loader", "torch", "torch_experiments"), ("truth",), ("record",), ("drivers",), ("files",),
     ("requirements",),
-    ("subjects", "mutants"), ("run",), ("bench", "findings"), ("report",), ("commands", "skeletons"), ("__main__",),
+    ("subjects", "mutants"), ("run",), ("bench", "findings", "vectors", "fixtures"), ("report",),
+    ("commands", "skeletons"), ("__main__",),
 )
 FLOOR = {part: height for height, parts in enumerate(FLOORS) for part in parts}
 

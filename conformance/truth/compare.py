@@ -16,6 +16,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from conformance.truth import rational
 from lora_ref.error import noise
 from lora_ref.error.bounds import PRECISIONS
 
@@ -88,6 +89,30 @@ def expect_within(got, want, bound, what: str) -> float:
     return float((error[inside] / bound[inside]).max()) if inside.any() else 0.0
 
 
+def accepted(low: np.ndarray, high: np.ndarray, bound, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """For each component the smallest and the largest number of the format that lie within the bound of a right answer, which
+    is between the rational numbers `low` and `high`."""
+    margin = rational.exact(np.broadcast_to(np.asarray(bound, np.float64), low.shape))
+    return rational.inward(low - margin, high + margin, dtype)
+
+
+def expect_between(got, low: np.ndarray, high: np.ndarray, what: str) -> float:
+    """Demands low ≤ got ≤ high of each component, after it was rounded to their format. Where low is NaN, it demands NaN or
+    infinity. Returns the largest distance from the middle, in units of half the width."""
+    got = np.asarray(got)
+    _same_shape(got, low, what)
+    with np.errstate(over="ignore"):  # what is beyond the format becomes infinite
+        got, low, high = (array.astype(low.dtype).astype(np.float64) for array in (got, low, high))
+    lost = np.isnan(low)
+    middle, half = (low + high) / 2, np.where(lost, 0, (high - low) / 2)
+    wrong = np.where(lost, np.isfinite(got), ~((low <= got) & (got <= high)))
+    error = np.abs(got - middle)
+    if wrong.any():
+        raise _at(what, wide(got), wide(middle), half, wrong)
+    inside = half > 0
+    return float((error[inside] / half[inside]).max()) if inside.any() else 0.0
+
+
 def expect_within_spread(got, want, deviation, what: str) -> float:
     """Demands that each component is within `reach()` times its standard deviation. An honest error exceeds that with
     probability ALARM: the deviation is estimated from `lora_ref.error.noise.RUNS` runs, so error / deviation has Student's
@@ -156,7 +181,7 @@ def expect(condition, what: str, got, want) -> None:
 def expect_zero_mean(sample: np.ndarray, what: str) -> float:
     """Demands mean zero of independent draws from one symmetric, light-tailed distribution (normal, uniform)."""
     sample = wide(sample).ravel()
-    bound = _z(ALARM) * float(sample.std()) / math.sqrt(sample.size)
+    bound = mean_bound(sample.size) * float(sample.std())
     return _statistic(float(sample.mean()), 0.0, bound, what)
 
 
@@ -165,7 +190,7 @@ def expect_same_spread(first: np.ndarray, second: np.ndarray, what: str) -> floa
     1/(2 N) for normal draws, and less for uniform ones."""
     first, second = wide(first).ravel(), wide(second).ravel()
     expect(first.std() > 0 and second.std() > 0, what, "one without any spread", "two with a spread")
-    bound = _z(ALARM) * math.sqrt(1 / (2 * first.size) + 1 / (2 * second.size))
+    bound = spread_bound(first.size, second.size)
     return _statistic(math.log(float(first.std())) - math.log(float(second.std())), 0.0, bound, what)
 
 
@@ -290,6 +315,16 @@ def _statistic(got: float, want: float, bound: float, what: str) -> float:
     if not error <= bound:
         raise Mismatch(what, got, want, error=error, bound=bound)
     return error / bound if bound else 0.0
+
+
+def mean_bound(count: int) -> float:
+    """What the mean of so many independent draws of mean 0 exceeds with probability ALARM, in units of their deviation."""
+    return _z(ALARM) / math.sqrt(count)
+
+
+def spread_bound(*counts: int) -> float:
+    """What the log of the ratio of the deviations of two such samples exceeds with probability ALARM."""
+    return _z(ALARM) * math.sqrt(sum(1 / (2 * count) for count in counts))
 
 
 def _z(alarm: float) -> float:
