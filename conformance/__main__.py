@@ -14,7 +14,7 @@ from typing import Any
 from conformance import __version__
 
 COMMANDS = ("run", "look", "list", "explain", "selftest", "bench", "subjects", "conventions", "findings", "init", "file",
-            "corpus", "exchange", "gpu", "release")
+            "corpus", "exchange", "probe", "gpu", "release")
 EXAMPLES = """\
 examples:
   conformance run                            lora_torch, this project's layer
