@@ -15,7 +15,7 @@ from conformance import __version__
 from conformance.report import ascii
 
 COMMANDS = ("run", "look", "list", "explain", "selftest", "bench", "subjects", "conventions", "findings", "init", "file",
-            "corpus", "exchange", "page", "vectors", "fixtures", "gpu", "release")
+            "corpus", "exchange", "probe", "page", "vectors", "fixtures", "gpu", "release")
 EXAMPLES = """\
 examples:
   conformance run                            lora_torch, this project's layer

@@ -145,6 +145,19 @@ def reach() -> float:
     return _student(ALARM, noise.RUNS)
 
 
+def noise_reach(first: int, second: int) -> float:
+    """How many times as large as that of `second` independent draws the root mean square of `first` draws of the same noise may
+    be: an honest one is larger with probability ALARM. The log of a root mean square of n normal draws has variance 1/(2 n).
+    Draws that are means of several numbers, such as those of one prompt, vary less."""
+    return math.exp(_z(ALARM) * math.sqrt(1 / (2 * first) + 1 / (2 * second)))
+
+
+def smallest_noise(spread: float) -> float:
+    """The noise of a program that computes in float32, as the truth of a probe does, if random relative errors of size 1 in the
+    place of each of its roundings would move the answers by `spread`."""
+    return noise.ROUNDINGS * PRECISIONS["float32"].u * spread
+
+
 def alike(first, second, bound) -> bool:
     """Whether two answers may come from one formula: they are equal, or differ by no more than twice the bound."""
     first, second = wide(first), wide(second)
