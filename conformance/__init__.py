@@ -10,12 +10,13 @@ if sys.argv[:1] == ["-m"] and sys.path[:1] == [os.getcwd()] and not __file__.sta
     del sys.path[0]
 
 if TYPE_CHECKING:
+    from conformance.loader import Loader
     from conformance.model import Model, ModelConfig
     from conformance.subject import Layer, LayerConfig, Subject, Unsupported
 
-__all__ = ["Layer", "LayerConfig", "Model", "ModelConfig", "Subject", "Unsupported", "load"]
+__all__ = ["Layer", "LayerConfig", "Loader", "Model", "ModelConfig", "Subject", "Unsupported", "load"]
 __version__ = "0.2.0"
-HOMES = dict.fromkeys(("Model", "ModelConfig"), "model") | dict.fromkeys(
+HOMES = {"Loader": "loader"} | dict.fromkeys(("Model", "ModelConfig"), "model") | dict.fromkeys(
     ("Layer", "LayerConfig", "Subject", "Unsupported"), "subject")
 
 

@@ -13,9 +13,11 @@ from types import ModuleType
 from typing import Any
 
 from conformance import __version__
+from conformance.report import ascii
 
 COMMANDS = ("run", "look", "list", "explain", "selftest", "bench", "subjects", "conventions", "findings", "init", "file",
-            "corpus", "exchange", "mutate", "diff", "join", "check-report", "gpu", "release")
+            "corpus", "exchange", "probe", "page", "vectors", "fixtures", "mutate", "diff", "join", "check-report", "gpu",
+            "release")
 EXAMPLES = """\
 examples:
   conformance run                            lora_torch, this project's layer
@@ -32,6 +34,7 @@ examples:
   conformance init --language c my_lora.c    a program to start from
   conformance subjects --install flax_nnx    a library, in an environment
   conformance diff old.json new.json         what changed between two reports
+  conformance vectors export vectors         test vectors for any language
   conformance gpu out                        everything that needs a GPU
 
 exit status:
@@ -87,7 +90,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def open_streams() -> None:
     """Makes the standard streams fit to print to. A closed one is as one that nobody reads, and a character that a terminal
-    cannot show, such as ᵀ, becomes a question mark."""
+    cannot show, such as ᵀ, becomes what `report.ascii` has for it."""
+    ascii.register()
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -97,7 +101,7 @@ def open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115 it lives as long as the process
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=ascii.NAME)
 
 
 def catch_signals() -> None:

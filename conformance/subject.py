@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
+    from conformance.loader import Loader
     from conformance.model import Model, ModelConfig
 
 Arrays = dict[str, np.ndarray]
@@ -171,9 +172,12 @@ class Subject:
     methods: tuple[str, ...] = ("lora",)
     # The fixed scale of an implementation that has no alpha. Every case then has the alpha that gives this scale.
     scale: float | None = None
+    # The fixed alpha of an implementation that takes none, and whose scale is this number / rank. Every case then has it.
+    alpha: float | None = None
+    scale_argument: str = ""  # the argument that is the scale itself, if there is one in the place of alpha
     freezes: str = ""  # the function, filter or wrapper that freezes W and b, if the layer itself does not
-    # What is made up for, so that it does not fail nearly every requirement: "scale", "freezing" or "dimensions" → what the
-    # implementation does, in words. The requirements about it are asked of `raw()`, where nothing is made up for.
+    # What is made up for, so that it does not fail nearly every requirement: "scale", "alpha", "freezing" or "dimensions" →
+    # what the implementation does, in words. The requirements about it are asked of `raw()`, where nothing is made up for.
     compensates: dict[str, str] = {}
 
     def raw(self) -> "Subject":
@@ -192,6 +196,12 @@ class Subject:
         `conformance.model`. Raises Unsupported for a configuration that the implementation does not offer.
         """
         raise Unsupported("whole models: build_model()")
+
+    def build_loader(self, base: Arrays, kinds: dict[str, str]) -> "Loader":
+        """A fresh model of these base weights, without an adapter, that reads adapter files: see `conformance.loader`. Raises
+        Unsupported for a kind of layer that the implementation does not offer.
+        """
+        raise Unsupported("adapter files: build_loader()")
 
     def script(self, calls: list[Call], spec: str) -> str | None:
         """The calls as a Python script for a bug report. It imports the implementation and not this package.

@@ -13,6 +13,7 @@ from conformance.commands.shared import check_device, console, positive
 from conformance.drivers import children
 from conformance.drivers.hosted import own_environment, python
 from conformance.report import json as json_report
+from conformance.report.progress import line
 from conformance.run.loading import LoadError
 from conformance.run.plan import DTYPES
 
@@ -102,7 +103,7 @@ def measure(arguments: argparse.Namespace) -> int:
             report.write_json(Path(arguments.out), results, swept, environment)
 
     try:
-        with report.progress(screen) as told:
+        with line(screen, "loading") as told:
             bench.run(arguments.subjects or bench.default_subjects(arguments.device), options, told, kept)
     except LoadError as error:
         print(f"conformance bench: {error}", file=sys.stderr)

@@ -2,10 +2,10 @@
 
 import argparse
 
-from rich.table import Table
 from rich.text import Text
 
 from conformance.commands.shared import console
+from conformance.report import text
 from conformance.requirements import HIGHAM, all_requirements
 from conformance.run.diagnosis import catalogue
 
@@ -23,19 +23,13 @@ def run(arguments: argparse.Namespace) -> int:
     screen = console()
     optional = " — for those that offer it" if found.optional else ""
     screen.print(Text(f"{found.id} {found.title} ({found.level}, profile {found.profile}{optional})", style="bold"))
-    table = Table.grid(padding=(0, 2))
-    table.add_row("sentence", Text(found.sentence))
-    table.add_row("formula", Text(found.formula))
-    table.add_row("why", Text(found.why))
-    if any("derivations" in source for source in found.sources):
-        table.add_row("derivation", "lora_ref/derivations/lora.md")
-    if HIGHAM in found.sources:
-        table.add_row("bound", "lora_ref/error/bounds.py")
-    table.add_row("needs", Text(", ".join(("build", *found.needs))))
-    for i, source in enumerate(found.sources):
-        table.add_row("" if i else "sources", Text(source))
-    for i, row in enumerate(catalogue()[id] for id in found.faults):
-        text = f"{row['id']} {row['project']}: {row['symptom']} ({row['links'][0]})"
-        table.add_row("" if i else "known faults", Text(text))
-    screen.print(table)
+    rows = [("sentence", found.sentence), ("formula", found.formula), ("why", found.why)]
+    rows += [("derivation", "lora_ref/derivations/lora.md")] * any("derivations" in source for source in found.sources)
+    rows += [("bound", "lora_ref/error/bounds.py")] * (HIGHAM in found.sources)
+    rows += [("needs", ", ".join(("build", *found.needs)))]
+    known = [catalogue()[id] for id in found.faults]
+    faults = [f"{row['id']} {row['project']}: {row['symptom']} ({row['links'][0]})" for row in known]
+    for name, every in (("sources", found.sources), ("known faults", faults)):
+        rows += [("" if i else name, one) for i, one in enumerate(every)]
+    text.pairs(screen, [(name, words) for name, words in rows if words])
     return 0

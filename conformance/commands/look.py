@@ -9,12 +9,11 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from rich.table import Table
 from rich.text import Text
 
 from conformance.commands.shared import console, positive
 from conformance.drivers.hosted import own_environment, python
-from conformance.report import output
+from conformance.report import output, text
 from conformance.run.examine import plain
 
 HELP = "show how a LoRA layer is built and where its arrays are, as found by trial"
@@ -51,10 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     screen = console()
     for one in said["found"]:
         screen.print(Text(plain(one["name"]), style="bold"))
-        grid = Table.grid(padding=(0, 2))
-        for name, words in one["rows"]:
-            grid.add_row(f"  {name}", Text(plain(words)))
-        screen.print(grid)
+        text.pairs(screen, [(name, plain(words)) for name, words in one["rows"]], indent=2)
         for words in one["compensates"].values():
             screen.print(Text(f"  a run says once that {plain(words)}"))
         screen.print()

@@ -8,6 +8,8 @@ from conformance.commands.shared import Written, check_device, console, positive
 from conformance.drivers import children, sandbox
 from conformance.report import json as json_report
 from conformance.report import junit, output, terminal
+from conformance.report.page import documents
+from conformance.report.page import write as page
 from conformance.run import plan, runner, verdict
 from conformance.run.loading import built_in
 from conformance.run.worker import INTERRUPTED
@@ -54,6 +56,9 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="continue the run in F, from --json: leave out subjects that are done and "
                                               "whose code is as it was")
     add("--junit", metavar="F", help="write the report to F as JUnit XML")
+    add("--html", metavar="PLACE",
+        help="write the report as a page: to one file if the name ends in .html, else to a folder with a page and a badge for "
+             "each subject; `conformance page` makes one from JSON reports")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -81,7 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not options.in_process:
         children.adopt_orphans()  # a judge may be killed, and what its subject has started is then ours to end
         children.close_to_others()
-    written = Written(arguments.json, arguments.junit)
+    written = Written(arguments.json, arguments.junit, arguments.html if page.is_file(arguments.html or "") else None)
+    if arguments.html:
+        page.check(arguments.html)
     json_report.decisive(options)  # the code as it is now: it may be changed during the run
     done = json_report.read(arguments.json, options, planned) if arguments.resume else {}
     screen, lock = console(), threading.Lock()
@@ -93,6 +100,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     def keep(why: str) -> None:
         written(arguments.json, lambda file: json_report.write(file, so_far(why), options))
+
+    def finish(found: list[verdict.Report], why: str) -> None:
+        keep(why)
+        written(arguments.junit, lambda file: junit.write(file, found))
+        written(arguments.html, lambda place: page.write(place, documents.of_run(json_report.as_dict(found, options))))
 
     asked = len(planned) + len(parts)
     with terminal.progress(screen, specs, asked, drawn=not options.in_process) as told:  # a debugger needs the screen
@@ -108,11 +120,9 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             reports = runner.run(specs, options, noted, dict(done))
         except BaseException:
-            keep(INTERRUPTED)
-            written(arguments.junit, lambda file: junit.write(file, so_far(INTERRUPTED)[: len(specs)]))
+            finish(so_far(INTERRUPTED)[: len(specs)], INTERRUPTED)
             written.status(0)
             raise
-    keep("")
-    written(arguments.junit, lambda file: junit.write(file, reports))
+    finish(reports, "")
     terminal.show(screen, reports, options.seed)
     return written.status(max(report.exit_status for report in reports))

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 
 from conformance.commands.shared import console
@@ -35,12 +36,16 @@ def install(names: list[str]) -> int:
         if name != "all" and name not in known:
             raise ValueError(f"no built-in subject {name}; there are {', '.join(known)}")
     wanted = [name for name in known if environment(name)] if "all" in names else names
-    needed = dict.fromkeys(environment(name) for name in wanted)
-    screen = console()
     for name in wanted:
         if environment(name) is None:
-            screen.print(f"{name} needs no environment of its own")
-    for name in filter(None, needed):
+            console().print(f"{name} needs no environment of its own")
+    return make(filter(None, dict.fromkeys(environment(name) for name in wanted)))
+
+
+def make(needed: Iterable[str]) -> int:
+    """Makes these environments, unless they are there. Gives the exit status of the command."""
+    screen = console()
+    for name in needed:
         if environments.made(name):
             screen.print(f"{name}: is there, in {environments.folder(name)}", soft_wrap=True)
             continue
@@ -49,7 +54,7 @@ def install(names: list[str]) -> int:
             with terminal.steps(screen) as told:
                 environments.make(name, told)
         except environments.CannotInstall as error:
-            print(f"conformance subjects: {name}: {error}", file=sys.stderr)
+            print(f"conformance: {name}: {error}", file=sys.stderr)
             return 4
         screen.print(f"{name}: made, in {environments.folder(name)}", soft_wrap=True)
     return 0

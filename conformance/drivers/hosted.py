@@ -81,7 +81,7 @@ class Host(Peer):
         self._forgotten.append(number)  # it is told with the next question
 
     def call(self, number: int, kind: type, method: str, args: tuple) -> Any:
-        if method in ("build", "build_model"):
+        if method in ("build", "build_model", "build_loader"):
             self._layers += 1
         return self.ask(method, args, number)
 
@@ -186,6 +186,8 @@ class HostedSubject(ProcessSubject):
         self.revive()
         assert isinstance(self._program, Host)
         self._program.whose = whose
+        if "alpha" in self.compensates:  # it takes an alpha, which has no effect
+            self.scale, self.alpha = (None, None) if whose == RAW else self.fixed
 
     def loaded(self) -> list[str]:
         """The files of Python code that the process has loaded, and that belong to no installed package."""

@@ -21,6 +21,7 @@ import numpy as np
 from conformance.drivers import children
 from conformance.drivers.children import MEMORY, PROCESSES, Noise, how_it_ended
 from conformance.drivers.protocol import REMEMBERED, VERSION, WORDS, decode, encode, parameters
+from conformance.loader import Loader
 from conformance.model import Model
 from conformance.subject import Call, Layer, Subject, Unsupported
 
@@ -285,7 +286,7 @@ def _environment() -> dict[str, str]:
 
 
 class _Remote:
-    """A layer or a model that lives in a program."""
+    """A layer, a model or a loader that lives in a program."""
 
     def __init__(self, program: Peer, number: int):
         self._program, self._number = program, number
@@ -304,11 +305,15 @@ class RemoteModel(_Remote, Model):
     """Passes every method of Model on to the program."""
 
 
+class RemoteLoader(_Remote, Loader):
+    """Passes every method of Loader on to the program."""
+
+
 def _passed_on(kind: type, method: str):
     return lambda self, *args: self._ask(kind, method, args)
 
 
-for _kind, _remote in (Layer, RemoteLayer), (Model, RemoteModel):
+for _kind, _remote in (Layer, RemoteLayer), (Model, RemoteModel), (Loader, RemoteLoader):
     for _method in [name for name, value in vars(_kind).items() if callable(value) and not name.startswith("_")]:
         setattr(_remote, _method, _passed_on(_kind, _method))
 
@@ -331,6 +336,11 @@ class ProcessSubject(Subject):
         if not self.models:
             return super().build_model(config, arrays)
         return self._new(RemoteModel, "build_model", (config, arrays))
+
+    def build_loader(self, base, kinds):
+        if not self.loaders:
+            return super().build_loader(base, kinds)
+        return self._new(RemoteLoader, "build_loader", (base, kinds))
 
     def script(self, calls: list[Call], spec: str) -> str | None:
         """The script that the program itself writes. None if it cannot write Python scripts."""
@@ -399,14 +409,18 @@ class ProcessSubject(Subject):
 
     def _introduced(self, about: dict) -> None:
         """Notes what the process says about the subject. Raises ProtocolError for what it cannot be."""
-        scale, methods = about.get("scale"), about.get("methods", Subject.methods)
-        if scale is not None and not (type(scale) in (int, float) and math.isfinite(scale)):
-            raise ProtocolError(f"its scale is {str(scale)[:80]}, expected a finite number or none")
+        methods = about.get("methods", Subject.methods)
+        for name in ("scale", "alpha"):
+            fixed = about.get(name)
+            if fixed is not None and not (type(fixed) in (int, float) and math.isfinite(fixed)):
+                raise ProtocolError(f"its {name} is {str(fixed)[:80]}, expected a finite number or none")
         if not isinstance(methods, tuple | list) or not all(isinstance(method, str) for method in methods):
             raise ProtocolError(f"its methods are {str(methods)[:80]}, expected a list of names")
         self.name, self.version = str(about.get("name", ""))[:WORDS], str(about.get("version", ""))[:WORDS]
-        self.scale, self.freezes = scale, str(about.get("freezes", ""))[:WORDS]
+        self.scale, self.alpha = self.fixed = about.get("scale"), about.get("alpha")
+        self.freezes, self.scale_argument = (str(about.get(name, ""))[:WORDS] for name in ("freezes", "scale_argument"))
         self.models, self.methods = about.get("models") is True, tuple(methods)
+        self.loaders = about.get("loaders") is True
         made_up_for = about.get("compensates", {})
         self.compensates = {str(name)[:80]: str(words)[:WORDS] for name, words in made_up_for.items()} if isinstance(
             made_up_for, dict) else {}

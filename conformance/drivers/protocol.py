@@ -21,6 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from conformance.loader import Loader
 from conformance.model import Model, ModelConfig
 from conformance.record.script import Name, memory
 from conformance.subject import Call, Layer, LayerConfig, Subject, Unsupported
@@ -95,7 +96,7 @@ def _array(array: np.ndarray, strided: bool) -> dict:
 
 
 def parameters(kind: type, method: str, args: tuple) -> dict[str, Any]:
-    """The arguments of a method of Layer, Model or Subject, under their names in a message."""
+    """The arguments of a method of Layer, Model, Loader or Subject, under their names in a message."""
     bound = inspect.signature(getattr(kind, method)).bind(None, *args)
     bound.apply_defaults()
     return {WIRE.get(name, name): value for name, value in list(bound.arguments.items())[1:]}
@@ -103,13 +104,19 @@ def parameters(kind: type, method: str, args: tuple) -> dict[str, Any]:
 
 def about(subject: Subject) -> dict:
     """What a process says about its subject. A subject that is no Subject by class may lack some of it."""
-    own = {name: getattr(subject, name, getattr(Subject, name)) for name in ("name", "version", "scale", "freezes", "methods")}
+    own = {name: getattr(subject, name, getattr(Subject, name)) for name in (
+        "name", "version", "scale", "alpha", "scale_argument", "freezes", "methods")}
     more = {"compensates": dict(subject.compensates)} if getattr(subject, "compensates", {}) else {}
-    return own | {"methods": list(own["methods"]), "models": offers_models(subject)} | more
+    return own | {"methods": list(own["methods"]), "models": offers_models(subject), "loaders": offers_loaders(subject)} | more
 
 
 def offers_models(subject: Subject) -> bool:
     return getattr(subject, "models", getattr(type(subject), "build_model", Subject.build_model) is not Subject.build_model)
+
+
+def offers_loaders(subject: Subject) -> bool:
+    own = getattr(type(subject), "build_loader", Subject.build_loader)
+    return getattr(subject, "loaders", own is not Subject.build_loader)
 
 
 def numbers(config: dict) -> dict:
@@ -135,11 +142,11 @@ def serve(subject: Subject) -> None:
 
 
 class _Server:
-    """Answers requests. It keeps the program's layers and models, under the numbers that the harness gave them."""
+    """Answers requests. It keeps the program's layers, models and loaders, under the numbers that the harness gave them."""
 
     def __init__(self, subject: Subject):
         self.subject = subject
-        self.layers: dict[int, Layer | Model] = {}
+        self.layers: dict[int, Layer | Model | Loader] = {}
         self.handed: collections.deque = collections.deque(maxlen=REMEMBERED)
 
     def answer(self, request: dict) -> dict:
@@ -178,6 +185,9 @@ class _Server:
         if method == "build_model":
             config = ModelConfig(**numbers(arguments["config"]))
             self.layers[number] = self.subject.build_model(config, arguments["arrays"])
+            return None
+        if method == "build_loader":
+            self.layers[number] = self.subject.build_loader(arguments["base"], arguments["kinds"])
             return None
         return getattr(self.layers[number], method)(**arguments)
 

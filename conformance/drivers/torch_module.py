@@ -1,27 +1,34 @@
 """Makes an nn.Module class, or a function that makes or changes modules, a Subject: drivers/look/ finds out how.
 
-A base that nobody freezes, a scale of alpha, and x of three dimensions only would each fail most requirements. So they are made
-up for, and the one requirement about each is asked without that: see `ModuleSubject.raw`, and ABOUT in run/judge.py.
+A base that nobody freezes, a scale of alpha, an alpha without effect, and x of three dimensions only would each fail most
+requirements. So they are made up for, and the one requirement about each is asked without that: see `ModuleSubject.raw`, and
+ABOUT in run/judge.py.
 """
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conformance.drivers.look.arrays import in_three_dimensions
+from conformance.drivers.look.arguments import beside
+from conformance.drivers.look.arrays import with_dimensions
 from conformance.drivers.look.methods import MODES, called, found_methods, small_numbers
-from conformance.drivers.look.recognised import Found, NotRecognised, call_freezer, recognised
-from conformance.record.torch_script import script, written
+from conformance.drivers.look.recognised import Found
+from conformance.drivers.look.refused import NotRecognised
+from conformance.drivers.look.settled import call_freezer, recognised
+from conformance.drivers.look.ways import MODEL, Model
+from conformance.record.torch_script import script, source, written
 from conformance.subject import Call, Layer, LayerConfig, Subject, Unsupported
 from conformance.torch import TorchLayer
 
-SCALE, FREEZING, DIMENSIONS = "scale", "freezing", "dimensions"  # what can be made up for
+SCALE, ALPHA, FREEZING, DIMENSIONS = "scale", "alpha", "freezing", "dimensions"  # what can be made up for
 
 
 class ModuleLayer(TorchLayer):
@@ -29,6 +36,11 @@ class ModuleLayer(TorchLayer):
 
     wrap: Callable[[nn.Linear], nn.Module] | None = None  # how its class makes one around a given nn.Linear, if it does
     merges, unmerges = "", ""  # the calls that merge and unmerge: see drivers/look/methods.py
+    beside: dict[str, Any] = {}  # what stands beside its class
+
+    @property
+    def measured(self) -> nn.Module:
+        return self.module.get_submodule(self.module.place) if isinstance(self.module, Model) else self.module
 
     def around(self, linear: nn.Linear) -> nn.Module:
         return super().around(linear) if self.wrap is None else self.wrap(linear)
@@ -39,16 +51,16 @@ class ModuleLayer(TorchLayer):
     def unmerge(self) -> None:
         self._called(self.unmerges, "unmerge()")
 
-    def merge_source(self, name: str) -> list[str]:
-        return [f"{name}.{self.merges}"]
+    def merge_source(self, name: str) -> list[str] | None:
+        return [f"{name}.{self.merges}"] if self.merges.endswith("()") else None
 
-    def unmerge_source(self, name: str) -> list[str]:
-        return [f"{name}.{self.unmerges}"]
+    def unmerge_source(self, name: str) -> list[str] | None:
+        return [f"{name}.{self.unmerges}"] if self.unmerges.endswith("()") else None
 
     def _called(self, call: str, wanted: str) -> None:
         if not call:
             raise Unsupported(f"{type(self.module).__name__} has no {wanted}")
-        called(self.module, call)
+        called(self.module, call, self.beside)
 
     def load(self, directory) -> None:
         state, have = torch.load(f"{directory}/state.pt", weights_only=True), self.module.state_dict()
@@ -65,17 +77,19 @@ class WithOwnEval(ModuleLayer):
     """The layer of a module whose class has an eval() of its own. Users call that, and not train(False)."""
 
     def train(self, mode: bool = True) -> None:
-        called(self.module, MODES[mode])
+        called(self.module, MODES[mode], {})
 
     def train_source(self, name: str, mode: bool = True) -> list[str]:
         return [f"{name}.{MODES[mode]}"]
 
 
 class Reshaped(ModuleLayer):
-    """The layer of a module that takes x of three dimensions and no others."""
+    """The layer of a module that takes x of three dimensions and no others, or of four."""
+
+    dimensions = 3
 
     def through(self, module: nn.Module, x: Tensor) -> Tensor:
-        return in_three_dimensions(module, x)
+        return with_dimensions(module, x, self.dimensions)
 
 
 class ReshapedWithOwnEval(Reshaped, WithOwnEval):
@@ -89,8 +103,9 @@ KINDS = {(False, False): ModuleLayer, (False, True): WithOwnEval, (True, False):
 class ModuleSubject(Subject):
     """The Subject of a bare nn.Module class, or of a function that returns a module or changes one."""
 
-    def __init__(self, cls: Callable[..., object], raw: bool = False):
-        """With `raw` nothing is made up for."""
+    def __init__(self, cls: Callable[..., object], raw: bool = False, files: type | None = None):
+        """With `raw` nothing is made up for. `files` has save() and load(), for a library with files of its own."""
+        self.files = files
         self.cls, self.name = cls, getattr(cls, "__name__", type(cls).__name__)
         self.version = getattr(inspect.getmodule(cls), "__version__", "")
         self.is_raw = raw
@@ -98,7 +113,7 @@ class ModuleSubject(Subject):
 
     def raw(self) -> "ModuleSubject":
         """The same class as it stands."""
-        subject = ModuleSubject(self.cls, raw=True)
+        subject = ModuleSubject(self.cls, raw=True, files=self.files)
         subject._found, subject.name = self._found, self.name
         return subject
 
@@ -115,12 +130,35 @@ class ModuleSubject(Subject):
         return self._found
 
     @property
-    def scale(self) -> float | None:
+    def _fixed(self) -> tuple[float | None, float | None]:
+        """The scale, or else the alpha, that cannot be chosen."""
         try:
             rule = self.found.rule
         except NotRecognised:
-            return None
-        return float(rule.removeprefix("always ")) if rule.startswith("always ") else None
+            return None, None
+        if self.is_raw and self._ignores_alpha:
+            return None, None
+        number = rule.removeprefix("always ").removesuffix(" / rank")
+        return (float(number), None) if rule.startswith("always ") else (
+            None, float(number)) if rule.endswith(" / rank") and number != "alpha" else (None, None)
+
+    @property
+    def scale(self) -> float | None:
+        return self._fixed[0]
+
+    @property
+    def alpha(self) -> float | None:
+        return self._fixed[1]
+
+    @property
+    def scale_argument(self) -> str:
+        return self._found.direct if isinstance(self._found, Found) else ""
+
+    @property
+    def _ignores_alpha(self) -> bool:
+        rule = self.found.rule
+        fixed = rule.startswith("always ") or rule.endswith(" / rank") and rule != "alpha / rank"
+        return fixed and self.found.plan.takes("alpha")
 
     @property
     def freezes(self) -> str:
@@ -138,10 +176,15 @@ class ModuleSubject(Subject):
         said = {}
         if found.rule == "alpha" and not found.direct:
             said[SCALE] = "the scale is alpha: it is not divided by the rank"
+        if self._ignores_alpha:
+            said[ALPHA] = f"alpha is taken and has no effect: the scale is {found.rule}"
         if found.base_trains and not found.freezer and not found.given:
-            said[FREEZING] = f"{' and '.join(found.base_trains)} train, and nothing beside the class freezes them"
-        if found.places.three:
-            said[DIMENSIONS] = "x must have three dimensions"
+            some = " and ".join(found.base_trains)
+            said[FREEZING] = f"{some} {'trains' if ' ' not in some else 'train'}, and nothing beside the class freezes it"
+        elif found.thawed and not found.freezer:
+            said[FREEZING] = f"the class makes {' and '.join(found.thawed)} train, also where it was given frozen"
+        if found.places.dimensions:
+            said[DIMENSIONS] = f"x must have {'three' if found.places.dimensions == 3 else 'four'} dimensions"
         return said
 
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> Layer:
@@ -150,10 +193,16 @@ class ModuleSubject(Subject):
             raise Unsupported("a bias" if config.bias else "a layer without a bias")
         if found.rank not in (None, config.rank):
             raise Unsupported(f"a rank other than {found.rank}")
+        if found.formats and config.dtype in found.formats:
+            raise Unsupported(f"{config.dtype}: {found.formats[config.dtype]}")
         module = found.module(self._told(config))
-        kind = KINDS[found.places.three and not self.is_raw, type(module).eval is not nn.Module.eval]
+        kind = KINDS[found.places.dimensions > 0 and not self.is_raw, type(module).eval is not nn.Module.eval]
+        if self.files is not None:
+            kind = type(kind.__name__, (self.files, kind), {"save_source": None, "load_source": None})
         layer = found.places.layer(kind, module, config.bias)
-        layer.merges, layer.unmerges = self._methods
+        if isinstance(layer, Reshaped):
+            layer.dimensions = found.places.dimensions
+        (layer.merges, layer.unmerges), layer.beside = self._methods, beside(self.cls)
         if found.plan.around == "linear" and not found.way:
             layer.wrap = lambda linear: found.plan.built(config, linear)
         self._freeze(layer)
@@ -181,13 +230,15 @@ class ModuleSubject(Subject):
 
     @cached_property
     def _methods(self) -> tuple[str, str]:
-        methods = found_methods(self.numbered)
+        methods = found_methods(self.numbered, beside(self.cls))
         return methods.merge, methods.unmerge
 
     def fresh(self) -> ModuleLayer:
         """A layer as the class makes it, of a configuration that it takes."""
         found = self.found
-        return found.places.layer(ModuleLayer, found.module(found.probe), found.probe.bias)
+        layer = found.places.layer(ModuleLayer, found.module(found.probe), found.probe.bias)
+        self._freeze(layer)
+        return layer
 
     def numbered(self) -> ModuleLayer:
         """Such a layer of small whole numbers, on which methods are tried."""
@@ -197,17 +248,17 @@ class ModuleSubject(Subject):
 
     def script(self, calls: list[Call], spec: str) -> str | None:
         place, _, name = spec.rpartition(":")
-        found = self.found
-        if name != getattr(self.cls, "__qualname__", "") or found.way or found.plan.around not in ("sizes", "linear"):
+        if not place:  # a built-in subject
+            place, name = _home(self.cls)
+        found, plan = self.found, self.found.plan
+        changes_a_model = found.way == MODEL and list(plan.roles.values()).count("model") == 1
+        simple = (plan.around in ("sizes", "linear") and not found.way or changes_a_model) and not (
+            plan.then or plan.part or plan.beside or found.mixed)
+        if name != getattr(self.cls, "__qualname__", "") or plan.call is not self.cls or not simple:
             return None  # the user did not name the class itself, or more is needed than a call of it
-        outer = name.split(".")[0]
-        imports = [f"from {place} import {outer}"]
-        if place.endswith(".py"):
-            path = Path(place)
-            imports = [f"import sys; sys.path.insert(0, {str(path.parent)!r})", f"from {path.stem} import {outer}"]
-            if not path.stem.isidentifier():
-                imports[1] = f"{outer} = __import__({path.stem!r}).{outer}"
-
+        freezer = found.freezer if found.freezer and not found.freezer.startswith(".") else ""
+        imports = _imports(place, [name.split(".")[0], *[freezer] * bool(freezer)])
+        imports += ["from collections import OrderedDict"] * changes_a_model
         name_of_class = name
 
         def construction(config: LayerConfig, name: str) -> list[str]:
@@ -215,12 +266,39 @@ class ModuleSubject(Subject):
             moved += [] if config.dtype == "float32" else [f"torch.{config.dtype}"]
             dtype, device = getattr(torch, config.dtype), torch.device(config.device)
             linear = nn.Linear(config.in_features, config.out_features, config.bias, device=device, dtype=dtype)
-            values = found.plan.values(self._told(config), linear)
-            first = [values.pop(name) for name in found.plan.positional]
-            made = written(name_of_class, self.cls, *first, **values)
-            line = f"{name} = {made}" + (f".to({', '.join(moved)})" if moved else "")
-            if config.dtype != "float64":
-                return [line]
-            return ["torch.set_default_dtype(torch.float64)", line, "torch.set_default_dtype(torch.float32)"]
+            values = plan.values(self._told(config), linear)
+            first = [values.pop(name) for name in plan.positional]
+            if changes_a_model:
+                model = next(argument for argument, role in plan.roles.items() if role == "model")
+                del values[model]
+                call = written("", self.cls, **values)[1:-1]
+                lines = [f"{name} = torch.nn.Sequential(OrderedDict({found.place}={source(linear)}))",
+                         f"{name_of_class}({', '.join([f'{model}={name}', *[call] * bool(call)])})"]
+                lines += [f"{name}.to({', '.join(moved)})"] if moved else []
+            else:
+                made = written(name_of_class, self.cls, *first, **values)
+                lines = [f"{name} = {made}" + (f".to({', '.join(moved)})" if moved else "")]
+            if config.dtype == "float64":
+                lines = ["torch.set_default_dtype(torch.float64)", *lines, "torch.set_default_dtype(torch.float32)"]
+            method = [f"{name}{found.freezer}()"] if found.freezer.startswith(".") else []
+            return lines + method + ([f"{freezer}({name})"] if freezer else [])
 
         return script(calls, imports, construction)
+
+
+def _home(call: Callable[..., object]) -> tuple[str, str]:
+    """Where a class or function of a library is imported from, and its name: from the package itself, if it is there."""
+    name, module = getattr(call, "__qualname__", ""), getattr(call, "__module__", "")
+    package = module.partition(".")[0]
+    return (package if getattr(sys.modules.get(package), name, None) is call else module), name
+
+
+def _imports(place: str, names: list[str]) -> list[str]:
+    """The statements that import these names from a file or a module."""
+    if not place.endswith(".py"):
+        return [f"from {place} import {', '.join(names)}"]
+    path = Path(place)
+    imports = [f"import sys; sys.path.insert(0, {str(path.parent)!r})"]
+    if path.stem.isidentifier():
+        return [*imports, f"from {path.stem} import {', '.join(names)}"]
+    return [*imports, *(f"{name} = __import__({path.stem!r}).{name}" for name in names)]

@@ -41,7 +41,7 @@ class Issue(NamedTuple):
 
 SECTIONS = {
     "C": "The container", "R": "Reading", "P": "PEFT", "K": "kohya and ComfyUI", "D": "diffusers", "T": "torchtune",
-    "M": "mlx-lm", "G": "GGUF",
+    "M": "mlx-lm", "G": "GGUF", "N": "Names of Llama-like models",
 }
 SAFETENSORS = "huggingface/safetensors, README, Format"
 PEFT_SAVE = "huggingface/peft, utils/save_and_load.py"
@@ -138,6 +138,25 @@ CLAUSES = {
         "huggingface/peft, tuners/lora/config.py: init_lora_weights",
         "The factors were taken out of W when training began. On the whole W they count twice. PEFT can convert them when it "
         "saves, and the file does not say whether it did: so it is a warning."),
+    "P-14": Clause(
+        "`target_parameters` names parameters that have no layer of their own, such as the experts of a mixture, which are "
+        "one array W (experts, out, in). The factors stand under the name of the module, A (experts · rank, in) and B (out, "
+        "rank · experts): row e · rank + i of A and column i · experts + e of B are those of expert e and rank i. Of several "
+        "parameters of one module, the one that the model registers first has the most `.base_layer` in its key. A reader "
+        "that has no such factors MUST refuse the file.",
+        f"{PEFT_LAYER}: ParamWrapper; huggingface/peft, tuners/tuners_utils.py: _inject_parameters; unslothai/unsloth-zoo, "
+        "issue 1269",
+        "The order of A and that of B differ. Whoever takes them for the same pairs an expert with the columns of others."),
+    "P-15": Clause(
+        "With `alora_invocation_tokens` the adapter acts from the first of these tokens on, and on no token before it. A "
+        "reader that cannot do that MUST refuse the file.", f"{PEFT_CONFIG}; huggingface/peft, tuners/lora/variants.py"),
+    "P-16": Clause(
+        "With `trainable_token_indices`, `token_adapter.trainable_tokens_delta`, (rows, columns), holds rows that take the "
+        "place of those of the embedding, and are not added to them. A reader that has no such rows MUST refuse the file.",
+        "huggingface/peft, tuners/trainable_tokens/layer.py", "The name says delta, and the numbers are whole rows."),
+    "P-17": Clause(
+        "`layer_replication`, `use_qalora`, `use_bdlora`, `kasa_config` and `arrow_config` change the model or the product. No "
+        "clause says how, and a reader that does not carry them out MUST refuse the file.", PEFT_CONFIG),
     "K-1": Clause(
         "A factor is called by the name of its module, with every dot as an underscore, + `.lora_down.weight`, (rank, in), or "
         "`.lora_up.weight`, (out, rank). The name begins with the part of the model: lora_unet, lora_te, lora_te1, lora_te2 "
@@ -184,6 +203,19 @@ CLAUSES = {
         "The scale is `adapter.lora.alpha` over the rank. If alpha is absent or 0, it is 1. There is one alpha for the whole "
         "file.", LLAMA,
         "Patterns of alpha, and rsLoRA with more than one rank, cannot be said in this format."),
+    "N-1": Clause(
+        "A module has another name in each format, and a converter MUST translate it, or keep it and say so. Hugging Face and "
+        "mlx-lm: model.layers.N.self_attn.q_proj, k_proj, v_proj, o_proj, mlp.gate_proj, up_proj, down_proj; torchtune: "
+        "layers.N.attn.q_proj, k_proj, v_proj, output_proj, mlp.w1, w3, w2; GGUF: blk.N.attn_q, attn_k, attn_v, attn_output, "
+        "ffn_gate, ffn_up, ffn_down, each with .weight.",
+        "meta-pytorch/torchtune, models/convert_weights.py: _FROM_HF; ggml-org/llama.cpp, gguf-py/gguf/tensor_mapping.py"),
+    "N-2": Clause(
+        "In a head of d rows of q and k, Hugging Face turns row i together with row i + d/2, and torchtune, and GGUF for the "
+        "models llama and mistral, turn neighbours. A converter between them MUST put the rows of B in the other order, head "
+        "by head: row h · d + j · d/2 + i of Hugging Face, j = 0 or 1, is row h · d + 2 i + j of the others. A stays.",
+        "ggml-org/llama.cpp, convert_hf_to_gguf.py: LlamaModel.permute; meta-pytorch/torchtune, models/convert_weights.py: "
+        "tune_to_peft_adapter_weights",
+        "The number of heads is in the config.json of the base. The file alone does not say it."),
 }
 
 KINDS = {

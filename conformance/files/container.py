@@ -120,7 +120,8 @@ def read(path: str) -> tuple[Container, list[Issue]]:
         return empty, [Issue("FILE-003", path, f"the header is no JSON: {error}")]
     if not isinstance(header, dict):
         return empty, [Issue("FILE-003", path, f"the header is {type(header).__name__}, expected an object")]
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # mlx writes null
     if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
         return empty, [Issue("FILE-003", "__metadata__", "expected an object whose values are strings")]
     tensors, issues = {}, []

@@ -46,7 +46,8 @@ def read(meaning: Meaning, held: Container) -> Meaning:
             return Scale(first.value, f"metadata: {first.source}")
 
         if all_of:
-            pair(meaning, held, module, all_of, scale, (True, False))
+            turned = bool(settings.get(part, {}).get("fan_in_fan_out"))
+            pair(meaning, held, module, all_of, scale, (True, False), fan_in_fan_out=turned)
             if part in settings:
                 peft_settings.agree(meaning, settings[part], inner, all_of)
         else:

@@ -1,213 +1,308 @@
 """What readers make of adapter files: each reader in a process of its own, each file against its ΔW.
 
-The ΔW of a file of the corpus is declared. That of a file which a writer made is what the writer's own model computes.
+The ΔW of a file of the corpus is declared. That of a file which a writer made is what the writer's own model computes. A reader
+gets the format that it reads. If the file is of another, the reader gets what `conformance file --to` makes of it, and the cell
+says so.
 """
 
-import json
-import math
+import hashlib
 import os
-import select
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from conformance.drivers import children
-from conformance.files import corpus
-from conformance.files.corpus import Case
-from conformance.files.producers import FEATURES
+from conformance.drivers import environments
+from conformance.files import container, corpus, judge, llama, merging, mlx, readers, reading, talk, writers, writing
+from conformance.files.binary import Arrays, safetensors
+from conformance.files.corpus.made import CONV1D, base_model
+from conformance.files.judge import Right
+from conformance.files.peft import CONFIG, PICKLE, WEIGHTS
+from conformance.files.talk import ENDED
 
 RIGHT, REFUSED, WRONG, ACCEPTED, LOST = "right", "refused", "wrong", "accepted", "crash"
 ELSEWHERE, UNWRITTEN = "not read", "not written"
 BAD = (WRONG, ACCEPTED, LOST)
-ENDED = "its process ended, or gave no answer in time"
-START, LIMIT = 180.0, 60.0  # seconds for the first answer, in which libraries are imported, and for each other
-FACTORS = {  # what a wrong ΔW may be a multiple of the right one by, in words, for a rank
-    "the LoRA part is left out": lambda rank: 0.0,
-    "√rank is missing": lambda rank: 1 / math.sqrt(rank),
-    "√rank is there once more": math.sqrt,
-    "the rank is missing: alpha is not divided by it": float,
-    "alpha is divided by the rank twice": lambda rank: 1 / rank,
-    "the sign is wrong": lambda rank: -1.0,
+CONVERTED = ("peft", "mlx-lm")  # formats whose names of modules are the model's: from these our converter makes others
+TO = {"peft": "PEFT", "kohya": "kohya", "diffusers": "diffusers", "mlx-lm": "mlx-lm"}
+SPOILED = {  # what is done to the names of tensors of PEFT's plain adapter: a reader has to refuse it, or to see through it
+    "names with one segment more": lambda name: name.replace("model.model.", "model.model.language_model.", 1),
+    "half of the names unknown": lambda name: name.replace(".layers.1.", ".layers.1.unknown.", 1),
+    "layers that do not exist": lambda name: name.replace(".layers.", ".layers.7", 1),
 }
 
 
-class Cell(NamedTuple):
-    """What one consumer made of one case."""
+class Given(NamedTuple):
+    """A file of an adapter, and what it means. Without ΔW it is invalid."""
 
-    case: Case
+    files: str  # the format of a file of the corpus, or "by WRITER"
+    clause: str
+    name: str
+    formats: tuple[str, ...]
+    adapter: Path
+    model: Path  # the base weights
+    right: Right
+
+    @property
+    def valid(self) -> bool:
+        return bool(self.right.truth)
+
+    @property
+    def title(self) -> str:
+        passes = "pass" if self.valid else "fail"
+        return f"{self.files}/{self.clause}-{passes}-{self.name}" if self.clause else f"{self.files}: {self.name}"
+
+    @property
+    def digest(self) -> str:
+        """A hash of all bytes that the reader gets."""
+        paths = sorted(self.adapter.iterdir()) if self.adapter.is_dir() else [self.adapter]
+        content = [path.name.encode() + path.read_bytes() for path in [*paths, self.model] if path.name != "README.md"]
+        return hashlib.sha256(b"".join(content)).hexdigest()[:16]
+
+
+class Cell(NamedTuple):
+    """What one reader made of one file."""
+
+    given: Given
     status: str
     words: str = ""  # why it was refused, or what is wrong
+    ratio: float | None = None  # error / bound of log-probabilities
+    effect: float | None = None  # how far the adapter moves them
+    converted: bool = False  # the reader got what our converter made of the file
 
 
 class Matrix(NamedTuple):
-    """What one consumer made of all cases. `missing` says why there are none."""
+    """What one reader made of all files, or what one writer did not write. `missing` says why there are none."""
 
-    consumer: str
+    name: str
     cells: list[Cell]
     missing: str = ""
+    versions: dict[str, str] = {}
+    kind: str = "reader"
 
 
-def exchange(names: list[str], chosen: Callable[[Case], bool] = lambda case: True, writers: list[str] | None = None,
-             progress: Callable[[str, Cell], None] = lambda name, cell: None) -> list[Matrix]:
-    """Gives the chosen cases to each reader: those of the corpus, and what each of the writers makes of each feature. What a
-    writer does not write has a cell under the writer's own name."""
+Done = Callable[[str, Given], Cell | None]
+
+
+def exchange(
+    names: list[str], chosen: Callable[[Given], bool] = lambda given: True, by: list[str] | None = None,
+    progress: Callable[[Matrix], None] = lambda matrix: None, done: Done = lambda name, given: None,
+) -> list[Matrix]:
+    """Gives the chosen files to each reader: those of the corpus, and what each of the writers makes of each feature. What a
+    writer does not write has a cell in the writer's own matrix. `progress` gets each matrix after each cell, `done` knows
+    cells of an earlier run."""
     with tempfile.TemporaryDirectory(prefix="conformance-") as scratch:
-        folder = Path(scratch) / "corpus"
-        cases, found = corpus.write(folder), []
-        for writer in writers or ():
-            made, matrix = _written(writer, folder)
-            cases += made
-            found += [matrix] if matrix.cells or matrix.missing else []
-        cases = [case for case in cases if chosen(case)]
-        return found + [_of(name, cases, folder, Path(scratch), progress) for name in names]
+        place = Path(scratch)
+        files, found = of_corpus(place), []
+        for writer in by or ():
+            made, matrix = written(writer, place)
+            files += made
+            found.append(matrix)
+            progress(matrix)
+            if writer in writers.WRITERS and writers.merge_of(writer):
+                found.append(merged(writer, place))
+                progress(found[-1])
+        files = [given for given in files if chosen(given)]
+        for name in names:
+            found.append(_of(name, files, place, progress, done))
+        return found
 
 
-def _written(writer: str, folder: Path) -> tuple[list[Case], Matrix]:
-    """A case for each feature that the writer offers, and a cell for each other one."""
-    out = folder / f"by {writer}"
+def of_corpus(place: Path) -> list[Given]:
+    """Writes the corpus, and the base model beside each case that has weights of its own."""
+    folder = place / "corpus"
+    given = []
+    for case in corpus.write(folder):
+        model = folder / corpus.BASE
+        if case.base:
+            model = place / f"{len(given)}.safetensors"
+            model.write_bytes(safetensors(base_model() | case.base))
+        adapter, right = _adapter(folder / case.folder), Right(case.truth, case.ranks, {})
+        given.append(Given(case.format, case.clause, case.name, (case.format,), adapter, model, right))
+    return given
+
+
+def _adapter(place: Path) -> Path:
+    """The folder, in formats that are folders, else the file in it."""
+    files = [path for path in place.iterdir() if path.name not in (corpus.BASE, "truth.safetensors", CONFIG, "README.md")]
+    return place if len(files) != 1 or files[0].name in (WEIGHTS, PICKLE, mlx.WEIGHTS) else files[0]
+
+
+def written(writer: str, place: Path) -> tuple[list[Given], Matrix]:
+    """A file for each feature that the writer offers, and a cell for each other one."""
+    try:
+        environment = readers.place_of("conformance.files.writers", writers.WRITERS, writer)
+        formats, _ = writers.find(writer)
+    except readers.NotAvailable as error:
+        return [], Matrix(writer, [], str(error), kind="writer")
+    out, by = place / f"by {writer}", f"by {writer}"
     out.mkdir()
-    made, cells = [], []
-    with _process("write", writer, folder, out) as process:
-        first = process.answer(START)
+    made, cells, versions = [], [], {}
+    with talk.process("write", writer, environment, out) as process:
+        first = process.answer()
         if first is None or "not available" in first:
-            return [], Matrix(writer, [], (first or {}).get("not available", ENDED))
-        for feature in FEATURES:
+            return [], Matrix(writer, [], (first or {}).get("not available", ENDED), kind="writer")
+        for feature in writers.FEATURES:
             answer = process.ask(feature)
-            case = Case("peft", writer, feature, {}, {}, 0.0, (), at=f"by {writer}/{(answer or {}).get('at', feature)}")
-            if answer is not None and answer["ok"] and (truth := _loaded(out / f"{answer['at']}.npz")):
-                made.append(case._replace(truth=truth))
+            versions |= (answer or {}).get("versions", {})
+            model = place / ("corpus/base.safetensors" if feature in writers.OF_THE_CORPUS else "llama.safetensors")
+            if not model.exists():
+                model.write_bytes(safetensors(llama.weights()))
+            if answer is not None and answer["ok"] and (truth := loaded(out / f"{answer['at']}.npz")):
+                adapter = _adapter(out / str(answer["at"]))
+                right = Right(truth, *_said(adapter), writers.settings(feature)["lora_alpha"])
+                made.append(Given(by, "", feature, formats, adapter, model, right))
             else:
                 why = ENDED if answer is None else answer.get("refusal", "its adapter changes nothing")
-                cells.append(Cell(case, UNWRITTEN, why.replace(str(folder), "")))
-    return made, Matrix(writer, cells)
+                given = Given(by, "", feature, formats, out, model, Right({}, {}, {}))
+                cells.append(Cell(given, UNWRITTEN, why.removeprefix("NotOffered: ").replace(str(place), "")))
+    if writer == "peft":
+        made += _spoiled(next(given for given in made if given.name == "plain"), out)
+    return made, Matrix(writer, cells, "", versions, "writer")
 
 
-def _of(name: str, cases: list[Case], folder: Path, scratch: Path, progress: Callable[[str, Cell], None]) -> Matrix:
-    cells: list[Cell] = []
-    while len(cells) < len(cases):  # a reader that dies at a case is started again after it
-        out = scratch / f"{len(os.listdir(scratch))}"
+def merged(writer: str, place: Path) -> Matrix:
+    """A cell for each dtype in which the writer merges."""
+    try:
+        environment = readers.place_of("conformance.files.writers", writers.WRITERS, writer)
+    except readers.NotAvailable as error:
+        return Matrix(writer, [], str(error), kind="merge")
+    out, cells, versions = place / f"merged by {writer}", [], {}
+    out.mkdir()
+    with talk.process("merge", writer, environment, out) as process:
+        process.answer()
+        for dtype in merging.DTYPES:
+            answer = process.ask(dtype)
+            given = Given(f"merged by {writer}", "", dtype, (), out, out, Right({}, {}, {}))
+            if answer is None or not answer["ok"]:
+                cells.append(Cell(given, LOST, (answer or {}).get("refusal", ENDED)))
+                continue
+            versions |= answer["versions"]
+            try:
+                found = judge.of_checkpoint(out / str(answer["at"]), dtype)
+            except ValueError as error:
+                cells.append(Cell(given, WRONG, str(error)))
+                continue
+            words = (f"{found.share:.4f} of ΔW is left, and rounding adds {found.added:.3f} ‖ΔW‖; with one rounding of W + ΔW "
+                     f"{found.best_share:.4f} and {found.best_added:.3f}")
+            ratio = max(found.ratio, found.share_ratio)
+            cells.append(Cell(given, RIGHT if ratio <= 1 else WRONG, words, ratio))
+    return Matrix(writer, cells, "", versions, "merge")
+
+
+def _said(adapter: Path) -> tuple[dict[str, int], dict[str, float]]:
+    """The ranks and scales by module, as far as the file says them."""
+    parts = reading.read(str(adapter)).parts
+    return {part.module: part.rank for part in parts}, {part.module: part.scale.value for part in parts if part.scale.value}
+
+
+def _spoiled(plain: Given, out: Path) -> list[Given]:
+    """The plain adapter with other names of tensors."""
+    held, _ = container.read(str(plain.adapter / WEIGHTS))
+    made = []
+    for words, change in SPOILED.items():
+        folder = out / words
+        folder.mkdir()
+        (folder / CONFIG).write_bytes((plain.adapter / CONFIG).read_bytes())
+        (folder / WEIGHTS).write_bytes(safetensors({change(name): held.array(name) for name in held.tensors}))
+        made.append(plain._replace(files="spoiled", name=words, adapter=folder))
+    return made
+
+
+def _of(name: str, files: list[Given], place: Path, progress: Callable[[Matrix], None], done: Done) -> Matrix:
+    try:
+        environment = readers.place_of("conformance.files.readers", readers.READERS, name)
+        reader = readers.find(name)
+    except readers.NotAvailable as error:
+        matrix = Matrix(name, [], str(error))
+        progress(matrix)
+        return matrix
+    matrix = Matrix(name, [], versions={})
+    while len(matrix.cells) < len(files):  # a reader that dies at a file is started again after it
+        out = place / f"{len(os.listdir(place))}"
         out.mkdir()
-        for found in _asked(name, cases[len(cells) :], folder, out):
+        left = files[len(matrix.cells) :]
+        for found in _asked(name, environment, reader, left, out, matrix.versions, done):
             if isinstance(found, str):
-                if not cells:
+                if not matrix.cells:
+                    progress(Matrix(name, [], found))
                     return Matrix(name, [], found)
-                found = Cell(cases[len(cells)], LOST, found)
-            cells.append(found)
-            progress(name, found)
-    return Matrix(name, cells)
+                found = Cell(files[len(matrix.cells)], LOST, found)
+            matrix.cells.append(found)
+            progress(matrix)
+    return matrix
 
 
-def _asked(name: str, cases: list[Case], folder: Path, out: Path) -> Iterator[Cell | str]:
-    """The cells of these cases, up to the first at which the reader's process ends. A text if there is no such reader."""
-    with _process("read", name, folder, out) as process:
-        first = process.answer(START)
+def _asked(name: str, environment: str | None, reader: readers.Reader, files: list[Given], out: Path,
+           versions: dict[str, str], done: Done) -> Iterator[Cell | str]:
+    """The cells of these files, up to the first at which the reader's process ends. A text if there is no such reader."""
+    with talk.process("read", name, environment, out) as process:
+        first, plain = process.answer(), None
         if first is None or "not available" in first:
             yield (first or {}).get("not available", ENDED)
             return
-        for case in cases:
-            if first["formats"] is not None and case.format not in first["formats"]:
-                yield Cell(case, ELSEWHERE)
+        for given in files:
+            before = done(name, given)
+            if before:
+                yield before
                 continue
-            answer = process.ask(case.folder)
+            ready, why = _for_reader(given, reader, out)
+            if ready is None:
+                yield Cell(given, ELSEWHERE, why)
+                continue
+            if reader.logits and plain is None:
+                answer = process.ask(["", str(given.model)])
+                if answer is None or not answer["ok"]:
+                    yield (answer or {}).get("refusal", ENDED)
+                    return
+                plain = loaded(out / f"{answer['at']}.npz")["logits"]
+            answer = process.ask([str(ready.adapter), str(ready.model)])
             if answer is None:
-                yield Cell(case, LOST, ENDED)
+                yield Cell(given, LOST, ENDED)
                 return
-            yield _judged(case, answer, out, folder)
+            versions |= answer.get("versions", {})
+            cell = _judged(ready, answer, out, plain)
+            yield cell._replace(given=given, converted=ready is not given)
 
 
-class Talk:
-    """The process of a reader or a writer: see serve.py."""
-
-    def __init__(self, process: subprocess.Popen):
-        self.process, self.got = process, b""
-
-    def ask(self, question: str) -> dict | None:
-        """Its answer. None if it has ended, or says nothing in time, or what is no answer."""
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(question.encode() + b"\n")
-            self.process.stdin.flush()
-        except OSError:
-            return None
-        return self.answer(LIMIT)
-
-    def answer(self, seconds: float) -> dict | None:
-        assert self.process.stdout is not None
-        until = time.monotonic() + seconds
-        while b"\n" not in self.got:
-            left = until - time.monotonic()
-            if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
-                return None
-            part = os.read(self.process.stdout.fileno(), 1 << 16)
-            if not part:
-                return None
-            self.got += part
-        line, _, self.got = self.got.partition(b"\n")
-        try:
-            found = json.loads(line)
-        except ValueError:
-            return None
-        return found if isinstance(found, dict) else None
-
-
-@contextmanager
-def _process(kind: str, name: str, folder: Path, out: Path) -> Iterator[Talk]:
-    """The process of a reader or writer. It is ended at the end, with what it has started."""
-    paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = subprocess.Popen([sys.executable, "-P", "-m", "conformance.files.serve", kind, name, str(folder), str(out)],
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                               env=os.environ | {"PYTHONPATH": paths}, start_new_session=True)
+def _for_reader(given: Given, reader: readers.Reader, out: Path) -> tuple[Given | None, str]:
+    """The file in a format that the reader reads, or None and why not."""
+    if not given.clause and reader.logits and CONV1D in given.right.truth:
+        return None, "the model that runs has no such layer"
+    if given.clause and not reader.corpus:
+        return None, "" if reader.formats and given.formats[0] not in reader.formats else "no model that runs has such layers"
+    if reader.formats is None or set(given.formats) & set(reader.formats):
+        return given, ""
+    if given.clause or given.formats[0] not in CONVERTED or reader.formats[0] not in TO:
+        return None, ""
+    folder = out / f"converted {len(os.listdir(out))}"
     try:
-        yield Talk(process)
-    finally:
-        children.end(process.pid)
-        process.wait()
-        for pipe in filter(None, (process.stdin, process.stdout)):
-            with suppress(OSError):
-                pipe.close()
+        made = writing.put(reading.read(str(given.adapter)), TO[reader.formats[0]], folder)
+    except writing.CannotSay as error:
+        return None, f"our converter: {error}"
+    truth = {made.names[module]: delta for module, delta in given.right.truth.items()}
+    adapter = _adapter(folder)
+    return given._replace(adapter=adapter, right=Right(truth, *_said(adapter), given.right.alpha)), ""
 
 
-def _judged(case: Case, answer: dict, out: Path, folder: Path) -> Cell:
+def _judged(given: Given, answer: dict, out: Path, plain: np.ndarray | None) -> Cell:
     if not answer["ok"]:
-        words = str(answer.get("refusal", answer.get("broken"))).replace(f"{folder}/", "")
-        return Cell(case, REFUSED if "refusal" in answer else LOST, words)
-    found = _loaded(out / f"{answer['at']}.npz")
-    if not case.valid:
-        return Cell(case, ACCEPTED, f"no error; it changed {', '.join(sorted(found)) or 'nothing: the base model is served'}")
-    words = [f"{module}: {what}" for module in sorted(found.keys() | case.truth.keys())
-             if (what := _difference(found.get(module), case.truth.get(module), case.ranks.get(module, 0)))]
-    return Cell(case, WRONG, "; ".join(words)) if words else Cell(case, RIGHT)
+        words = str(answer.get("refusal", answer.get("broken")))
+        for path in (given.adapter, given.adapter.parent, environments.folder("").parent):
+            words = words.replace(f"{path}/", "").replace(str(path), given.name)
+        return Cell(given, REFUSED if "refusal" in answer else LOST, words)
+    found = loaded(out / f"{answer['at']}.npz")
+    if not given.valid:
+        return Cell(given, ACCEPTED, f"no error; it changed {', '.join(sorted(found)) or 'nothing: the base model is served'}")
+    if plain is not None:
+        verdict = judge.of_logits(found["logits"], plain, given.right)
+        return Cell(given, WRONG if verdict.words else RIGHT, verdict.words, verdict.ratio, verdict.effect)
+    words = judge.of_deltas(found, given.right).words
+    return Cell(given, WRONG if words else RIGHT, words)
 
 
-def _loaded(path: Path) -> dict[str, np.ndarray]:
+def loaded(path: Path) -> Arrays:
     with np.load(path) as file:
         return {module: file[module] for module in file.files}
-
-
-def _difference(got: np.ndarray | None, want: np.ndarray | None, rank: int) -> str:
-    """What is wrong with ΔW of one module, by which known fault, or by which factor. Empty if nothing is. All numbers of the
-    corpus are exact in float32."""
-    if want is None:
-        return "changed, and the file is not about it"
-    if got is None:
-        return "unchanged: the LoRA part is left out"
-    if got.shape != want.shape:
-        return f"ΔW is {got.shape}, expected {want.shape}"
-    if np.array_equal(got, want):
-        return ""
-    if got.shape == want.shape[::-1] and np.array_equal(got, want.T):
-        return "transposed"
-    with np.errstate(all="ignore"):
-        factor = float((got * want).sum() / (want * want).sum())
-    if np.array_equal(got.astype(np.float32), (factor * want).astype(np.float32)):
-        named = next((words for words, of in FACTORS.items() if rank and np.float32(of(rank)) == np.float32(factor)), "")
-        return f"{factor:.4g} times ΔW" + (f": {named}" if named else "")
-    distance = float(np.linalg.norm(got - want) / np.linalg.norm(want))
-    return f"off by {distance:.3g} of ‖ΔW‖"

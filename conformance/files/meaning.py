@@ -27,6 +27,7 @@ class Factor(NamedTuple):
     container: Container
     name: str
     rank_first: bool  # (rank, n), else (n, rank)
+    order: np.ndarray | None = None  # which of the stored n stands in each place, if they were put in another order
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -50,7 +51,13 @@ class Factor(NamedTuple):
         flat = stored.reshape(self.rank, self.size) if self.rank_first else stored.reshape(self.size, self.rank)
         step = max(1, BLOCK // self.rank)
         for i in range(0, self.size, step):
-            yield (flat[:, i : i + step].T if self.rank_first else flat[i : i + step]).astype(np.float64)
+            some = slice(i, i + step) if self.order is None else self.order[i : i + step]
+            yield (flat[:, some].T if self.rank_first else flat[some]).astype(np.float64)
+
+    def stored(self) -> np.ndarray:
+        """The whole factor in its dtype, as it is stored but for the order."""
+        array = self.container.array(self.name)
+        return array if self.order is None else np.take(array, self.order, 1 if self.rank_first else 0)
 
     def whole(self) -> np.ndarray:
         """(n, rank), float64."""

@@ -10,6 +10,8 @@ from conformance.files.meaning import Meaning, Scale, pair, sort_out
 WEIGHTS = "adapters.safetensors"
 ROLES = re.compile(r"(.+)\.(lora_a|lora_b|m)")
 NAMES = {"lora_a": "A", "lora_b": "B", "m": "magnitude"}
+EMBEDDING = re.compile(  # what mlx-lm's models call their embeddings
+    r"(.+\.)?(embed|embed_in|embed_tokens(_per_layer)?|embeddings?|(tok|token|word)_embeddings|position_embedding_table|wte)")
 HARMLESS = {  # of training, or where the layers are: the file's names say that
     "adapter_path", "batch_size", "config", "data", "dropout", "grad_checkpoint", "iters", "keys", "learning_rate",
     "lr_schedule",
@@ -53,7 +55,8 @@ def read(meaning: Meaning, held: Container) -> Meaning:
         return Scale(float(value), f"lora_parameters.scale {value:g}")
 
     for module, all_of in sort_out(meaning, held, roles).items():
-        pair(meaning, held, module, all_of, scale, (False, True))
+        layer = "embedding" if EMBEDDING.fullmatch(module) else "linear"  # a file's names alone say which
+        pair(meaning, held, module, all_of, scale, (False, True), kind=layer)
         if ("magnitude" in all_of) != (kind == "dora"):
             has = "a" if "magnitude" in all_of else "no"
             meaning.say("FILE-011", module, f"fine_tune_type is {kind}, and it has {has} magnitude")

@@ -69,7 +69,7 @@ def checked(meaning: Meaning, said: dict[str, Any]) -> dict[str, Any]:
     for name, value in said.items():
         plain = value is None or value in (False, "", [], {})
         if name in OTHER and not plain:
-            meaning.say("FILE-011", name, f"{str(value)[:80]}; no clause of this version says what it means")
+            meaning.say("FILE-011", name, f"{str(value)[:80]}; it changes the function, and is not carried out here")
         elif name not in USED | NO_MATTER | OTHER and not plain:
             meaning.say("FILE-012", name, f"{str(value)[:80]}; it may change the function")
         elif name in KINDS and not (isinstance(value, KINDS[name]) and (bool in KINDS[name] or not isinstance(value, bool))):

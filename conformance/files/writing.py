@@ -2,8 +2,8 @@
 
 Nothing is lost. The factors keep their numbers and their dtype, and the scale of every module stays the same number. What the
 other format cannot say is named, and nothing is written. Names of modules stay as they are, but for what the format itself does
-to them: kohya writes every dot as an underscore, and diffusers puts the part of the pipeline first. So a file for another
-architecture, or one whose rows have another order, does not come out of this.
+to them: kohya writes every dot as an underscore, and diffusers puts the part of the pipeline first. With the base model's
+config.json, the modules get the names of the other format, and the rows of q and k its order: see names.py.
 """
 
 import json
@@ -21,6 +21,7 @@ from conformance.files import binary, mlx, peft
 from conformance.files.binary import Arrays
 from conformance.files.diffusers import KEY, PART
 from conformance.files.meaning import Meaning, Part
+from conformance.files.names import CannotName, Model, translated
 from conformance.files.reading import read
 
 CANNOT = {  # what a module may have that a format cannot say
@@ -41,8 +42,8 @@ class Written(NamedTuple):
     names: dict[str, str]
 
 
-def written(meaning: Meaning, format: str) -> Written:
-    """The files of that format, one of FORMATS. Raises CannotSay."""
+def written(meaning: Meaning, format: str, model: Model | None = None) -> Written:
+    """The files of that format, one of FORMATS, for modules that have its names if there is a `model`. Raises CannotSay."""
     if not meaning.right or not meaning.parts:
         raise CannotSay("an adapter that is wrong, or has no modules, is not written again")
     found = [f"{WORDS[what]} ({part.module})" for part in meaning.parts for what in CANNOT[format] if _has(part, what)]
@@ -52,13 +53,21 @@ def written(meaning: Meaning, format: str) -> Written:
         found.append("DoRA in some modules, and not in others")
     if found:
         raise CannotSay(f"{format} cannot say: {'; '.join(dict.fromkeys(found))}")
+    if format == "GGUF":
+        return _gguf(meaning, model)
     return FORMATS[format](meaning)
 
 
-def put(meaning: Meaning, format: str, folder: Path) -> Written:
+def put(meaning: Meaning, format: str, folder: Path, model: Model | None = None) -> Written:
     """Writes the files into a folder that is empty, or not there. Before that they are written elsewhere and read again: what
-    they mean must be the same, to the last bit. Raises CannotSay."""
-    made = written(meaning, format)
+    they mean must be the same, to the last bit. With `model` the modules get the names of the format. Raises CannotSay."""
+    named: dict[str, str] = {}
+    try:
+        if model is not None:
+            meaning, named = translated(meaning, format, model)
+    except CannotName as error:
+        raise CannotSay(f"{format} cannot say: {error}") from None
+    made = written(meaning, format, model)
     with tempfile.TemporaryDirectory(prefix="conformance-") as scratch:
         _write(made, Path(scratch))
         again = read(scratch)
@@ -66,7 +75,7 @@ def put(meaning: Meaning, format: str, folder: Path) -> Written:
             raise RuntimeError(f"what was made in {format} means something else, and was not written: {again.issues}")
     folder.mkdir(parents=True, exist_ok=True)
     _write(made, folder)
-    return made
+    return made if model is None else made._replace(names={old: made.names[new] for old, new in named.items()})
 
 
 def _write(made: Written, folder: Path) -> None:
@@ -106,7 +115,7 @@ def _factors(part: Part, rank_first: tuple[bool, bool]) -> tuple[np.ndarray, np.
     """A and B in their own dtype, stored so."""
     return tuple(  # type: ignore[return-value]
         array if factor.rank_first == first or array.ndim > 2 else np.ascontiguousarray(array.T)
-        for factor, first in zip((part.A, part.B), rank_first, strict=True) for array in [factor.container.array(factor.name)])
+        for factor, first in zip((part.A, part.B), rank_first, strict=True) for array in [factor.stored()])
 
 
 def _arrays(meaning: Meaning, names: dict[str, str], rank_first: tuple[bool, bool], ends: tuple[str, str, str]) -> Arrays:
@@ -160,7 +169,7 @@ def _peft(meaning: Meaning) -> Written:
 
 
 def _kohya(meaning: Meaning) -> Written:
-    names = {part.module: part.module if "." not in part.module else "lora_unet_" + part.module.replace(".", "_")
+    names = {part.module: part.module if meaning.format == "kohya" else "lora_unet_" + part.module.replace(".", "_")
              for part in meaning.parts}
     if len(set(names.values())) < len(names):
         raise CannotSay("kohya cannot say: two modules have the same name once every dot is an underscore")
@@ -181,6 +190,7 @@ def _diffusers(meaning: Meaning) -> Written:
         of_it = [part for part in meaning.parts if names[part.module].startswith(f"{pipeline}.")]
         inner = {part.module: names[part.module].partition(".")[2] for part in of_it}
         settings = _settings(of_it, inner) | {"use_dora": bool(of_it[0].magnitude)}
+        settings |= {"fan_in_fan_out": True} if all(part.fan_in_fan_out for part in of_it) else {}
         told |= {f"{pipeline}.{setting}": value for setting, value in settings.items()}
     arrays = _arrays(meaning, names, (True, False), ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"))
     return Written({"pytorch_lora_weights.safetensors": binary.safetensors(arrays, {KEY: json.dumps(told)})}, names)
@@ -214,12 +224,12 @@ def _mlx(meaning: Meaning) -> Written:
     return Written(files, names)
 
 
-def _gguf(meaning: Meaning) -> Written:
-    if meaning.format != "GGUF":
-        raise CannotSay("GGUF cannot say: modules under names that are not llama.cpp's")
+def _gguf(meaning: Meaning, model: Model | None = None) -> Written:
+    if meaning.format != "GGUF" and model is None:
+        raise CannotSay("GGUF cannot say: modules under names that are not llama.cpp's; config.json of the base says which are")
     alpha = _of_one_number(meaning, "GGUF", {p.module: _alpha(p) for p in meaning.parts}, "alphas")
     keys = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": float(alpha)}
-    keys |= {"general.architecture": str(meaning.settings.get("general.architecture", ""))}
+    keys |= {"general.architecture": "llama" if model else str(meaning.settings.get("general.architecture", ""))}
     if float(np.float32(alpha)) != alpha:
         raise CannotSay(f"GGUF cannot say: alpha {alpha!r}, which is rounded in float32")
     arrays: Arrays = {}

@@ -15,15 +15,16 @@ from functools import cache
 import numpy as np
 
 from conformance import __version__
+from conformance.loader import Loader
 from conformance.model import Model, ModelConfig
 from conformance.subject import Arrays, Layer, LayerConfig, Subject, Unsupported
 
 
 @dataclass(frozen=True, eq=False)
 class LayerSubject(Subject):
-    """A subject of one class of layers, or of models."""
+    """A subject of one class of layers, of models, or of loaders."""
 
-    layer: type[Layer] | type[Model]
+    layer: type[Layer] | type[Model] | type[Loader]
     version = __version__
 
     @property
@@ -41,14 +42,19 @@ class LayerSubject(Subject):
         return getattr(self.layer, "methods", of_models if issubclass(self.layer, Model) else Subject.methods)
 
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> Layer:
-        if issubclass(self.layer, Model):
+        if not issubclass(self.layer, Layer):
             raise Unsupported("single layers")
         return self.layer(config, weight, bias)  # type: ignore[call-arg] every class of this folder takes them
 
     def build_model(self, config: ModelConfig, arrays: Arrays) -> Model:
-        if issubclass(self.layer, Layer):
+        if not issubclass(self.layer, Model):
             raise Unsupported("whole models")
         return self.layer(config, arrays)  # type: ignore[call-arg]
+
+    def build_loader(self, base: Arrays, kinds: dict[str, str]) -> Loader:
+        if not issubclass(self.layer, Loader):
+            raise Unsupported("adapter files")
+        return self.layer(base, kinds)  # type: ignore[call-arg]
 
     @property
     def spec(self) -> str:
@@ -100,11 +106,11 @@ def all_mutants() -> tuple[Mutant, ...]:
 
 @cache
 def honest_subjects() -> tuple[LayerSubject, ...]:
-    """The honest layer and the honest model, each with its variations, and every LayerSubject of another file that is no
-    Mutant."""
-    names = ("honest", "variations", "orders", "habits", "several", "honest_model", "model_variations")
+    """The honest layer, the honest model and the honest reader of files, each with its variations, and every LayerSubject
+    of another file that is no Mutant."""
+    names = ("honest", "variations", "orders", "habits", "several", "honest_model", "model_variations", "readers")
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
-    honest = modules[0].Honest, modules[5].HonestModel
+    honest = modules[0].Honest, modules[5].HonestModel, modules[7].HonestReader
     layers = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
     found = [LayerSubject(layer) for layer in dict.fromkeys(layers) if issubclass(layer, honest)]
     others = [*_values(), *vars(importlib.import_module(f"{__name__}.{TORCH}")).values()]

@@ -2,18 +2,22 @@
 checks the type of every answer, and tells an exception of the subject from a fault of the harness."""
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from conformance.loader import Loader
 from conformance.model import Model, ModelConfig
+from conformance.record import loader_script
 from conformance.record.script import Odd, arrays, bits, memory, through_this_package, told, wrapped
 from conformance.subject import Call, Layer, LayerConfig, Subject, Unsupported
 from conformance.truth.case import DTYPES
 from conformance.truth.compare import Mismatch, expect
 
 _ANSWERS = {
-    "adapter": dict, "arrays": dict, "as_module": dict, "base": dict, "backward": dict, "trainable": dict,
+    "adapter": dict, "arrays": dict, "as_module": dict, "base": dict, "backward": dict, "delta": dict,
+    "trainable": dict,
     "forward": np.ndarray, "forward_mixed": np.ndarray, "weight": np.ndarray, "bias": (np.ndarray, type(None)),
 }
 MAX_SCRIPT_ELEMENTS = 400
@@ -48,17 +52,20 @@ class Traced(Subject):
         """Without `record` the arguments are not copied, and no script can be made."""
         self._subject, self._record = subject, record
         self.name, self.scale = getattr(subject, "name", ""), getattr(subject, "scale", None)
+        self.alpha, self.scale_argument = getattr(subject, "alpha", None), getattr(subject, "scale_argument", "")
         self.freezes, self.methods = getattr(subject, "freezes", ""), tuple(getattr(subject, "methods", Subject.methods))
         self._layers: dict[str, Layer | None] = {}
         self.calls: list[tuple[Call, tuple]] = []  # with the arguments themselves, to see whether they change
+        self.files: dict[str, dict[str, bytes]] = {}  # what loaders were given to read, by path
         self.elements = 0  # numbers in all arrays handed over; a script with too many is unreadable
 
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> "TracedLayer":
         self._offered(config.method)
-        fixed = self.scale
-        other = fixed is not None and (config.scaling, config.alpha) != ("standard", fixed * config.rank)
+        alpha = self.alpha if self.scale is None else self.scale * config.rank
+        other = alpha is not None and (config.scaling, config.alpha) != ("standard", alpha)
         if other and isinstance(config.rank, int) and config.rank > 0:  # the implementation must refuse a bad rank itself
-            raise Unsupported(f"alpha {config.alpha:g} with {config.scaling} scaling: the scale is always {fixed:g}")
+            fixed = f"{self.alpha:g} / rank" if self.scale is None else f"{self.scale:g}"
+            raise Unsupported(f"alpha {config.alpha:g} with {config.scaling} scaling: the scale is always {fixed}")
         name = f"layer{len(self._layers) + 1 if self._layers else ''}"
         self._layers[name] = None
         layer = TracedLayer(self, name)
@@ -77,6 +84,14 @@ class Traced(Subject):
         model._layer = self._ask(f"{name}.build_model", self._subject.build_model, (config, arrays), Model)
         return model
 
+    def build_loader(self, base: dict[str, np.ndarray], kinds: dict[str, str]) -> "TracedLoader":
+        name = f"loader{len(self._layers) + 1 if self._layers else ''}"
+        self._layers[name] = None
+        loader = TracedLoader(self, name)
+        made = self._ask(f"{name}.build_loader", self._subject.build_loader, (base, kinds), Loader)
+        loader._layer = self._layers[name] = made
+        return loader
+
     def _offered(self, method: str) -> None:
         if method not in self.methods:
             reason = Unsupported(f"the method {method}")
@@ -90,6 +105,8 @@ class Traced(Subject):
         if readable:
             self.elements += sum(a.size for a in arrays(args))
             readable = self.elements <= MAX_SCRIPT_ELEMENTS
+        if readable and method == "load" and isinstance(self._layers[name], Loader):
+            self.files[str(args[0])] = contents(Path(args[0]))
         call = Call(name, method, _copied(args), None, False, self._layers[name]) if readable else None
         raised, result = True, None
         try:
@@ -119,15 +136,33 @@ class Traced(Subject):
             return None
         calls = told([call._replace(changed=bits(call.args) != bits(args)) for call, args in self.calls])
         own = None
+        if any(call.method == "build_loader" for call, _ in self.calls):
+            return wrapped(loader_script.script([call for call, _ in self.calls], self.files, spec))
         with suppress(Exception, SystemExit):  # a report must not fail here; and a subject need not have `script`
             own = self._subject.script(calls, spec)
         return wrapped(own or through_this_package(calls, spec))
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """The files of a folder by name, or one file under ""."""
+    if path.is_dir():
+        return {entry.name: entry.read_bytes() for entry in sorted(path.iterdir())}
+    return {"": path.read_bytes()} if path.exists() else {}
 
 
 class TracedModel(Model):
     """Passes every method of Model on to the subject's model."""
 
     _layer: Model
+
+    def __init__(self, subject: Traced, name: str):
+        self._subject, self._name = subject, name
+
+
+class TracedLoader(Loader):
+    """Passes every method of Loader on to the subject's loader."""
+
+    _layer: Loader
 
     def __init__(self, subject: Traced, name: str):
         self._subject, self._name = subject, name
@@ -179,13 +214,13 @@ def _numbers(what: str, array: np.ndarray) -> np.ndarray:
 
 
 def _passed_on(method: str):
-    def ask(self: TracedLayer | TracedModel, *args):
+    def ask(self: TracedLayer | TracedModel | TracedLoader, *args):
         return self._subject._ask(f"{self._name}.{method}", getattr(self._layer, method), args, _ANSWERS.get(method))
 
     return ask
 
 
-for _kind, _traced in (Layer, TracedLayer), (Model, TracedModel):
+for _kind, _traced in (Layer, TracedLayer), (Model, TracedModel), (Loader, TracedLoader):
     for _method in [name for name, value in vars(_kind).items() if callable(value) and not name.startswith("_")]:
         setattr(_traced, _method, _passed_on(_method))
 

@@ -2,13 +2,10 @@
 
 import json
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -20,15 +17,6 @@ LEGEND = (
     "forward, backward, both: time over that of the frozen layer, median of the rounds; of rounds: least and most of both;\n"
     "kept: for backward, beyond x; peak: of the forward pass, beyond y; error of y: root mean square over that of y"
 )
-
-
-@contextmanager
-def progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """Yields the callback for `bench.run`; draws a bar on a terminal and nothing elsewhere."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("loading", total=None)
-        yield lambda what, done, turns: bars.update(task, description=what, completed=done, total=turns)
 
 
 def show(console: Console, results: list[Result], swept: dict[str, list[Result]]) -> None:

@@ -1,7 +1,8 @@
 """Writes all generated text: `python -m conformance.report.generated`. A test fails while a file on disk is stale.
 
-SPEC.md, FILES.md and findings/FINDINGS.md are generated whole. README.md and the other pages of the checkout are written by
-hand, except for the text between two comments: a number from COUNTS within a line, or a text from REGIONS on lines of its own.
+SPEC.md, FILES.md, findings/FINDINGS.md and results/index.html are generated whole. README.md, results/exchange.md and
+the other pages of the checkout are written by hand, except for the text between two comments: a number from COUNTS within a
+line, or a text from REGIONS on lines of its own.
 
     <!-- count: mutants -->439<!-- /count -->
 
@@ -20,13 +21,16 @@ from pathlib import Path
 from conformance.files import corpus
 from conformance.findings import page
 from conformance.mutants import all_mutants, honest_subjects
-from conformance.report import files_spec, spec
+from conformance.report import files_spec, matrix, spec
+from conformance.report.page import documents, write
+from conformance.report.page.view import view
 from conformance.requirements import all_requirements
 from conformance.requirements import groups as all_groups
 from conformance.run.diagnosis import catalogue
 from conformance.run.loading import built_in, environment
 
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "conformance" / "results"
 MARKS = {  # for each kind of region: its first comment, its name, its text and its last comment
     "count": re.compile(r"(<!-- count: (\S+) -->)(.*?)(<!-- /count -->)"),
     "generated": re.compile(r"^(<!-- generated: (\S+) -->\n)(.*?)^(<!-- /generated -->)$", re.M | re.S),
@@ -57,9 +61,9 @@ def groups() -> str:
 
 def selftest() -> str:
     """A sentence with the numbers of what `conformance selftest` tries."""
-    return (f"`conformance selftest` tries {len(all_mutants())} known-bad layers and models, which re-create {recreated()} of "
-            f"the {len(catalogue())} public bug reports in the catalogue, and {len(honest_subjects())} honest ones, which "
-            "differ in what is free.")
+    return (f"`conformance selftest` tries {len(all_mutants())} known-bad layers, models and readers of files, which re-create "
+            f"{recreated()} of the {len(catalogue())} public bug reports in the catalogue, and {len(honest_subjects())} honest "
+            "ones, which differ in what is free.")
 
 
 COUNTS: dict[str, Callable[[], int]] = {
@@ -86,6 +90,11 @@ REGIONS: dict[str, Callable[[], str]] = {
     "selftest": selftest,
     "findings": lambda: f"{page.summary(page.all_findings(), page.reports())}.",
     "since": lambda: "\n".join(page.since(page.asked())),
+    "matrix-counts": matrix.counts,
+    "matrix-features": matrix.features,
+    "matrix-wrong": matrix.wrong,
+    "matrix-merges": matrix.merges,
+    "matrix-versions": matrix.versions,
 }
 
 
@@ -112,7 +121,7 @@ def filled(text: str) -> str:
 
 def pages() -> list[Path]:
     """The pages that are written by hand and may have regions."""
-    return [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
+    return [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), matrix.PATH]
 
 
 def findings() -> str:
@@ -123,10 +132,16 @@ def findings() -> str:
     return filled(page.page(found, ran, page.full_run(), page.asked()))
 
 
+def results_page() -> str:
+    """The page of the full run, with what else is in the folder of results."""
+    return write.page(view(documents.read(map(str, sorted(RESULTS.glob("*.json"))))), site=False)
+
+
 def files() -> dict[Path, Callable[[], str]]:
     """Every generated file and every page that may have regions → the function that makes its text."""
     by_hand = {path: lambda path=path: filled(path.read_text(encoding="utf-8")) for path in pages()}
-    return {spec.PATH: spec.render, files_spec.PATH: files_spec.render, page.PATH: findings, **by_hand}
+    return {spec.PATH: spec.render, files_spec.PATH: files_spec.render, page.PATH: findings,
+            RESULTS / "index.html": results_page, **by_hand}
 
 
 def stale(write: bool = False) -> list[Path]:
@@ -150,7 +165,8 @@ def stale(write: bool = False) -> list[Path]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m conformance.report.generated", description=(
-        "writes SPEC.md, FILES.md, FINDINGS.md, and the generated regions of README.md and the other pages of this checkout"))
+        "writes SPEC.md, FILES.md, FINDINGS.md, results/index.html, and the generated regions of README.md and the other pages "
+        "of this checkout"))
     parser.add_argument("--check", action="store_true", help="write nothing; say which are stale, with status 1")
     check = parser.parse_args().check
     try:

@@ -1,11 +1,13 @@
 """Writes the report of `conformance run --json`, and reads it again for --resume."""
 
+import datetime
 import hashlib
 import importlib.metadata
 import json
 import platform
 import shlex
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -17,7 +19,7 @@ import numpy as np
 from conformance import __version__
 from conformance.report import output
 from conformance.report.stored import NOW, load, report_of
-from conformance.requirements import Requirement
+from conformance.requirements import Requirement, groups
 from conformance.run import canaries
 from conformance.run.causes import Cause
 from conformance.run.files import files_of, hashed
@@ -39,8 +41,18 @@ def environment(device: str, command: str = "") -> dict:
 
 
 def as_dict(reports: list[Report], options: Options, command: str = "") -> dict:
-    return {"schema": 1, "environment": environment(options.device, command), "options": decisive(options),
-            "reports": [entry(report) for report in reports]}
+    planned = {requirement.id: requirement for report in reports for requirement in report.planned}
+    return {"schema": 1, "date": datetime.date.today().isoformat(), "environment": environment(options.device, command),
+            "options": decisive(options), "reports": [entry(report) for report in reports],
+            "catalogue": catalogue(planned.values())}
+
+
+def catalogue(requirements: Iterable[Requirement]) -> dict:
+    """What the requirements say, and the titles of their groups: a report can be read without this version of the package."""
+    rows = {r.id: {"level": r.level, "group": r.group, "profile": r.profile, "title": r.title, "sentence": r.sentence,
+                   "formula": r.formula, "why": r.why, "sources": list(r.sources)} for r in requirements}
+    titles = {id: group.title for id, group in groups().items() if any(row["group"] == id for row in rows.values())}
+    return {"groups": titles, "requirements": rows}
 
 
 def write(path: str, reports: list[Report], options: Options, command: str = "") -> None:
@@ -91,7 +103,12 @@ def _same_files(spec: str, then: dict[str, str]) -> bool:
 def decisive(options: Options) -> dict:
     """Everything that determines the outcome of a run, except the subjects: version, code, packages and options."""
     names = ("only", "level", "dtypes", "device", "examples", "seed", "timeout", "memory", "in_process", "strict", "space")
-    return {"version": __version__, "code": _code(), "packages": _packages()} | {name: getattr(options, name) for name in names}
+    return harness() | {name: getattr(options, name) for name in names}
+
+
+def harness() -> dict:
+    """The version and code of this package, and the packages here."""
+    return {"version": __version__, "code": _code(), "packages": _packages()}
 
 
 @cache
@@ -129,15 +146,16 @@ def entry(report: Report) -> dict:
             rows.append({
                 "id": requirement.id, "level": requirement.level, "group": requirement.group, "title": requirement.title,
                 "status": outcome.status, "examples": outcome.examples, "not_offered": outcome.not_offered,
-                "seconds": round(outcome.seconds, 3),
-                "worst": outcome.worst, "resolution": outcome.resolution, "message": outcome.message,
+                "seconds": round(outcome.seconds, 3), "worst": outcome.worst, "worst_in": outcome.worst_in,
+                "resolution": outcome.resolution, "message": outcome.message,
                 "diagnosis": outcome.diagnosis, "faults": list(outcome.faults),
                 "follows": outcome.follows, "reproduce": outcome.reproduce, "failure": outcome.failure or None,
             })
     return {
         "subject": {"name": report.name, "version": report.version, "spec": report.spec},
         "verdict": report.verdict, "profiles": report.profiles, "planned": len(report.planned), "executed": len(rows),
-        "seconds": round(report.seconds, 3), "message": report.unloadable, "requirements": rows,
+        "seconds": round(report.seconds, 3), "message": report.unloadable, "void_since": report.void_since,
+        "requirements": rows,
         "causes": [_cause(report, cause) for cause in report.causes],
         "conventions": report.conventions,
         "canaries": {id: outcome.status for id, outcome in report.canaries.items()},

@@ -1,6 +1,7 @@
 """Writes JUnit XML for CI systems: one suite per subject, one case per requirement.
 
-A SHOULD that fails is a skipped case with a message, because it does not make a subject nonconformant."""
+A SHOULD that fails is a skipped case with a message, because it does not make a subject nonconformant. A subject without a
+verdict has an error of its own: a suite that only skips would look like success."""
 
 from xml.etree import ElementTree as xml
 
@@ -34,6 +35,11 @@ def write(path: str, reports: list[Report]) -> None:
             elif outcome.status != "pass":
                 xml.SubElement(case, "skipped", message=f"{requirement.level} {outcome.status}: {outcome.message}")
                 counts["skipped"] += 1
+        if report.verdict in ("partial", "void", "error") and not report.unloadable:
+            case = xml.SubElement(suite, "testcase", classname=report.name, name="verdict", time="0")
+            xml.SubElement(case, "error", message=" ".join([f"{report.verdict}:", *report.void_since]), type=report.verdict)
+            counts["tests"] += 1
+            counts["errors"] += 1
         for name, count in counts.items():
             suite.set(name, str(count))
         suite.set("time", f"{report.seconds:.3f}")

@@ -2,12 +2,13 @@
 implementation, and the score of each group."""
 
 from contextlib import contextmanager
+from itertools import count
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from conformance.report.progress import line
 from conformance.requirements import groups
 from conformance.run.selftest import SelfTest, Trial
 
@@ -16,10 +17,9 @@ from conformance.run.selftest import SelfTest, Trial
 def progress(console: Console, total: int, first: str):
     """Yields what is to be called with the name of each that is done, `total` times; draws a bar on a terminal and nothing
     elsewhere. `first` says what is done before that."""
-    columns = (TextColumn("selftest"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task(first, total=total)
-        yield lambda name: bars.update(task, advance=1, description=name)
+    done = count(1)
+    with line(console, first, total) as told:
+        yield lambda name: told(name, next(done), total)
 
 
 def show(console: Console, found: SelfTest) -> None:

@@ -107,8 +107,10 @@ asked of the layer as it stands, and all others as if it were not so. `--strict`
 | choice | fails | in all others |
 |---|---|---|
 | the scale is alpha, under that name | SCALE-01 | alpha is chosen so that the scale is right |
+| alpha is taken and has no effect | SCALE-05 | every case has the scale that the layer has |
 | W and b are made by the layer and train, and nothing beside it freezes them | PARAM-02 | they are frozen |
-| x must have three dimensions | FWD-03 | x is reshaped |
+| the layer makes b train, also a b that it was given frozen | PARAM-02 | it is frozen |
+| x must have three dimensions, or four | FWD-03 | x is reshaped |
 
 ## Layouts in use
 
@@ -215,7 +217,7 @@ def _section(r: Requirement) -> str:
         f"**{r.sentence}**\n",
         f"    {r.formula}\n" if r.formula else "",
         f"{r.why}\n",
-        f"* level {r.level}{offered}; profile {r.profile}; needs {', '.join(r.needs if 'build_model' in r.needs else ('build', *r.needs))}",
+        f"* level {r.level}{offered}; profile {r.profile}; needs {', '.join(r.needs if {'build_model', 'build_loader'} & set(r.needs) else ('build', *r.needs))}",
         f"* sources: {'; '.join(r.sources)}",
         f"* known faults that it is meant to catch: {', '.join(r.faults)}" if r.faults else "",
     ]

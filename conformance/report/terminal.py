@@ -5,22 +5,24 @@ It is readable at 80 columns and without colour: colours repeat what words say.
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from conformance.report import text
+from conformance.report.evidence import evidence
+from conformance.report.progress import line
 from conformance.requirements import groups, profiles
 from conformance.run.causes import Cause
 from conformance.run.examine import Outcome
 from conformance.run.verdict import FAILING, Report, plain
 from conformance.truth.space import STRENGTH
 
-SUBJECTS_PER_TABLE, CONVENTIONS_PER_TABLE = 4, 2
+GROUP_COLUMN, SUBJECT_COLUMN = 28, 13  # widths that the table of groups needs, about
+CONVENTIONS_PER_TABLE = 2
 CAUSES_TOLD = 3  # in the line below a verdict
 COLOURS = {"conformant": "green", "partial": "yellow", "nonconformant": "red", "void": "yellow", "error": "red"}
 SHORT = {"conformant": "yes", "nonconformant": "NO", "partial": "partial", "not offered": "–"}
@@ -28,34 +30,34 @@ SHORT = {"conformant": "yes", "nonconformant": "NO", "partial": "partial", "not 
 
 @contextmanager
 def progress(console: Console, specs: list[str], planned: int, drawn: bool = True):
-    """Yields the callback for `runner.run`; draws bars on a terminal, if they are to be `drawn`, and nothing elsewhere."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TextColumn("{task.fields[note]}", markup=False))
-    with Progress(*columns, console=console, transient=True, disable=not (drawn and console.is_terminal)) as bars:
-        tasks = {spec: bars.add_task(plain(spec.rpartition(':')[2]), total=planned, note="loading") for spec in specs}
+    """Yields the callback for `runner.run`. It draws one line for all subjects, on a terminal, if it is to be `drawn`."""
+    counts, failed = dict.fromkeys(specs, 0), dict.fromkeys(specs, 0)
+    with line(console, "loading", planned * len(specs), drawn) as told:
 
-        def told(report: Report, outcome: Outcome | None) -> None:
-            failed = sum(o.status in FAILING for o in report.outcomes.values())
-            note = f"{outcome.id if outcome else ''} {f'{failed} failed' if failed else ''}"
-            bars.update(tasks[report.spec], completed=len(report.outcomes) + len(report.space), note=note)
+        def noted(report: Report, outcome: Outcome | None) -> None:
+            counts[report.spec] = len(report.outcomes) + len(report.space) if outcome else planned
+            failed[report.spec] = sum(o.status in FAILING for o in report.outcomes.values())
+            name = report.name or report.spec.rpartition(":")[2]
+            words = f"{name} {outcome.id if outcome else 'is done'}" + f", {sum(failed.values())} failed" * any(failed.values())
+            told(plain(words), sum(counts.values()), planned * len(specs))
 
-        yield told
+        yield noted
 
 
 @contextmanager
 def steps(console: Console):
-    """Yields the callback for `environments.make`. It draws a bar on a terminal, and elsewhere prints a line for each step."""
-    columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task, last = bars.add_task("", total=None), [-1]
+    """Yields the callback for `environments.make`. It draws a line on a terminal, and elsewhere prints one for each step."""
+    last = -1
+    with line(console, "") as told:
 
-        def told(step: int, total: int, words: str) -> None:
-            bars.update(task, completed=step, total=total, description=words[: max(20, console.width - 50)])
-            if not console.is_terminal and step != last[0]:
+        def noted(step: int, total: int, words: str) -> None:
+            nonlocal last
+            told(words, step, total)
+            if not console.is_terminal and step != last:
                 console.print(Text(f"  {step + 1}/{total} {words}"), soft_wrap=True)
-            last[0] = step
+            last = step
 
-        yield told
+        yield noted
 
 
 def show(console: Console, reports: list[Report], seed: int) -> None:
@@ -64,13 +66,17 @@ def show(console: Console, reports: list[Report], seed: int) -> None:
         for cause in report.causes:
             _failure(console, report, cause)
     shown = [report for report in reports if report.outcomes]
-    for start in range(0, len(shown), SUBJECTS_PER_TABLE):
-        console.print(_table(shown[start : start + SUBJECTS_PER_TABLE]))
+    side_by_side = max(1, (console.width - GROUP_COLUMN) // SUBJECT_COLUMN)
+    for start in range(0, len(shown), side_by_side):
+        console.print(_table(shown[start : start + side_by_side]))
+        console.print()
     if shown:
-        console.print("passed / decided;  ! a MUST failed,  ~ a SHOULD failed,  – not offered, or not asked\n", style="dim")
+        legend = "passed / decided;  ! a MUST failed,  ~ a SHOULD failed,  – not offered, or not asked"
+        text.paragraph(console, legend, style="dim")
+        console.print()
     for report in reports:
         _verdict(console, report)
-    console.print(f"a part of the cases was drawn anew; --seed {seed} draws the same again", style="dim")
+    text.paragraph(console, f"a part of the cases was drawn anew; --seed {seed} draws the same again", style="dim")
 
 
 def failure(report: Report, cause: Cause) -> str:
@@ -110,8 +116,8 @@ def show_conventions(console: Console, found: list[tuple[str, dict[str, str]]]) 
 
 def show_conversion(console: Console, source: str, target: str, lines: list[str]) -> None:
     console.print(Text(f"from {source} to {target}:", style="bold"))
-    for line in lines:
-        _indented(console, line)
+    for words in lines:
+        text.paragraph(console, words, 2)
 
 
 def _failure(console: Console, report: Report, cause: Cause) -> None:
@@ -120,35 +126,17 @@ def _failure(console: Console, report: Report, cause: Cause) -> None:
     head = Text.assemble((f"{outcome.status.upper()} {requirement.level} ", colour),
                          (f"{report.name} {requirement.id}", "bold"), f" {requirement.title}")
     console.print(head)
-    _indented(console, requirement.sentence)
-    grid = Table.grid(padding=(0, 2))
-    failure = outcome.failure
-    for name, words in (("case", "case"), ("needed", "only with"), ("what", "what"), ("got", "got"), ("want", "want")):
-        if name in failure:
-            grid.add_row(words, Text(str(failure[name])))
-    if failure.get("error") is not None and failure.get("bound") is not None:
-        error, bound = failure["error"], failure["bound"]
-        exact = f"{error:.3g} / 0: it must be equal bit for bit"
-        ratio = f"{error:.3g} / {bound:.3g} = {error / bound:.3g}" if bound else exact
-        grid.add_row("error / bound", ratio)
-    if not failure or outcome.status in ("crash", "timeout"):
-        grid.add_row("message", Text(outcome.message))
-    if requirement.why:
-        grid.add_row("why", Text(requirement.why))
-    if outcome.diagnosis:
-        grid.add_row("likely cause", Text(outcome.diagnosis))
-    if len(cause.requirements) > 1:
-        grid.add_row("fails, too", Text(" ".join(cause.requirements[1:])))
-    console.print(Padding(grid, (0, 0, 0, 2), expand=False))
+    text.paragraph(console, requirement.sentence, 2)
+    beside = evidence(outcome.failure, outcome.message)
+    beside += [("why", requirement.why)] if requirement.why else []
+    beside += [("likely cause", outcome.diagnosis)] if outcome.diagnosis else []
+    beside += [("fails, too", " ".join(cause.requirements[1:]))] if len(cause.requirements) > 1 else []
+    text.pairs(console, beside, indent=2)
     if outcome.reproduce:
-        _indented(console, "to see it alone:")
+        text.paragraph(console, "to see it alone:", 2)
         for line in outcome.reproduce.splitlines():
             console.print(Text(f"    {line}"), soft_wrap=True, style="dim")
     console.print()
-
-
-def _indented(console: Console, text: str) -> None:
-    console.print(Padding(Text(text), (0, 0, 0, 2), expand=False))
 
 
 def _table(reports: list[Report]) -> Table:
@@ -179,46 +167,39 @@ def _cell(report: Report, group: str) -> Text:
 
 def _verdict(console: Console, report: Report) -> None:
     title = f"{report.name} {report.version}".strip()
-    text = Text.assemble((title, "bold"), ": ", (report.verdict.upper(), f"bold {COLOURS[report.verdict]}"))
-    statuses = [outcome.status for outcome in report.outcomes.values()]
-    if report.unloadable:
-        text.append(f"\n  {report.unloadable}")
-    else:
-        counts = [f"{statuses.count('pass')} passed"]
-        counts += [f"{statuses.count(s)} {w}" for s, w in _WORDS.items() if statuses.count(s)]
-        done = f"{len(statuses)} of {len(report.planned)} requirements, {report.seconds:.1f} s"
-        text.append(f"\n  {', '.join(counts)}; {done}")
-        if not report.whole:
-            text.append("\n  a part of the requirements: the verdict is on what was asked")
-        if report.passed_canaries:
-            text.append(f"\n  void, since checks of the judge itself gave a surprise: {' '.join(report.passed_canaries)}")
-            for id in report.passed_canaries:
-                text.append(f"\n    {report.canaries[id].message}" if report.canaries[id].message else "")
-        for level in ("MUST", "SHOULD"):
-            ids = [r.id for r in report.planned if r.level == level and report.status(r) in FAILING]
-            if ids:
-                text.append(f"\n  {level} failed: {' '.join(ids)}")
-        if len(report.causes) > 1 or any(len(cause.requirements) > 1 for cause in report.causes):
-            text.append(f"\n  causes: {len(report.causes)}, of which {', '.join(map(_told, report.causes[:CAUSES_TOLD]))}")
-        if report.unseen_canaries:
-            text.append(f"\n  void, since layers of ours had no answer there: {' '.join(report.unseen_canaries)}")
-        for id in report.broken_off:
-            message = report.space[id].message if id in report.space else "in the run that it is of"
-            text.append(f"\n  void, since a part of the space broke off: {id} {message}")
-        if report.declined:
-            text.append(f"\n  no layers in {', '.join(report.declined)}: not offered")
-        if report.swept:
-            text.append(f"\n  {_of_the_space(report.swept)}")
-        for id, words in report.compensates.items():
-            text.append(f"\n  {words}: {id} says so; all others were asked as if it were not so, and --strict asks as it is")
-        if report.in_process:
-            text.append("\n  --in-process: nothing kept the subject apart from its judge")
-        if report.answered < report.asked:
-            partial = "; that is too few to call it conformant" if report.verdict == "partial" else ""
-            text.append(f"\n  {report.answered} of {report.asked} cases answered, the others not offered{partial}")
+    console.print(Text.assemble((title, "bold"), ": ", (report.verdict.upper(), f"bold {COLOURS[report.verdict]}")))
+    for words in [report.unloadable] if report.unloadable else _reasons(report):
+        text.paragraph(console, words, 2, hanging=2)
     if report.taken_from:
-        text.append(f"\n  taken from {plain(report.taken_from)}")
-    console.print(text)
+        text.paragraph(console, f"taken from {plain(report.taken_from)}", 2, hanging=2)
+
+
+def _reasons(report: Report) -> Iterator[str]:
+    """What the verdict rests on, a line each: counts, what limits it, what failed and why, and the space."""
+    statuses = [outcome.status for outcome in report.outcomes.values()]
+    counts = [f"{statuses.count('pass')} passed"]
+    counts += [f"{statuses.count(s)} {w}" for s, w in _WORDS.items() if statuses.count(s)]
+    yield f"{', '.join(counts)}; {len(statuses)} of {len(report.planned)} requirements, {report.seconds:.1f} s"
+    if not report.whole:
+        yield "a part of the requirements: the verdict is on what was asked"
+    yield from (f"no verdict: {words}" for words in report.void_since)
+    for level in ("MUST", "SHOULD"):
+        ids = [r.id for r in report.planned if r.level == level and report.status(r) in FAILING]
+        if ids:
+            yield f"{level} failed: {' '.join(ids)}"
+    if len(report.causes) > 1 or any(len(cause.requirements) > 1 for cause in report.causes):
+        yield f"causes: {len(report.causes)}, of which {', '.join(map(_told, report.causes[:CAUSES_TOLD]))}"
+    if report.declined:
+        yield f"no layers in {', '.join(report.declined)}: not offered"
+    if report.swept:
+        yield _of_the_space(report.swept)
+    for id, words in report.compensates.items():
+        yield f"{words}: {id} says so; all others were asked as if it were not so, and --strict asks as it is"
+    if report.in_process:
+        yield "--in-process: nothing kept the subject apart from its judge"
+    if report.answered < report.asked:
+        partial = "; that is too few to call it conformant" if report.verdict == "partial" else ""
+        yield f"{report.answered} of {report.asked} cases answered, the others not offered{partial}"
 
 
 def _told(cause: Cause) -> str:
@@ -229,12 +210,12 @@ def _told(cause: Cause) -> str:
 
 def _of_the_space(swept: dict) -> str:
     """What the sweep rests on, in one sentence."""
-    text = f"the space: {swept['lived']} of {swept['cases']} cases"
+    words = f"the space: {swept['lived']} of {swept['cases']} cases"
     if swept["swept"] < swept["parts"]:
-        text += f", {swept['parts'] - swept['swept']} of {swept['parts']} parts broke off"
-    text += f"; they hold {STRENGTH[swept['exact']]}" if not swept["left"] and swept["swept"] == swept["parts"] else ""
+        words += f", {swept['parts'] - swept['swept']} of {swept['parts']} parts broke off"
+    words += f"; they hold {STRENGTH[swept['exact']]}" if not swept["left"] and swept["swept"] == swept["parts"] else ""
     names = {name for name in swept["declined"] if name.rpartition(" ")[0]}
-    return text + (f"; not offered: {', '.join(sorted(names))}" if names else "")
+    return words + (f"; not offered: {', '.join(sorted(names))}" if names else "")
 
 
 _WORDS = {

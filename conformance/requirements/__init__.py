@@ -91,9 +91,12 @@ def groups() -> dict[str, Group]:
 
 
 @cache
-def profiles() -> dict[str, str]:
-    """For each profile, in the order of the groups, the method that a subject must have to offer it."""
-    return {group.profile: group.asks for group in groups().values()}
+def profiles() -> dict[str, frozenset[str]]:
+    """For each profile, in the order of the groups, the methods of which a subject must have one to offer it."""
+    found: dict[str, frozenset[str]] = {}
+    for group in groups().values():
+        found[group.profile] = found.get(group.profile, frozenset()) | {group.asks}
+    return found
 
 
 @cache

@@ -17,6 +17,7 @@ import hypothesis
 from hypothesis import HealthCheck, Phase
 from hypothesis.errors import Unsatisfiable, UnsatisfiedAssumption
 
+from conformance.files.case import FileCase
 from conformance.record.trace import SubjectError, Traced
 from conformance.requirements import Requirement
 from conformance.subject import Subject, Unsupported
@@ -28,10 +29,11 @@ HEALTH = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_to
 AT_A_TIME, FRESH_AT_A_TIME = 12, 2  # cases drawn at once
 FRESH = 12  # one case in so many is drawn from the seed of the run
 SAME = 0  # the seed of the cases that are the same in every run
-_kept: dict[tuple, list[list[Case | ModelCase]]] = {}  # by kind of case, dtypes and seed: batches
+AnyCase = Case | ModelCase | FileCase
+_kept: dict[tuple, list[list[AnyCase]]] = {}  # by kind of case, dtypes and seed: batches
 
 
-def cases(requirement: Requirement, dtypes: tuple[str, ...], seed: int = 0) -> Iterator[Case | ModelCase]:
+def cases(requirement: Requirement, dtypes: tuple[str, ...], seed: int = 0) -> Iterator[AnyCase]:
     """The cases of the requirement's kind, one after another and without end. None of them is minimal.
 
     Raises Unsupported if this kind has no case in these dtypes. Ends at once if no case can be drawn."""
@@ -44,7 +46,7 @@ def cases(requirement: Requirement, dtypes: tuple[str, ...], seed: int = 0) -> I
         yield case
 
 
-def _stream(requirement: Requirement, dtypes: tuple[str, ...], seed: int, count: int, *name: str) -> Iterator[Case | ModelCase]:
+def _stream(requirement: Requirement, dtypes: tuple[str, ...], seed: int, count: int, *name: str) -> Iterator[AnyCase]:
     """The cases of one seed. Those that are the same in every run are marked as known: their true values are kept on disk."""
     of = requirement.cases
     batches = _kept.setdefault((of, dtypes, seed, *name), [])
@@ -57,11 +59,11 @@ def _stream(requirement: Requirement, dtypes: tuple[str, ...], seed: int, count:
         yield from batches[number]
 
 
-def _known(case: Case | ModelCase) -> Case | ModelCase:
+def _known(case: AnyCase) -> AnyCase:
     return replace(case, known=True) if isinstance(case, ModelCase) else case
 
 
-def first(requirement: Requirement, dtypes: tuple[str, ...], count: int, seed: int = 0) -> list[Case | ModelCase]:
+def first(requirement: Requirement, dtypes: tuple[str, ...], count: int, seed: int = 0) -> list[AnyCase]:
     """About `count` cases of the requirement: `count` times its `examples`, at least one."""
     with suppress(Unsupported):
         return list(itertools.islice(cases(requirement, dtypes, seed), share(requirement, count)))
@@ -73,13 +75,13 @@ def share(requirement: Requirement, count: int) -> int:
     return max(1, round(count * requirement.examples))
 
 
-def _drawn(strategy, count: int, seed: int) -> list[Case | ModelCase]:
-    drawn: list[Case | ModelCase] = []
+def _drawn(strategy, count: int, seed: int) -> list[AnyCase]:
+    drawn: list[AnyCase] = []
     settings = hypothesis.settings(
         max_examples=count + 1, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=HEALTH,
     )
 
-    def keep(case: Case | ModelCase) -> None:
+    def keep(case: AnyCase) -> None:
         drawn.append(case)
 
     with suppress(Unsatisfiable):  # too few were found, or none
@@ -87,9 +89,11 @@ def _drawn(strategy, count: int, seed: int) -> list[Case | ModelCase]:
     return drawn[-count:]  # the first that Hypothesis tries is the simplest one
 
 
-def fitted(case: Case | ModelCase, subject: Subject) -> Case | ModelCase:
-    """The case with the scale that the subject has, if its scale is fixed: see Subject.scale."""
-    return case.at_scale(getattr(subject, "scale", None)) if isinstance(case, Case) else case
+def fitted(case: AnyCase, subject: Subject) -> AnyCase:
+    """The case with the scale or the alpha that the subject has, if it is fixed: see Subject.scale."""
+    if not isinstance(case, Case):
+        return case
+    return case.fitted(getattr(subject, "scale", None), getattr(subject, "alpha", None))
 
 
 def judge(requirement: Requirement, subject: Subject, cases: list) -> tuple[str, int]:

@@ -70,8 +70,8 @@ class Compensation:
 
 
 def _measured(subject: Subject) -> tuple[str, Callable[[float, float], float]] | None:
-    """The multiple, and its name. None if there is none, or if it is 1, or if the scale of the subject is fixed."""
-    if getattr(subject, "scale", None) is not None:
+    """The multiple, and its name. None if there is none, or if it is 1, or if its scale or alpha is fixed."""
+    if getattr(subject, "scale", None) is not None or getattr(subject, "alpha", None) is not None:
         return None
     seen = []
     for alpha, rank in PROBES:

@@ -44,14 +44,21 @@ def _answer(probe: Callable[[Subject], str], subject: Subject) -> str:
         return f"no answer: {error}"
 
 
-def _config(subject: Subject, n_in: int = 7, n_out: int = 5, rank: int = 3, **more) -> LayerConfig:
+RANK = 4  # a division by it is exact
+
+
+def _config(subject: Subject, n_in: int = 7, n_out: int = 5, rank: int = RANK, **more) -> LayerConfig:
     """A configuration with a scale that the implementation has. All sizes differ, so that a shape identifies its axes."""
-    return LayerConfig(n_in, n_out, rank, **{"alpha": rank * _scale(subject), "bias": False} | more)
+    return LayerConfig(n_in, n_out, rank, **{"alpha": rank * (_fixed(subject, rank) or 1.0), "bias": False} | more)
 
 
-def _scale(subject: Subject) -> float:
-    """The fixed scale of the implementation, or 1 if its scale can be chosen."""
-    return subject.scale or 1.0
+def _fixed(subject: Subject, rank: int) -> float | None:
+    """The scale of the implementation at this rank, if it cannot be chosen."""
+    return subject.scale if subject.alpha is None else subject.alpha / rank
+
+
+def _fixed_words(subject: Subject) -> str:
+    return f"{subject.scale:g}" if subject.alpha is None else f"{subject.alpha:g} / rank"
 
 
 def _built(subject: Subject, config: LayerConfig, W: np.ndarray | None = None) -> Layer:
@@ -74,8 +81,9 @@ def layout(subject: Subject) -> str:
 
 def scale_rule(subject: Subject, scaling: str = "standard") -> str:
     """Reads the scale off the output of a layer with W = 0 and with identities, cut to shape, as factors."""
-    fixed, found, seen = subject.scale, list(SCALES), []
+    found, seen = list(SCALES), []
     for alpha, rank in ((1.0, 1), (8.0, 2), (3.0, 4), (5.0, 7)):
+        fixed = _fixed(subject, rank)
         alpha = alpha if fixed is None else fixed * rank
         layer = _built(subject, _config(subject, 9, 8, rank, alpha=alpha, scaling=scaling))
         layer.set_adapter({"A": np.eye(9, rank, dtype=np.float32), "B": np.eye(rank, 8, dtype=np.float32)})
@@ -84,7 +92,9 @@ def scale_rule(subject: Subject, scaling: str = "standard") -> str:
         found = [name for name in found if scale == f"{SCALES[name](alpha, rank):.5g}"]
         seen.append(f"{scale} for alpha {alpha:g}, rank {rank}")
     if fixed is not None:
-        return f"always {fixed:g}: there is no alpha"
+        return f"always {_fixed_words(subject)}: there is no alpha"
+    if subject.scale_argument and scaling == "standard":
+        return f"{subject.scale_argument}, an argument that is the scale itself: there is no alpha"
     return found[0] if found else "; ".join(seen)
 
 
@@ -243,13 +253,13 @@ class Stored(NamedTuple):
 def conversion(source: Subject, target: Subject) -> list[str]:
     """How an adapter of `source` becomes an adapter of `target`, in words. It is tried: both must compute the same bits."""
     source, target = Traced(source), Traced(target)
-    has, wants = source.scale, target.scale
+    has, wants = _fixed(source, RANK), _fixed(target, RANK)
     scale = 2.0 if has is None else has  # of the source; 2 if it can be chosen
-    configs = _config(source, alpha=3 * scale), _config(target, alpha=3 * (scale if wants is None else wants))
+    configs = _config(source, alpha=RANK * scale), _config(target, alpha=RANK * (scale if wants is None else wants))
     layers = [_built(subject, config) for subject, config in zip((source, target), configs, strict=True)]
     theirs, ours = map(Stored.of, layers)
     factor = 1.0 if wants is None else scale / wants
-    A, B = (np.arange(n * m, dtype=np.float32).reshape(n, m) - 7 for n, m in ((7, 3), (3, 5)))
+    A, B = (np.arange(n * m, dtype=np.float32).reshape(n, m) - 7 for n, m in ((7, RANK), (RANK, 5)))
     layers[0].set_adapter({"A": A, "B": B})
     layers[1].set_adapter({"A": A, "B": np.float32(factor) * B})
     for layer in layers:
@@ -261,11 +271,27 @@ def conversion(source: Subject, target: Subject) -> list[str]:
         turned = "as it is" if before == after else "transposed"
         lines.append(f"{getattr(ours, name)} ({', '.join(after)}) = {getattr(theirs, name)} ({', '.join(before)}), {turned}")
     if has is None and wants is None:
-        lines.append("alpha: the same, and the same rule of the scale")
+        lines.append(_chosen(source, target))
     elif wants is None:
-        lines.append(f"alpha: {has:g} · rank, since {source.name} has a fixed scale of {has:g}")
+        rule = f"{source.alpha:g}" if source.alpha is not None else f"{has:g} · rank"
+        rule = _fixed_words(source) if target.scale_argument else rule
+        name = target.scale_argument or "alpha"
+        lines.append(f"{name}: {rule}, since {source.name} has a fixed scale of {_fixed_words(source)}")
     elif has is None:
-        lines.append(f"{ours.B}: times the scale of {source.name} / {wants:g}, since {target.name} has no alpha")
-    elif has != wants:
-        lines.append(f"{ours.B}: times {factor:g}, the quotient of the fixed scales")
+        divisor = _fixed_words(target) if target.alpha is None else f"({_fixed_words(target)})"
+        lines.append(f"{ours.B}: times the scale of {source.name} / {divisor}, since {target.name} has no alpha")
+    elif _fixed_words(source) != _fixed_words(target):
+        by = f"({_fixed_words(source)}) / ({_fixed_words(target)})" if source.alpha or target.alpha else f"{factor:g}"
+        lines.append(f"{ours.B}: times {by}, the quotient of the fixed scales")
     return lines
+
+
+def _chosen(source: Subject, target: Subject) -> str:
+    """How the choice of the scale becomes one of the target, where both have a choice."""
+    if source.scale_argument and target.scale_argument:
+        return f"{target.scale_argument}: the {source.scale_argument} of {source.name}"
+    if source.scale_argument:
+        return f"alpha: {source.scale_argument} · rank, since {source.scale_argument} of {source.name} is the scale itself"
+    if target.scale_argument:
+        return f"{target.scale_argument}: the scale of {source.name}, since {target.scale_argument} is the scale itself"
+    return "alpha: the same, and the same rule of the scale"

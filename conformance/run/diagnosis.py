@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from hypothesis.errors import UnsatisfiedAssumption
 
+from conformance.files.case import FileCase
 from conformance.mutants import Mutant, all_mutants
 from conformance.record.trace import SubjectError, Traced
 from conformance.requirements import Requirement, all_requirements
@@ -36,7 +37,7 @@ class Heard(Traced):
     """Runs a check on a subject, and keeps a copy of every answer and the result of the check. With `like` it ends at the first
     answer that is not the one that `like` heard: a check may be long, and most known faults differ early."""
 
-    def __init__(self, requirement: Requirement, subject: Subject, case: Case | ModelCase, like: "Heard | None" = None):
+    def __init__(self, requirement: Requirement, subject: Subject, case: case_bank.AnyCase, like: "Heard | None" = None):
         super().__init__(subject)
         self.case, self.answers, self.like = case, [], like
         self.failure: Mismatch | None = None
@@ -69,7 +70,7 @@ class Heard(Traced):
 
     @cached_property
     def exact(self) -> bool:
-        return isinstance(self.case, Case) and exact_in_any_order(self.case)
+        return isinstance(self.case, FileCase) or isinstance(self.case, Case) and exact_in_any_order(self.case)
 
     def same_as(self, other: "Heard") -> bool:
         """Whether both failed the check with the same answers, within what rounding allows to both."""
@@ -88,7 +89,7 @@ class Diagnosis(NamedTuple):
     faults: tuple[str, ...] = ()
 
 
-def diagnose(requirement: Requirement, subject: Subject, case: Case | ModelCase, until: float = math.inf) -> Diagnosis:
+def diagnose(requirement: Requirement, subject: Subject, case: case_bank.AnyCase, until: float = math.inf) -> Diagnosis:
     """The likely cause. It may ask the subject a few dozen times, in the dtype of the case. `until` is
     the time, of time.perf_counter, at which it ends; only slow subjects and busy machines reach it."""
     drawn = case_bank.first(requirement, (case.config.dtype,), round(CASES / requirement.examples))
@@ -145,7 +146,7 @@ def _likeliest(requirement: Requirement, found: list[Mutant], subject: Subject, 
 
 
 @cache
-def _cases(requirement: Requirement, dtype: str) -> list[Case | ModelCase]:
+def _cases(requirement: Requirement, dtype: str) -> list[case_bank.AnyCase]:
     return case_bank.first(requirement, (dtype,), CASES)
 
 
@@ -180,6 +181,9 @@ def _relations(heard: Heard):
     if heard.failure.arrays is None or isinstance(heard.case, ModelCase):
         return
     got, want = heard.failure.arrays
+    if isinstance(heard.case, FileCase):
+        yield from _relations_of_a_file(heard.case, got, want)
+        return
     case, config = heard.case, heard.case.config
     n = max(1, int(np.prod(case.x.shape[:-1])))
     for name, part in _parts(case, want).items():
@@ -211,6 +215,22 @@ def _relations(heard: Heard):
         yield "columns", "observed are the columns of expected in another order"
 
 
+def _relations_of_a_file(case: FileCase, got: np.ndarray, want: np.ndarray):
+    """The simple relations of what a reader made of a file to what that means. The rank is one of the sizes of the factors."""
+    ratio = ratio_of(got, want)
+    ranks = {size for array in case.tensors.values() if array.ndim == 2 for size in array.shape} - {1}
+    if not got.any():
+        yield "nothing", "the LoRA part is missing: this module computes what the base computes"
+    elif ratio is not None and ratio != 1:
+        for rank in sorted(ranks):
+            names = {"the rank": rank, "1 / rank": 1 / rank, "√rank": rank**0.5, "1 / √rank": rank**-0.5}
+            for name, value in names.items():
+                if same_number(ratio, value):
+                    yield f"ratio {name}", f"observed / expected = {name}"
+    if got.ndim == 2 and got.shape[0] == got.shape[1] and np.array_equal(got, want.T):
+        yield "transpose", "observed is the transpose of expected"
+
+
 def _parts(case: Case, want: np.ndarray) -> dict[str, np.ndarray]:
     """The terms of the right answer `want`, if it is y, dx or W'. Otherwise {}."""
     W, x, dy = (wide(a) for a in (case.W, case.x, case.dy))
@@ -225,8 +245,10 @@ def _parts(case: Case, want: np.ndarray) -> dict[str, np.ndarray]:
     return {}
 
 
-def _bound(case: Case | ModelCase, name: str):
+def _bound(case: case_bank.AnyCase, name: str):
     """The rounding bound of the answer of that name. None asks for equality."""
+    if isinstance(case, FileCase):
+        return None
     if isinstance(case, ModelCase):
         return case.bound(name)
     if case.others:

@@ -15,7 +15,8 @@ import numpy as np
 from hypothesis.errors import UnsatisfiedAssumption
 
 from conformance.drivers.process import Ended, Greedy, Hung, ProcessSubject
-from conformance.drivers.protocol import offers_models
+from conformance.drivers.protocol import offers_loaders, offers_models
+from conformance.files.case import FileCase
 from conformance.record.trace import SubjectError, Traced
 from conformance.requirements import Requirement
 from conformance.run import case_bank
@@ -28,6 +29,7 @@ from conformance.truth.model_case import ModelCase
 
 SHRINK_CALLS = 250  # limit of the search for a smaller failing case; the smallest found by then is reported
 LARGE = 20_000  # a case of so many numbers counts as two in that search, one of twice as many as three
+OF_FILES = 4  # calls as which a case counts that is written to a folder
 SHRINK_SHARE = 1 / 3  # limit of its time, of what is left for the requirement; only slow subjects and busy machines reach it
 TRIES = 10  # cases tried, at most, for each one to be decided: some are not offered, and some cannot tell
 # A requirement is not offered after so many undecided cases in which a method of a layer that was built was not offered,
@@ -50,6 +52,7 @@ class Outcome:
     not_offered: int = 0  # cases that could have told, and that the subject did not offer
     seconds: float = 0.0
     worst: float | None = None
+    worst_in: dict[str, float] = field(default_factory=dict)  # number format → the largest error / bound in it
     resolution: float | None = None  # the smallest relative error of the scale that a rounding case would have shown
     diagnosis: str | None = None
     faults: tuple[str, ...] = ()  # the names of all known faults that fail it with the same answers
@@ -112,7 +115,7 @@ def examine(requirement: Requirement, subject: Subject, spec: str, *, examples: 
             case = search.best[1] if search.best is not None else None
             outcome.follows = search.follows
             full = search.explain and (not search.follows or requirement.id in BASIC)
-            if outcome.status == "fail" and isinstance(case, Case | ModelCase) and full and not search.flickers:
+            if outcome.status == "fail" and isinstance(case, Case | ModelCase | FileCase) and full and not search.flickers:
                 outcome.diagnosis, outcome.faults = diagnose(requirement, subject, case, started + seconds)
     except Exception as error:
         outcome = Outcome(requirement.id, "error", f"the harness itself failed: {type(error).__name__}: {error}")
@@ -133,12 +136,12 @@ class _Search:
         self.requirement, self.subject, self.spec, self.device, self.explain = requirement, subject, spec, device, explain
         self.asked_kinds, self.compensation, self.follows = asked_kinds, compensation, ""
         self.kinds, self.dtypes = kinds, tuple(dtype for dtype in DTYPES if dtype in {dtype for dtype, _ in kinds})
-        self.decided, self.worst, self.resolution = 0, 0.0, np.inf
+        self.decided, self.worst_in, self.resolution = 0, dict[str, float](), np.inf
         self.unsupported: list[str] = []
         self.without_method = 0
-        self.declined: list[Case | ModelCase] = []  # cases that the subject did not offer
+        self.declined: list[Case | ModelCase | FileCase] = []  # cases that the subject did not offer
         self.flickers = False
-        self.best: tuple[float, Case | ModelCase | _Kind, Exception, Traced] | None = None
+        self.best: tuple[float, Case | ModelCase | FileCase | _Kind, Exception, Traced] | None = None
         self.until, self.deadline, self.calls = until, float("inf"), 0.0
 
     def run(self, examples: int, seed: int) -> None:
@@ -178,12 +181,12 @@ class _Search:
         with suppress(_Enough, Exception):  # the failure is in self.best
             hypothesis.seed(seed)(settings(hypothesis.given(self.requirement.cases(self.dtypes))(self.attempt)))()
 
-    def attempt(self, case: Case | ModelCase) -> None:
+    def attempt(self, case: Case | ModelCase | FileCase) -> None:
         if isinstance(case, Case) and (case.config.dtype, case.config.bias) not in self.kinds:
             self.unsupported.append(f"{case.config.dtype} {'with' if case.config.bias else 'without'} a bias")
             raise UnsatisfiedAssumption
         if self.best is not None:
-            self.calls += 1 + case.numbers / LARGE
+            self.calls += (1 if not isinstance(case, FileCase) else OF_FILES) + case.numbers / LARGE
             slow = isinstance(getattr(self.best[2], "error", None), Ended)  # each further try would start a process
             if not self.explain or slow or time.perf_counter() > self.deadline or self.calls > SHRINK_CALLS:
                 raise _Enough
@@ -192,13 +195,14 @@ class _Search:
         traced = Traced(self.subject)
         try:
             case = case_bank.fitted(case, self.subject)
-            self.worst = max(self.worst, self.requirement.check(traced, case.copy()) or 0.0)
+            ratio, dtype = self.requirement.check(traced, case.copy()) or 0.0, case.config.dtype
+            self.worst_in[dtype] = max(self.worst_in.get(dtype, 0.0), ratio)
             self.decided += 1
             if isinstance(case, Case) and "bound" in vars(case):  # a rounding case
                 self.resolution = min(self.resolution, resolution(case))
         except Unsupported as reason:
             self.unsupported.append(str(reason))
-            self.without_method += reason.method not in ("", "build", "build_model")
+            self.without_method += reason.method not in ("", "build", "build_model", "build_loader")
             if reason.method:  # the subject's word, not the harness's
                 self.declined.append(case)
             enough = self.without_method >= WITHOUT_METHOD or len(self.unsupported) >= UNSUPPORTED_IN_A_ROW
@@ -248,7 +252,8 @@ class _Search:
             return self._failed(again)
         if self.decided:
             seen = self.resolution if np.isfinite(self.resolution) else None
-            return Outcome(id, "pass", "", self.decided, len(self.declined), worst=self.worst, resolution=seen)
+            return Outcome(id, "pass", "", self.decided, len(self.declined), worst=max(self.worst_in.values()),
+                           worst_in=self.worst_in, resolution=seen)
         if self.unsupported:
             return Outcome(id, "unsupported", f"not offered: {Counter(self.unsupported).most_common(1)[0][0]}")
         return Outcome(id, "indeterminate", "no case could tell: every one was rejected")
@@ -259,7 +264,7 @@ class _Search:
         script = None if self.flickers else traced.script(self.spec)
         words = described(case) if isinstance(case, Case) else case.described
         outcome = failed(self.requirement.id, failure, words, script, again)
-        outcome.examples, outcome.not_offered = self.decided + 1, len(self.declined)
+        outcome.examples, outcome.not_offered, outcome.worst_in = self.decided + 1, len(self.declined), self.worst_in
         return outcome
 
 
@@ -286,10 +291,13 @@ def failed(id: str, failure: Exception, case: str, script: str | None, again: st
     return outcome
 
 
-def _alike(case: Case | ModelCase) -> Iterator[tuple[str, Case | ModelCase]]:
+def _alike(case: Case | ModelCase | FileCase) -> Iterator[tuple[str, Case | ModelCase | FileCase]]:
     """Cases of the same configuration, and in words how each differs: not at all, in its numbers, or in the number of rows."""
     yield "when it is asked again", case
     yield "when it is asked a third time", case
+    if isinstance(case, FileCase):
+        yield "for other weights of the base", replace(case, base={name: -array for name, array in case.base.items()})
+        return
     if isinstance(case, ModelCase):
         for number, words in ((-1, "for other numbers"), (0, "for zeros")):
             yield words, replace(case, trained={name: number * array for name, array in case.trained.items()}, known=False)
@@ -317,11 +325,11 @@ class CannotBuild(Exception):
 
 def offered(subject: Subject, dtypes: tuple[str, ...], device: str = "cpu") -> Kinds:
     """The kinds of layers that the subject offers on the device: number formats, with a bias or without. A kind for which
-    building raises is included, so that the failure is seen, and so is every kind in which it offers a model. Raises
-    CannotBuild if nothing could be built and something raised."""
+    building raises is included, so that the failure is seen, and so is every kind in which it offers a model or a loader.
+    Raises CannotBuild if nothing could be built and something raised."""
     found, errors, built = set(), [], 0
     for dtype in dtypes:
-        models = offers_models(subject) and dtype in ("float32", "float64")
+        models = (offers_models(subject) or offers_loaders(subject)) and dtype in ("float32", "float64")
         for bias in (True, False):
             results = [_built(subject, dtype, bias, device, np.random.default_rng(sizes), sizes) for sizes in PROBES]
             built += results.count(None)

@@ -73,7 +73,7 @@ class Driver:
         if method == "script":
             calls, spec = args
             return self.subjects[RAW if whose == RAW else SUBJECT].script([self.call(*call) for call in calls], spec)
-        if method in ("build", "build_model"):
+        if method in ("build", "build_model", "build_loader"):
             warnings.simplefilter("ignore")
             np.seterr(all="ignore")  # the subject may have changed it
             if whose not in self.subjects:

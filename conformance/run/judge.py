@@ -21,7 +21,7 @@ from conformance.truth import cache
 
 CONVENTIONS = "conventions"
 # What a subject makes up for → the requirements about it, which are asked of the implementation as it stands.
-ABOUT = {"scale": ("SCALE-01",), "freezing": ("PARAM-02",), "dimensions": ("FWD-03",)}
+ABOUT = {"scale": ("SCALE-01",), "alpha": ("SCALE-05",), "freezing": ("PARAM-02",), "dimensions": ("FWD-03",)}
 
 
 class Judge:

@@ -12,6 +12,7 @@ from conformance import subjects
 from conformance.drivers import environments
 from conformance.drivers.hosted import HostedSubject, NotLoaded
 from conformance.drivers.process import LIMIT, MEMORY, START, ProcessSubject, start_limit
+from conformance.files.reader import FunctionSubject, is_reader
 from conformance.subject import Subject
 
 
@@ -79,7 +80,7 @@ def _command(spec: str) -> list[str] | None:
         return command
     if ":" in spec or spec.endswith(".py") or not _available(spec):
         return None
-    return environments.command(environment(spec) or "", spec) if missing_here(spec) else None
+    return environments.command(environment(spec) or "", environments.SUBJECT, spec) if missing_here(spec) else None
 
 
 def load(spec: str, limit: float = LIMIT, memory: float = MEMORY) -> Subject:
@@ -106,21 +107,24 @@ def load(spec: str, limit: float = LIMIT, memory: float = MEMORY) -> Subject:
 
 
 def as_subject(value, spec: str) -> Subject:
-    """The Subject that `value` is or stands for: a Subject, a class of one, an nn.Module class, or a function that returns a
-    module. Anything with a method `build` counts as a Subject. Raises LoadError for anything else."""
-    if callable(getattr(value, "build", None)):
-        return value() if isinstance(value, type) else value
+    """The Subject that `value` is or stands for: a Subject, a class of one, a class of torch modules or of objects that change
+    modules, a function that returns a module, or one that reads adapter files. What is no module and has a method `build`
+    counts as a Subject. Raises LoadError for anything else."""
+    if is_reader(value):
+        return FunctionSubject(value)
     torch = sys.modules.get("torch")  # whoever defines an nn.Module has imported it
     module = torch is not None and isinstance(value, type) and issubclass(value, torch.nn.Module)
-    function = torch is not None and callable(value) and not isinstance(value, (type, torch.nn.Module))
-    if module or function:
+    if not module and callable(getattr(value, "build", None)):
+        return value() if isinstance(value, type) else value
+    if torch is not None and callable(value) and not isinstance(value, torch.nn.Module):
         from conformance.drivers.torch_module import ModuleSubject
 
         return ModuleSubject(value)  # pyright: ignore[reportArgumentType] only a call shows what it returns
     kind = f"the class {value.__name__}" if isinstance(value, type) else f"an instance of {type(value).__name__}"
     raise LoadError(
         f"{spec} is {kind}; expected a conformance.Subject (class or instance) or a torch.nn.Module class, or a function "
-        "that returns a module, which takes (in_features, out_features, rank, alpha)"
+        "that returns a module, which takes (in_features, out_features, rank, alpha), or one that reads adapter files, which "
+        "takes (path, base)"
     )
 
 

@@ -14,9 +14,11 @@ from typing import Any
 
 from torch import nn
 
+from conformance.drivers.look.arguments import beside
 from conformance.drivers.look.methods import found_methods
-from conformance.drivers.look.recognised import NotRecognised
-from conformance.drivers.look.words import named, subject, told
+from conformance.drivers.look.refused import NotRecognised
+from conformance.drivers.look.words import told
+from conformance.drivers.look.writing import named, subject
 from conformance.drivers.torch_module import ModuleSubject
 from conformance.run.loading import LoadError, imported
 
@@ -35,7 +37,7 @@ def main(spec: str) -> dict[str, Any]:
         try:
             found.append(looked(getattr(module, each), each, place))
         except NotRecognised as reason:
-            if name or "lora" in each.lower():
+            if name or "lora" in each.lower() or " is built" in str(reason):  # it holds factors
                 refused.append({"name": each, "why": str(reason)})
         except Exception as error:  # the code of the class may do anything
             refused.append({"name": each, "why": f"looking at it raised {type(error).__name__}: {error}"})
@@ -53,7 +55,7 @@ def looked(call: Any, name: str, place: str) -> dict[str, Any]:
     made = ModuleSubject(call)
     found = made.found
     zero = tuple(letter for letter in "AB" if not made.fresh().adapter()[letter].any())
-    methods = found_methods(made.numbered)
+    methods = found_methods(made.numbered, beside(call))
     return {"name": name, "rows": told(found, methods, zero), "subject": subject(found, methods, name, place),
             "subject_name": f"{named(name)}Subject", "compensates": made.compensates}
 

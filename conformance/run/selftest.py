@@ -24,8 +24,7 @@ from conformance.run import case_bank
 from conformance.run.examine import examine, offered
 from conformance.run.sweep import PARTS, Sweeper
 from conformance.subject import Layer, Subject
-from conformance.truth.case import DTYPES, Case
-from conformance.truth.model_case import ModelCase
+from conformance.truth.case import DTYPES
 
 CASES = 8  # cases for a mutant, for each requirement that it names
 OTHER_CASES = 3  # cases for a mutant, for each other requirement: those that fail it are listed, but need not fail it
@@ -132,7 +131,7 @@ def _trials(pool: ProcessPoolExecutor, examples: int, seed: int) -> Iterator[Tri
 
 
 @cache
-def _cases(requirement: Requirement, count: int, seed: int) -> list[Case | ModelCase]:
+def _cases(requirement: Requirement, count: int, seed: int) -> list[case_bank.AnyCase]:
     return case_bank.first(requirement, tuple(DTYPES), count, seed)
 
 

@@ -91,8 +91,8 @@ class Sweeper:
         self.until, self.plain_until, self.exact, self.found = until, plain_until, exact, Sweep()
         self.wide_rank = True  # whether it offers ranks above in or out
         self.lacking: set[tuple[str, Level]] = set()  # levels that the subject does not offer
-        fixed = getattr(subject, "scale", None)
-        self.scale = None if fixed is None else str(Fraction(fixed))
+        fixed = [getattr(subject, name, None) for name in ("scale", "alpha")]
+        self.scale, self.alpha = (None if number is None else Fraction(number) for number in fixed)
 
     def part(self, number: int, parts: int = len(PARTS), explain: bool = True) -> Sweep:
         """Lives every `parts`-th case, from the one of this number on."""
@@ -189,8 +189,11 @@ class Sweeper:
             levels = levels | {"format": dtype, "bias": bias}
         if not self.wide_rank and int(levels["rank"]) > _most(levels):
             levels = levels | {"rank": max(size for size in BY_NAME["rank"].levels if int(size) <= _most(levels))}
+        if self.alpha is not None:
+            rank = 2 ** (int(levels["rank"]).bit_length() - 1)  # 1 / rank is exact for such a rank
+            levels = levels | {"rank": rank, "scale": str(self.alpha / rank), "scaling": "standard"}
         if self.scale is not None:
-            levels = levels | {"scale": self.scale, "scaling": "standard"}
+            levels = levels | {"scale": str(self.scale), "scaling": "standard"}
         return levels
 
     def lived(self, levels: Levels, number: int, record: bool = False) -> Broken | None:

@@ -271,9 +271,13 @@ class Power:
         rates = {name: {str(key): dict(zip(("array", "requirements", "all"), value, strict=True))
                         for key, value in self.rates(by).items()}
                  for name, by in (("strengths", lambda t: t.strength), ("groups", lambda t: t.group))}
+        every, dead = (Counter((test.factor, t.group) for t in which for test in t.fault.trigger)
+                       for which in (self.tried, [t for t in self.tried if t.by]))
+        cells = [{"factor": factor, "group": group, "killed": dead[factor, group], "all": count}
+                 for (factor, group), count in sorted(every.items())]
         survivors = [{"trigger": [test.words for test in t.fault.trigger], "effect": t.fault.effect, "build": t.fault.build,
                       "cases": t.cases} for t in self.survivors]
-        return {"schema": 1, "seconds": round(self.seconds, 1), **rates, "honest": self.honest,
+        return {"schema": 1, "seconds": round(self.seconds, 1), **rates, "cells": cells, "honest": self.honest,
                 "false_alarms": self.false_alarms, "survivors": survivors}
 
 

@@ -3,13 +3,14 @@
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from conformance.requirements import Requirement, all_requirements, profiles
+from conformance.requirements import Requirement, all_requirements, groups, profiles
 from conformance.run.causes import Cause, causes
 from conformance.run.examine import Outcome, plain
 
 FAILING = ("fail", "error", "crash", "timeout")
 ANSWERED = 0.5  # the least share of the cases that could tell that a subject must answer to be called conformant
-CORE, CORE_OF_MODELS = "FWD-01", "MODEL-01"  # the formula itself: without it there is no verdict
+CORE = "FWD-01"  # the formula itself: without it there is no verdict
+INSTEAD = ("MODEL-01", "FILE-01")  # one of these is enough for a subject that offers no single layer
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Report:
         if any(r.level == "MUST" and self.status(r) in FAILING for r in self.planned):
             return "nonconformant"
         core_planned = any(r.id == CORE for r in self.planned)
-        decided = not core_planned or self.outcomes[CORE].status == "pass" or self._models_alone
+        decided = not core_planned or self.outcomes[CORE].status == "pass" or self._without_layers
         if not decided or len(self.outcomes) < len(self.planned):
             return "void"
         return "conformant" if self.answered >= ANSWERED * self.asked else "partial"
@@ -94,10 +95,10 @@ class Report:
         return sum(outcome.examples + outcome.not_offered for outcome in self._telling)
 
     @property
-    def _models_alone(self) -> bool:
-        """Whether the subject offers no single layer, and the formula of its models was decided."""
-        statuses = {id: outcome.status for id, outcome in self.outcomes.items() if id in (CORE, CORE_OF_MODELS)}
-        return statuses == {CORE: "unsupported", CORE_OF_MODELS: "pass"}
+    def _without_layers(self) -> bool:
+        """Whether the subject offers no single layer, and the formula of its models, or of files that it reads, was decided."""
+        statuses = {id: outcome.status for id, outcome in self.outcomes.items()}
+        return statuses[CORE] == "unsupported" and any(statuses.get(id) == "pass" for id in INSTEAD)
 
     @property
     def whole(self) -> bool:
@@ -118,6 +119,23 @@ class Report:
             if statuses and "fail" not in statuses.values() and set(statuses.values()) != {"unsupported"}:
                 found += statuses
         return found
+
+    @property
+    def void_since(self) -> list[str]:
+        """Why no verdict can be given, a sentence each. Empty if there is one, or if the subject could not be loaded."""
+        surprised = " ".join(self.passed_canaries)
+        found = [f"checks of the judge itself gave a surprise: {surprised}"] if surprised else []
+        found += [plain(self.canaries[id].message) for id in self.passed_canaries if self.canaries[id].message]
+        if self.unseen_canaries:
+            found.append(f"layers of ours had no answer there: {' '.join(self.unseen_canaries)}")
+        said = {id: plain(part.message) for id, part in self.space.items()}  # of an earlier run nothing is known
+        found += [f"a part of the space broke off: {id} {said.get(id, '')}".strip() for id in self.broken_off]
+        if self.verdict != "void" or found:
+            return found
+        if len(self.outcomes) < len(self.planned):
+            return [f"{len(self.planned) - len(self.outcomes)} of {len(self.planned)} requirements were not asked"]
+        decided = any(outcome.status in ("pass", "fail") for outcome in self.outcomes.values())
+        return [f"the formula of the forward pass ({CORE}) was not decided" if decided else "the subject offers nothing of it"]
 
     @property
     def exit_status(self) -> int:
@@ -149,11 +167,19 @@ class Report:
     def _profile(self, name: str) -> str:
         """conformant, partial, nonconformant or not offered. An optional requirement counts only if the feature is offered."""
         members = [r for r in self.planned if r.profile == name and r.level == "MUST"]
-        offered = any(self.status(r) != "unsupported" for r in members if profiles()[name] in r.needs)
-        needed = [self.status(r) for r in members if not r.optional or self.status(r) != "unsupported"]
+        offered = {asked for asked in profiles()[name] for r in members
+                   if asked in r.needs and _asks(r, name) in (asked, "") and self.status(r) != "unsupported"}
+        needed = [self.status(r) for r in members
+                  if not r.optional and _asks(r, name) in {*offered, ""} or self.status(r) != "unsupported"]
         if any(status in FAILING for status in needed):
             return "nonconformant"
         if not offered or not any(status == "pass" for status in needed):
             return "not offered"
         asked_all = len(members) == sum(r.profile == name and r.level == "MUST" for r in all_requirements())
         return "conformant" if asked_all and all(status == "pass" for status in needed) else "partial"
+
+
+def _asks(requirement: Requirement, profile: str) -> str:
+    """The method that the group of the requirement asks for, if the profile is that of the group. Otherwise ""."""
+    group = groups()[requirement.group]
+    return group.asks if group.profile == profile else ""

@@ -11,6 +11,7 @@ def subject():
 
     import lora_torch
     from conformance import __version__
+    from conformance.drivers.torch_loader import TorchLoader
     from conformance.model import Model, ModelConfig, places
     from conformance.record.torch_script import script, written
     from conformance.subject import LayerConfig, Subject
@@ -90,6 +91,29 @@ def subject():
         def fold(self):
             self.module.fold()
 
+    class FileLoader(TorchLoader):
+        """The adapter on the model is called by the number of the load that put it there."""
+
+        loads, name = 0, ""
+
+        def put(self, path):
+            self.loads += 1
+            new = f"load{self.loads}"
+            lora_torch.load_adapter(self.model, path, new)
+            if self.name:
+                lora_torch.detach(self.model, self.name)
+            self.name = new
+
+        def save(self, directory):
+            lora_torch.save_adapter(self.model, directory, self.name)
+
+        def merge(self):
+            lora_torch.detach(self.model, merge=True)
+            self.name = ""
+
+        def inner(self, layer):
+            return layer.original if hasattr(layer, "original") else layer.pre_trained_weight
+
     class LinearLoRALayer(TorchLayer):
         config: LayerConfig
 
@@ -115,6 +139,9 @@ def subject():
         def build_model(self, config: ModelConfig, arrays):
             set_seed(config)
             return TransformerModel(config, arrays)
+
+        def build_loader(self, base, kinds):
+            return FileLoader(base, kinds)
 
         def script(self, calls, spec):
             return script(calls, ["import lora_torch"], self.construction)

@@ -5,6 +5,7 @@ and P-tuning are also put on Hugging Face's GPT-2."""
 
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 NEEDS = ("torch", "peft")
@@ -19,6 +20,7 @@ def subject():
 
     from conformance.drivers import gpt2
     from conformance.drivers.gpt2 import GPT2, Place
+    from conformance.drivers.torch_loader import TorchLoader
     from conformance.model import ModelConfig, places
     from conformance.record.torch_script import dtype_of, script, tensor, written
     from conformance.subject import LayerConfig, Subject, Unsupported
@@ -202,6 +204,37 @@ def subject():
             task_type="CAUSAL_LM", num_virtual_tokens=n, encoder_reparameterization_type="LSTM",  # pyright: ignore
             encoder_hidden_size=config.hidden_size, encoder_num_layers=1)  # pyright: ignore[reportArgumentType]
 
+    class FileLoader(TorchLoader):
+        """The first adapter makes a PeftModel of the model. Each further one is loaded beside the old one, which is deleted."""
+
+        loads, peft_model, name = 0, None, ""
+
+        def put(self, path):
+            self.loads += 1
+            new = f"load{self.loads}"
+            if self.peft_model is None:
+                self.peft_model = peft.PeftModel.from_pretrained(self.model, str(path), adapter_name=new)
+            else:
+                self.peft_model.load_adapter(str(path), new)
+                self.peft_model.set_adapter(new)
+                self.peft_model.delete_adapter(self.name)
+            self.name = new
+
+        def save(self, directory):
+            assert self.peft_model is not None
+            self.peft_model.save_pretrained(str(directory))
+            own = Path(directory) / self.name  # where an adapter goes that is not called "default"
+            for path in own.iterdir():
+                path.rename(Path(directory) / path.name)
+            own.rmdir()
+
+        def merge(self):
+            assert self.peft_model is not None
+            self.model = self.peft_model.merge_and_unload()
+
+        def inner(self, layer):
+            return layer.original_module if hasattr(layer, "original_module") else layer.base_layer
+
     class Peft(Subject):
         name, version = "peft", peft.__version__
         methods = ("lora", "prefix", "ptuning")
@@ -232,6 +265,9 @@ def subject():
             model = kind(module, gpt2.base_places(arrays, root, inner), own_places(config))
             model.config = config
             return model
+
+        def build_loader(self, base, kinds):
+            return FileLoader(base, kinds)
 
         def script(self, calls, spec):
             return script(calls, ["import peft", "from torch import nn"], self.construction)

@@ -90,14 +90,14 @@ class Case:
     def all_weights(self) -> dict[str, float]:
         return dict(zip(self.names, self.weights, strict=True))
 
-    def at_scale(self, scale: float | None) -> "Case":
-        """The case with the alpha that gives this scale, for an implementation whose scale is fixed. If `scale` is None, the
-        case itself. Raises Unsupported if an exact case would not be exact any more."""
-        if scale is None or self.config.scaling != "standard":
+    def fitted(self, scale: float | None, alpha: float | None) -> "Case":
+        """The case for an implementation whose scale or whose alpha is fixed. The case itself if neither is. Raises Unsupported
+        if an exact case would not be exact any more. A scale that is fixed is written as a number, so nobody takes its root."""
+        if scale is None and alpha is None or self.config.scaling != "standard":
             return self
-        changed = self.replace(alpha=scale * self.config.rank)
-        if exact_in_any_order(self) and not exact_in_any_order(changed):
-            raise Unsupported(f"a case that is exact at a scale of {scale:g}")
+        changed = self.replace(alpha=alpha if scale is None else scale * self.config.rank)
+        if exact_in_any_order(self) and not exact_in_any_order(changed, with_root=False):
+            raise Unsupported(f"a case that is exact at a scale of {changed.scale:g}")
         return changed
 
     @property
@@ -200,10 +200,11 @@ def resolution(case: Case) -> float:
         return max(float(np.nanmin(getattr(case.bound, name) / np.abs(part), initial=np.inf)) for name, part in parts.items())
 
 
-def exact_in_any_order(case: Case) -> bool:
+def exact_in_any_order(case: Case, with_root: bool = True) -> bool:
     """Whether every honest way of computing the case is free of rounding in its dtype. That is so if all numbers that can
-    occur in a step are multiples of one power of two, and no sum of absolute values exceeds 2^bits times that power."""
-    return all(total <= bit * 2.0 ** BITS[case.config.dtype] for total, bit in _sums(case))
+    occur in a step are multiples of one power of two, and no sum of absolute values exceeds 2^bits times that power. Such a
+    way may multiply each factor by the root of the scale, unless `with_root` is False."""
+    return all(total <= bit * 2.0 ** BITS[case.config.dtype] for total, bit in _sums(case, with_root))
 
 
 def exact_together(case: Case) -> bool:
@@ -230,13 +231,13 @@ def holds(dtype: str, array: np.ndarray) -> bool:
     return bool((np.abs(array) <= float(ml_dtypes.finfo(DTYPES[dtype]).max)).all())
 
 
-def _sums(case: Case) -> list[tuple[float, float]]:
+def _sums(case: Case, with_root: bool = True) -> list[tuple[float, float]]:
     """For every step: the largest sum of absolute values that can occur, and the last bit of its terms."""
     arrays = [wide(a).astype(np.float64) for a in (case.W, case.A, case.B, case.x, case.dy)]
     W, A, B, x, dy = map(np.abs, arrays)
     gW, gA, gB, gx, gdy = map(last_bit, arrays)
     b, gb = (0.0, np.inf) if case.b is None else (np.abs(wide(case.b).astype(np.float64)), last_bit(case.b))
-    root = abs(case.scale) ** 0.5  # a layer may multiply each factor by it
+    root = abs(case.scale) ** 0.5 if with_root else 1.0  # a layer may multiply each factor by it
     factors = (case.scale, case.config.alpha, 1.0, root)  # scaled, scaled by alpha alone, not scaled, scaled by the root
     s, gs = max(map(abs, factors)), min(last_bit(np.array(factor)) for factor in factors)
     x2, dy2 = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])

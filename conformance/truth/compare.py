@@ -16,6 +16,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from conformance.truth import rational
 from lora_ref.error import noise
 from lora_ref.error.bounds import PRECISIONS
 
@@ -88,6 +89,30 @@ def expect_within(got, want, bound, what: str) -> float:
     return float((error[inside] / bound[inside]).max()) if inside.any() else 0.0
 
 
+def accepted(low: np.ndarray, high: np.ndarray, bound, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """For each component the smallest and the largest number of the format that lie within the bound of a right answer, which
+    is between the rational numbers `low` and `high`."""
+    margin = rational.exact(np.broadcast_to(np.asarray(bound, np.float64), low.shape))
+    return rational.inward(low - margin, high + margin, dtype)
+
+
+def expect_between(got, low: np.ndarray, high: np.ndarray, what: str) -> float:
+    """Demands low ≤ got ≤ high of each component, after it was rounded to their format. Where low is NaN, it demands NaN or
+    infinity. Returns the largest distance from the middle, in units of half the width."""
+    got = np.asarray(got)
+    _same_shape(got, low, what)
+    with np.errstate(over="ignore"):  # what is beyond the format becomes infinite
+        got, low, high = (array.astype(low.dtype).astype(np.float64) for array in (got, low, high))
+    lost = np.isnan(low)
+    middle, half = (low + high) / 2, np.where(lost, 0, (high - low) / 2)
+    wrong = np.where(lost, np.isfinite(got), ~((low <= got) & (got <= high)))
+    error = np.abs(got - middle)
+    if wrong.any():
+        raise _at(what, wide(got), wide(middle), half, wrong)
+    inside = half > 0
+    return float((error[inside] / half[inside]).max()) if inside.any() else 0.0
+
+
 def expect_within_spread(got, want, deviation, what: str) -> float:
     """Demands that each component is within `reach()` times its standard deviation. An honest error exceeds that with
     probability ALARM: the deviation is estimated from `lora_ref.error.noise.RUNS` runs, so error / deviation has Student's
@@ -95,9 +120,42 @@ def expect_within_spread(got, want, deviation, what: str) -> float:
     return expect_within(got, want, reach() * np.asarray(deviation, np.float64), what)
 
 
+def largest_ratio(error, bound) -> float:
+    """The largest |error| / bound. Infinite where no number came out, or where an error has no bound."""
+    error, bound = np.abs(wide(error)), np.asarray(bound, np.float64)
+    if not np.isfinite(error).all() or error[bound == 0].any():
+        return math.inf
+    return float((error / np.where(bound == 0, 1, bound)).max(initial=0.0))
+
+
+def ratio_within_spread(error, deviation) -> float:
+    """The largest error / bound of errors that `expect_within_spread` would judge."""
+    return largest_ratio(error, reach() * np.asarray(deviation, np.float64))
+
+
+def rounding_beside(error, deviation) -> float:
+    """By how many times the rounding of a program is wider than that which has this deviation, measured on a case whose right
+    answer is not in doubt; at least 1. It may store in half precision what was taken for float32. Errors of the same program
+    elsewhere have so many times the deviation there: to first order they are proportional to its unit roundoff."""
+    return max(1.0, float(np.sqrt(np.square(wide(error) / np.asarray(deviation, np.float64)).mean())))
+
+
 def reach() -> float:
     """The multiple of an estimated standard deviation that an honest error exceeds with probability ALARM."""
     return _student(ALARM, noise.RUNS)
+
+
+def noise_reach(first: int, second: int) -> float:
+    """How many times as large as that of `second` independent draws the root mean square of `first` draws of the same noise may
+    be: an honest one is larger with probability ALARM. The log of a root mean square of n normal draws has variance 1/(2 n).
+    Draws that are means of several numbers, such as those of one prompt, vary less."""
+    return math.exp(_z(ALARM) * math.sqrt(1 / (2 * first) + 1 / (2 * second)))
+
+
+def smallest_noise(spread: float) -> float:
+    """The noise of a program that computes in float32, as the truth of a probe does, if random relative errors of size 1 in the
+    place of each of its roundings would move the answers by `spread`."""
+    return noise.ROUNDINGS * PRECISIONS["float32"].u * spread
 
 
 def alike(first, second, bound) -> bool:
@@ -111,20 +169,20 @@ def alike(first, second, bound) -> bool:
     return bool(equal.all())
 
 
-def ratio_of(got, want) -> float | None:
-    """The number c with got = c · want in every component, up to the rounding of the division. None if there is no such c, or
-    if fewer than two components of `want` are not zero."""
+def ratio_of(got, want, dtype: str = "float64") -> float | None:
+    """The number c with got = c · want in every component, up to the rounding of the division and that of an answer of this
+    dtype. None if there is no such c, or if fewer than two components of `want` are not zero."""
     got, want = wide(got), wide(want)
     there = want != 0
     if got.shape != want.shape or there.sum() < 2 or got[~there].any() or not np.isfinite(got).all():
         return None
     ratios = got[there] / want[there]
-    return float(ratios[0]) if all(same_number(r, ratios[0]) for r in ratios) else None
+    return float(ratios[0]) if all(same_number(r, ratios[0], dtype) for r in ratios) else None
 
 
-def same_number(first: float, second: float) -> bool:
-    """Whether two numbers are equal to within a few roundings of float64, such as one or two divisions or roots cause."""
-    return abs(first - second) <= 4 * np.finfo(np.float64).eps * abs(second)
+def same_number(first: float, second: float, dtype: str = "float64") -> bool:
+    """Whether two numbers are equal to within a few roundings of the dtype, such as one or two divisions or roots cause."""
+    return abs(first - second) <= 4 * float(np.finfo(dtype).eps) * abs(second)
 
 
 def expect(condition, what: str, got, want) -> None:
@@ -136,7 +194,7 @@ def expect(condition, what: str, got, want) -> None:
 def expect_zero_mean(sample: np.ndarray, what: str) -> float:
     """Demands mean zero of independent draws from one symmetric, light-tailed distribution (normal, uniform)."""
     sample = wide(sample).ravel()
-    bound = _z(ALARM) * float(sample.std()) / math.sqrt(sample.size)
+    bound = mean_bound(sample.size) * float(sample.std())
     return _statistic(float(sample.mean()), 0.0, bound, what)
 
 
@@ -145,7 +203,7 @@ def expect_same_spread(first: np.ndarray, second: np.ndarray, what: str) -> floa
     1/(2 N) for normal draws, and less for uniform ones."""
     first, second = wide(first).ravel(), wide(second).ravel()
     expect(first.std() > 0 and second.std() > 0, what, "one without any spread", "two with a spread")
-    bound = _z(ALARM) * math.sqrt(1 / (2 * first.size) + 1 / (2 * second.size))
+    bound = spread_bound(first.size, second.size)
     return _statistic(math.log(float(first.std())) - math.log(float(second.std())), 0.0, bound, what)
 
 
@@ -270,6 +328,16 @@ def _statistic(got: float, want: float, bound: float, what: str) -> float:
     if not error <= bound:
         raise Mismatch(what, got, want, error=error, bound=bound)
     return error / bound if bound else 0.0
+
+
+def mean_bound(count: int) -> float:
+    """What the mean of so many independent draws of mean 0 exceeds with probability ALARM, in units of their deviation."""
+    return _z(ALARM) / math.sqrt(count)
+
+
+def spread_bound(*counts: int) -> float:
+    """What the log of the ratio of the deviations of two such samples exceeds with probability ALARM."""
+    return _z(ALARM) * math.sqrt(sum(1 / (2 * count) for count in counts))
 
 
 def _z(alarm: float) -> float:

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -15,6 +14,7 @@ SIZES = (7, 5, 3)  # in, out and rank of the layer that is looked at: primes, so
 MOST = 64  # candidates that are tried
 HINTS = {"W": ("weight", "base", "linear", "original", "org"), "b": ("bias",), "A": ("a", "down"), "B": ("b", "up")}
 RANKS = range(1, 129)
+DIMENSIONS = (0, 3, 4)  # of x, that are tried
 Kind = TypeVar("Kind", bound=TorchLayer)
 
 
@@ -26,7 +26,8 @@ class Places(NamedTuple):
     rank: int
     scale: float | None  # of the LoRA part. None if it is no multiple of (x A) B
     seen: tuple[str, ...]  # what holds, in words
-    three: bool = False  # whether x must have three dimensions
+    dimensions: int = 0  # how many x must have. 0: any number
+    error: Exception | None = None  # why y is not computed
 
     def layer(self, kind: type[Kind], module: nn.Module, bias: bool) -> Kind:
         """The module as a layer of this kind."""
@@ -94,8 +95,9 @@ SEEN = ("y is computed", "x Wᵀ + b where B is zero", "B moves y", "A moves y",
 def tried(make: Callable[[], nn.Module], paths: dict[str, str], turned: str, sizes: tuple[int, int, int]) -> Places:
     """What holds when the arrays of a layer of these sizes, in, out and rank, hold small whole numbers."""
     n_in, n_out, rank = sizes
-    rng, seen, scale, three = np.random.default_rng(0), [], None, False
-    with suppress(Exception):
+    rng, seen, scale, dimensions = np.random.default_rng(0), [], None, 0
+    failed: Exception | None = None
+    try:
         layer = Tried(make(), W=paths["W"], b=paths.get("b"), A=paths["A"], B=paths["B"], transposed=turned)
         dtype = layer.weight().dtype
         W, A, B = (rng.integers(1, 4, shape).astype(dtype) for shape in ((n_out, n_in), (n_in, rank), (rank, n_out)))
@@ -107,35 +109,42 @@ def tried(make: Callable[[], nn.Module], paths: dict[str, str], turned: str, siz
             layer.set_adapter({"A": A, "B": B})
             return layer.forward(x)
 
-        try:
-            zero = y(A, 0 * B)
-        except Exception:
-            layer.three = three = True
-            zero = y(A, 0 * B)
+        for dimensions in DIMENSIONS:
+            layer.dimensions = dimensions
+            try:
+                zero = y(A, 0 * B)
+                break
+            except Exception as error:
+                failed = failed or error
+        else:
+            raise failed or RuntimeError("no forward pass")
+        failed = None
         base = W.T if b is None else W.T + b
         if zero.shape != base.shape:
-            raise ValueError("y has another shape")
+            raise ValueError(f"y is {zero.shape}, expected {base.shape}")
         both = y(A, B)
         seen += [SEEN[0]]
         seen += [SEEN[1]] * np.array_equal(zero, base)
         seen += [SEEN[2]] * (not np.array_equal(both, y(A, B + 1)))
         seen += [SEEN[3]] * (not np.array_equal(both, y(2 * A, B)))
         seen += [SEEN[4]] * (not np.array_equal(both, y(A, B, W + 1)))
-        scale = ratio_of(y(A, B, 0 * W, None if b is None else 0 * b), A @ B)
+        scale = ratio_of(y(A, B, 0 * W, None if b is None else 0 * b), A @ B, dtype.name)
         seen += [SEEN[5]] * (scale is not None and scale != 0)
-    return Places(paths, turned, rank, scale or None, tuple(seen), three and bool(seen))
+    except Exception as error:
+        failed = error
+    return Places(paths, turned, rank, scale or None, tuple(seen), dimensions if seen else 0, failed)
 
 
 class Tried(TorchLayer):
-    """A layer while it is looked at. `three` says that x must have three dimensions."""
+    """A layer while it is looked at. `dimensions` says how many x must have."""
 
-    three = False
+    dimensions = 0
 
     def through(self, module: nn.Module, x: Tensor) -> Tensor:
-        return in_three_dimensions(module, x) if self.three else module(x)
+        return with_dimensions(module, x, self.dimensions) if self.dimensions else module(x)
 
 
-def in_three_dimensions(module: nn.Module, x: Tensor) -> Tensor:
-    """y of x (…, in), which the module gets as (1, rows, in)."""
-    y = module(x.reshape(1, -1, x.shape[-1]))
+def with_dimensions(module: nn.Module, x: Tensor, dimensions: int) -> Tensor:
+    """y of x (…, in), which the module gets as (1, rows, in), or with one more dimension of size 1 before it."""
+    y = module(x.reshape(*[1] * (dimensions - 2), -1, x.shape[-1]))
     return y.reshape(*x.shape[:-1], y.shape[-1])

@@ -1,8 +1,15 @@
-"""How a module is merged and unmerged, and what its modes do: methods whose names say so, believed if they move numbers."""
+"""How a module is merged and unmerged, and what its modes do: methods and functions whose names say so, believed if they move
+numbers.
+
+A call is written as a user would write it: `merge()` of the module, `q_proj.merge()` of a part, `lora.merge_to(linear)` with
+the layer that holds W, and `merge_lora(module)` for a function beside the class.
+"""
 
 import inspect
+from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -12,6 +19,7 @@ from conformance.torch import TorchLayer
 MERGES = ("merge", "fuse", "fold", "bake", "absorb")
 UNDOES = ("unmerge", "unfuse", "unfold", "unbake", "demerge", "defuse", "un_merge", "un_fuse", "restore")
 MODES = ("eval()", "train()")
+NO_ACTION = ("is_", "can_", "set_", "get_", "should_", "_is", "__", "test")  # how other names begin
 
 
 class Methods(NamedTuple):
@@ -23,14 +31,15 @@ class Methods(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def found_methods(make) -> Methods:
-    """What the methods of the layer do. `make` makes a TorchLayer anew, with W, b, A and B set, for each trial."""
+def found_methods(make: Callable[[], TorchLayer], beside: dict[str, Any]) -> Methods:
+    """What the methods of the layer do, and the functions `beside` its class. `make` makes a layer anew, with W, b, A and B
+    set, for each trial."""
     layer, notes, half = make(), [], ""
-    for call in (*_named(layer.module, MERGES, UNDOES), MODES[0]):
+    for call in (*_named(layer.module, beside, MERGES, UNDOES), MODES[0]):
         layer = make()
         before = _state(layer)
         try:
-            result = called(layer.module, call)
+            result = called(layer.module, call, beside)
         except Exception as error:
             notes.append(f"{call} raises {type(error).__name__}")
             continue
@@ -41,11 +50,11 @@ def found_methods(make) -> Methods:
         if moved == before:
             notes += [f"{call} changes nothing"] if call not in MODES else []
             continue
-        for back in (*_named(layer.module, UNDOES, ()), MODES[1]):
+        for back in (*_named(layer.module, beside, UNDOES, ()), MODES[1]):
             with suppress(Exception):
                 again = make()
-                called(again.module, call)
-                called(again.module, back)
+                called(again.module, call, beside)
+                called(again.module, back, beside)
                 if _state(again) != moved:
                     return Methods(call, back, tuple(notes))
         half = half or call
@@ -54,25 +63,38 @@ def found_methods(make) -> Methods:
     return Methods(half, "", tuple(notes))
 
 
-def called(module: nn.Module, call: str):
-    """What the method gives. Modes are called as a user calls them."""
-    return getattr(module, call.removesuffix("()"))()
+def called(module: nn.Module, call: str, beside: dict[str, Any]) -> Any:
+    """What the call gives. Modes are called as a user calls them."""
+    name, given = call.removesuffix(")").split("(")
+    if given == "module":
+        return beside[name](module)
+    method = attrgetter(name)(module)
+    return method(attrgetter(given)(module)) if given else method()
 
 
-def _named(module: nn.Module, words: tuple[str, ...], but: tuple[str, ...]) -> list[str]:
-    """The calls of methods of the module's class that need no argument and whose names hold one of the words."""
-    found = []
-    for name in dir(type(module)):
+def _named(module: nn.Module, beside: dict[str, Any], words: tuple[str, ...], but: tuple[str, ...]) -> list[str]:
+    """Calls whose names hold one of the words, and that need no argument beyond the module, or the layer with W: the likeliest
+    first."""
+    found: list[tuple[tuple, str]] = []
+
+    def add(name: str, function: Any, own: int, order: tuple, place: str = "") -> None:
         text = name.lower()
-        method = getattr(type(module), name)
-        if hasattr(nn.Module, name) or not inspect.isfunction(method) or any(word in text for word in but):
-            continue
-        if any(word in text for word in words) and not text.startswith(("is_", "can_", "set_", "get_", "should_", "_is", "__")):
-            needed = [p for p in inspect.signature(method).parameters.values()
-                      if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-            if len(needed) == 1:
-                found.append(f"{name}()")
-    return sorted(found, key=lambda call: (call.startswith("_"), len(call), call))
+        wanted = any(word in text for word in words) and not any(word in text for word in but)
+        if not inspect.isfunction(function) or not wanted or text.startswith(NO_ACTION):
+            return
+        needed = [p for p in list(inspect.signature(function).parameters.values())[own:]
+                  if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        given = "module" if not place and own == 0 else "linear" if needed and hasattr(module, "linear") else ""
+        if len(needed) == bool(given):
+            found.append(((*order, name.startswith("_"), len(name), name), f"{place}{name}({given})"))
+
+    for path, part in module.named_modules():
+        for name in dir(type(part)):
+            if not hasattr(nn.Module, name):
+                add(name, getattr(type(part), name), 1, (0, path.count(".") + bool(path)), f"{path}." if path else "")
+    for name, function in beside.items():
+        add(name, function, 0, (1, 0))
+    return [call for _, call in sorted(found)]
 
 
 def _state(layer: TorchLayer) -> tuple[bytes, ...]:

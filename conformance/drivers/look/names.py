@@ -20,7 +20,7 @@ _WORDS = {
     "linear": """linear base_layer base layer module original_layer original_module linear_layer org_module orig original
                  orig_module orig_layer base_linear original_linear target wrapped lin fc
                  base_module org_layer module_to_wrap pretrained
-                 pretrained_layer frozen""",
+                 pretrained_layer frozen orig_linear linear_module base_fc inner layer_to_wrap wrapped_layer""",
     "weight": "weight W w base_weight original_weight orig_weight pretrained_weight W0 weights",
     "b": "b base_bias original_bias orig_bias bias_tensor",
     "configuration": "config cfg args lora_config opt hparams conf options params",
@@ -28,19 +28,22 @@ _WORDS = {
     "targets": """target_modules target_substrings target_keywords target_layer_names targets target_names
                   target_replace_modules modules layer_names module_names target_layers include_names""",
     "multiplier": "multiplier scale lora_scale strength lora_weight",
-    "down": "A lora_A lora_a down lora_down w_a adapter_down",  # a module that the caller makes
-    "up": "B lora_B lora_b up lora_up w_b adapter_up",
+    "part": "lora lora_module lora_layer adapter lora_adapter lora_branch adapter_layer adapter_module delta",  # a module, too
+    "sizes": "shape weight_shape in_out",
+    "down": "A lora_A lora_a LoRA_a LoRA_A down lora_down w_a adapter_down linear_a_q",  # a module that the caller makes
+    "up": "B lora_B lora_b LoRA_b LoRA_B up lora_up w_b adapter_up linear_b_q",
     "switches": "enable_lora",
     "name": "name lora_name adapter_name key prefix layer_name",
 }
 ROLES = {name: role for role, words in _WORDS.items() for name in words.split()}
-PARTS = ("rank", "alpha", "dropout")  # a name that none of these words is, but has as a part, as weight_rank has
+# A name that is none of these words, but has one as a part, as weight_rank has.
+PARTS = {"rank": "rank", "alpha": "alpha", "dropout": "dropout", "drop": "dropout"}
 
 
 def role_of(name: str) -> str | None:
     """The role that a name is in use for."""
     plain = name.lower().lstrip("_")
-    return ROLES.get(name) or ROLES.get(plain) or next((part for part in PARTS if part in plain.split("_")), None)
+    return ROLES.get(name) or ROLES.get(plain) or next((role for part, role in PARTS.items() if part in plain.split("_")), None)
 
 
 SIZES = ("in", "out")
@@ -48,3 +51,21 @@ AROUND = ("linear", "weight", "turned weight", "convolution", "configuration", "
 ONCE = {*SIZES, *AROUND, "width", "rank", "alpha", "b", "down", "up"}  # what no two arguments stand for
 # What a name says for sure.
 SURE = {*SIZES, "rank", "alpha", "bias", "dropout", "rslora", "dtype", "device", "seed", "name", "targets", "switches"}
+
+# Parts of the names of methods and functions that switch a layer on, or make it ready.
+_ON = """enable activate active on hook apply inject patch attach switch set use add register init setup prepare build create
+         install start select turn configure wrap update bind connect make reset"""
+# And of those that do something else.
+_OTHERWISE = """merge unmerge fuse remove delete disable off deactivate detach unload save load train eval zero forward print
+                get is has restore disconnect unhook unpatch extra repr export"""
+
+
+def chooses(name: str) -> bool:
+    """Whether a function that does not get the layer may choose what is active: others, like setup_training, do more."""
+    return bool(set(name.lower().split("_")) & {"set", "use", "select", "activate", "enable", "switch", "active", "turn"})
+
+
+def switches(name: str) -> bool:
+    """Whether a method or function of this name may switch a layer on."""
+    parts = set(name.lower().strip("_").split("_"))
+    return bool(parts & set(_ON.split())) and not parts & set(_OTHERWISE.split()) and not name.startswith("__")

@@ -1,31 +1,31 @@
-"""Finds out how a LoRA layer is built, where its arrays are, what its scale is, and who freezes the base."""
+"""Finds out how a LoRA layer is built and where its arrays are. settled.py finds out what it has chosen."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
 
-from conformance.drivers.look import arrays
+from conformance.drivers.look import arrays, building
 from conformance.drivers.look.arguments import PLACE, Plan
 from conformance.drivers.look.arrays import SEEN, SIZES, Places
 from conformance.drivers.look.names import ROLES
-from conformance.drivers.look.plans import more_steps, plans, turned
-from conformance.drivers.look.ways import BESIDE, PARAMETRISED, REPLACED, Model, ways
+from conformance.drivers.look.plans import plans, turned
+from conformance.drivers.look.refused import NotRecognised, fused, reason
+from conformance.drivers.look.steps import completed, constructors, switched
+from conformance.drivers.look.ways import BESIDE, PARAMETRISED, REPLACED
 from conformance.subject import LayerConfig, Unsupported
-from conformance.torch import set_seed
-from conformance.truth.compare import same_number
-from conformance.truth.rules import SCALES
 
 PLACES = 12  # names of layers that are tried for a function that changes a model
+FUSED_PLANS = 6  # of a layer that nothing was found in, that are tried around a fused layer
+ROUNDS = 3  # in which something is added to a plan, such as a switch
+FIELDS = 6  # names that a configuration is asked for beyond those that are known
 PROBE = LayerConfig(SIZES[0], SIZES[1], SIZES[2], 6.0, dtype="float64")
-
-
-class NotRecognised(TypeError):
-    """No LoRA layer was found. The message says what was tried, what happened, and what would settle it."""
 
 
 @dataclass
@@ -35,14 +35,17 @@ class Found:
     plan: Plan
     way: str  # in words, which module computes y; "" for the one that the call gives
     places: Places
+    probe: LayerConfig  # a configuration that it takes
     place: str = PLACE  # of the linear layer in a model that is changed
     bias: tuple[bool, ...] = ()  # whether a layer may have a bias
-    rule: str = ""  # of the scale: one of SCALES, "always …", or what was measured
+    rule: str = ""  # of the scale: one of SCALES, "always …", "… / rank", or what was measured
     direct: str = ""  # the argument that is the scale itself, and is called so
     rank: int | None = None  # if no other can be chosen
-    probe: LayerConfig = PROBE  # a configuration that it takes
     base_trains: tuple[str, ...] = ()  # of W and b, those that are not frozen
+    thawed: tuple[str, ...] = ()  # of those, the ones that the call makes trainable although they were given frozen
+    also_trains: tuple[str, ...] = ()  # the paths of parameters that train and are none of W, b, A and B
     freezer: str = ""  # the function beside the class that freezes them
+    formats: dict[str, str] | None = None  # number formats that it does not take → what happens
 
     @property
     def given(self) -> bool:
@@ -50,60 +53,142 @@ class Found:
         return self.plan.around in ("linear", "weight", "turned weight", "convolution", "model") or self.way in (
             BESIDE, REPLACED, PARAMETRISED)
 
-    def module(self, config: LayerConfig) -> nn.Module:
-        """The module that computes y, for this configuration."""
-        return _made(self.plan, config, self.way, self.place)
+    @property
+    def mixed(self) -> bool:
+        """Whether the LoRA part is computed in float32, over a base of any format."""
+        return self.probe.dtype == "float32"
+
+    def module(self, config: LayerConfig, frozen: bool = False) -> nn.Module:
+        """The module that computes y, for this configuration. `frozen` freezes the layer that the call gets beforehand."""
+        if not self.mixed or config.dtype == "float32":
+            return building.module_of(self.plan, config, self.way, self.place, frozen)
+        module = building.module_of(self.plan, replace(config, dtype="float32"), self.way, self.place, frozen)
+        have = arrays.tensors(module)
+        for name in "Wb":
+            tensor = have.get(self.places.paths.get(name, ""))
+            if tensor is not None:
+                tensor.data = tensor.data.to(getattr(torch, config.dtype))
+        return module
 
 
-def recognised(call: Callable[..., Any]) -> Found:
-    """What it is. Raises NotRecognised."""
-    tried: list[str] = []
-    best: Found | None = None
-    first: Plan | None = None
-    for plan in plans(call):
-        first = first or plan
-        found = _best(plan, tried)
-        if found is not None and (best is None or len(found.places.seen) > len(best.places.seen)):
-            best = found
-        if best is not None and len(best.places.seen) >= len(SEEN) - 1:
-            break
-    for plan in more_steps(best.plan if best else first) if first is not None else ():
-        found = _best(plan, tried)
-        if found is not None and (best is None or len(found.places.seen) >= len(best.places.seen)):
-            best = found
-            break
-    if best is not None and len(best.places.seen) < len(SEEN):
-        found = _best(turned(best.plan), tried)  # those who think of W as (in, out) call its first size in
-        best = found if found is not None and len(found.places.seen) > len(best.places.seen) else best
-    if best is None:
-        raise NotRecognised(_message(call, tried))
-    _settle(best)
-    return best
+def found(call: Callable[..., Any]) -> Found:
+    """How it is built, and where its arrays are. Raises NotRecognised."""
+    search = Search(call, "float64")
+    if not search.complete and search.needs_float32:
+        single = Search(call, "float32")
+        search = single if len(single.seen) > len(search.seen) else search
+    if search.best is None or (why := reason(call, search.best)):
+        raise NotRecognised(search.message(why if search.best else ""))
+    return search.best
 
 
-def _best(plan: Plan, tried: list[str]) -> Found | None:
-    """What was found with this plan, with a bias if it can have one. What happened otherwise is added to `tried`."""
-    places = (PLACE, *_words(plan.call)) if plan.around == "model" else (PLACE,)
-    probe = replace(PROBE, out_features=SIZES[0]) if plan.square else PROBE
-    happened = ""
-    for place in places:
-        for bias in (True, False):
-            found, said = _looked(plan, replace(probe, bias=bias), place)
-            if found is not None:
-                return found
-            happened = happened or said
-    tried.append(f"{plan.words}: {happened}")
-    return None
+class Search:
+    """Tries ways to build a layer in this number format. `best` is what was found, or None."""
+
+    def __init__(self, call: Callable[..., Any], dtype: str):
+        self.call, self.probe = call, replace(PROBE, dtype=dtype)
+        self.tried: list[str] = []
+        self.best: Found | None = None
+        self.first: Plan | None = None  # the likeliest plan, and then the first that gives something
+        self._gave = False
+        for each in constructors(call):
+            for plan in plans(each):
+                self.first = self.first or plan
+                if self.better(plan) and len(self.seen) >= len(SEEN) - (plan.part is None):
+                    break
+            if self.complete:
+                break
+        if self.best is not None and not self.best.plan.offers("rank"):
+            any(self.better(plan, as_good=True) for plan in completed(self.best.plan) if plan.offers("rank"))
+        if not self.complete and self.first is not None:
+            self._add()
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        return self.best.places.seen if self.best else ()
+
+    @property
+    def complete(self) -> bool:
+        return len(self.seen) == len(SEEN)
+
+    @property
+    def needs_float32(self) -> bool:
+        """Whether something failed because two number formats met."""
+        errors = [*self.tried, str(self.best.places.error) if self.best else ""]
+        return any(word in error for error in errors for word in ("dtype", "Double", "Float"))
+
+    def _add(self) -> None:
+        """Adds to the best plan what completes it or switches the layer on, as long as more is seen with it. What was seen
+        before must be seen again."""
+        for _ in range(ROUNDS):
+            base = self.best.plan if self.best else self.first
+            assert base is not None
+            if not any(self.better(plan) for plan in self._further(base)) or self.complete:
+                break
+
+    def _further(self, plan: Plan) -> Iterator[Plan]:
+        if self.best is not None:
+            yield turned(plan)  # those who think of W as (in, out) call its first size in
+        if not self.seen or not plan.offers("rank"):
+            yield from completed(plan)
+        with suppress(Exception):
+            made = plan.built(self.probe_of(plan), nn.Linear(*SIZES[:2], dtype=getattr(torch, self.probe.dtype)))
+            yield from switched(plan, made)
+
+    def probe_of(self, plan: Plan) -> LayerConfig:
+        return replace(self.probe, out_features=SIZES[0]) if plan.square else self.probe
+
+    def better(self, plan: Plan, as_good: bool = False) -> bool:
+        """Whether more is found with this plan than before, or as much is good enough; then it is kept. What happened otherwise
+        is added to `tried`."""
+        places = (PLACE, *_words(plan.call)) if plan.around == "model" else (PLACE,)
+        happened = ""
+        for place in places:
+            for bias in (True, False):
+                one, said, plan = self.filled(plan, replace(self.probe_of(plan), bias=bias), place)
+                if one is not None:
+                    seen = set(one.places.seen)
+                    more = self.best is None or seen > set(self.seen) or as_good and seen == set(self.seen)
+                    lost = self.best is not None and "b" in self.best.places.paths and "b" not in one.places.paths
+                    if more and not lost:
+                        self.best = one
+                    return more and not lost
+                happened = happened or said
+        if happened.startswith("with ") and not self._gave:
+            self.first, self._gave = plan, True
+        self.tried.append(f"{plan.words}: {happened}")
+        return False
+
+    def filled(self, plan: Plan, config: LayerConfig, place: str) -> tuple[Found | None, str, Plan]:
+        """What is found with the plan. A name that its configuration lacks is added to it, as False, then as 1."""
+        one, said = _looked(plan, config, place)
+        for _ in range(FIELDS):
+            lacking = re.search(r"no class has no (\w+)|^KeyError: '(\w+)'", said) if plan.around == "configuration" else None
+            if one is not None or lacking is None or plan.kind is not None:
+                break
+            name = lacking[1] or lacking[2]
+            plan = replace(plan, fields=plan.fields | {name: False})
+            one, said = _looked(plan, config, place)
+        return one, said, plan
+
+    def message(self, why: str) -> str:
+        name = getattr(self.call, "__name__", type(self.call).__name__)
+        why = why or fused(islice(plans(self.call), FUSED_PLANS), self.probe)
+        if why:
+            return f"{name} is no LoRA layer that is recognised. {why}"
+        shown = "; ".join(dict.fromkeys(self.tried[:3])) or "its arguments allow no call"
+        return (f"{name} is no LoRA layer that is recognised. Tried: {shown}. A function that returns the module is enough: "
+                f"def made(in_features, out_features, rank, alpha): return {name}(…)")
 
 
 def _words(call: Callable[..., Any]) -> list[str]:
     """The names in the text of a function, and of the lists beside it, that may be those of the layers that it changes."""
-    found: list[str] = []
+    words: list[str] = []
 
     def add(constants: tuple) -> None:
         for one in constants:
             if isinstance(one, str) and one.isidentifier() and one not in ROLES:
-                found.append(one)
+                words.append(one)
             elif isinstance(one, tuple | frozenset | list | set):
                 add(tuple(one))
             elif inspect.iscode(one):
@@ -111,162 +196,35 @@ def _words(call: Callable[..., Any]) -> list[str]:
 
     function = call.__init__ if isinstance(call, type) else call
     if inspect.isfunction(function):
+        add(function.__defaults__ or ())
         add(function.__code__.co_consts)
         add(tuple(value for value in function.__globals__.values() if isinstance(value, tuple | list | set)))
-    return list(dict.fromkeys(found))[:PLACES]
-
-
-def _message(call: Callable[..., Any], tried: list[str]) -> str:
-    name = getattr(call, "__name__", type(call).__name__)
-    shown = "; ".join(dict.fromkeys(tried[:3])) or "its arguments allow no call"
-    return (f"{name} is no LoRA layer that is recognised. Tried: {shown}. A function that returns the module is enough: "
-            f"def made(in_features, out_features, rank, alpha): return {name}(…)")
-
-
-@contextmanager
-def _default(dtype: torch.dtype):
-    usual = torch.get_default_dtype()
-    if dtype == torch.float64:  # a buffer made in float32 would lose digits before .to()
-        torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(usual)
-
-
-def _each(plan: Plan, config: LayerConfig, place: str = PLACE) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that may compute y after one call: see ways.py. Raises Unsupported, and whatever the call raises."""
-    set_seed(config)
-    dtype, device = getattr(torch, config.dtype), torch.device(config.device)
-    with _default(dtype):
-        linear = nn.Linear(config.in_features, config.out_features, config.bias, device=device, dtype=dtype)
-        model = Model(linear, place)
-        made = plan.built(config, linear, model)
-    for words, module in ways(made, linear, model):
-        yield words, module.to(device=device, dtype=dtype)
+    return list(dict.fromkeys(words))[:PLACES]
 
 
 def _looked(plan: Plan, config: LayerConfig, place: str) -> tuple[Found | None, str]:
     """What was found with this plan. If nothing, what happened, in words."""
     try:
-        every = [words for words, _ in _each(plan, config, place)]
-    except Unsupported as reason:
-        return None, f"no {reason}"
+        every = [words for words, _ in building.each(plan, config, place)]
+    except Unsupported as lacking:
+        return None, f"no {lacking}"
     except Exception as error:
         return None, f"{type(error).__name__}: {str(error)[:120]}"
     best: Found | None = None
     for words in every:
         def make(words: str = words) -> nn.Module:
-            return _made(plan, config, words, place)
+            return building.module_of(plan, config, words, place)
 
         with suppress(Exception):
             rank = SIZES[2] if plan.offers("rank") else None
             places = arrays.found(make, config.in_features, config.out_features, rank)
             if places is not None and (best is None or len(places.seen) > len(best.places.seen)):
-                best = Found(plan, words, places, place)
+                best = Found(plan, words, places, replace(config, bias="b" in places.paths, rank=places.rank), place)
                 if len(places.seen) == len(SEEN):
                     break
     if best is None:
-        there = arrays.tensors(_made(plan, config, every[0], place)) if every else {}
+        there = arrays.tensors(building.module_of(plan, config, every[0], place)) if every else {}
         have = ", ".join(f"{path} {tuple(tensor.shape)}" for path, tensor in there.items())
         sizes = f"in = {config.in_features}, out = {config.out_features}, rank = {config.rank}"
         return None, f"with {sizes} it has {have or 'no arrays'}"
     return best, ""
-
-
-def _made(plan: Plan, config: LayerConfig, way: str, place: str = PLACE) -> nn.Module:
-    """The module that computes y in this way; the ways after it are not tried."""
-    for words, module in _each(plan, config, place):
-        if words == way:
-            return module
-    raise RuntimeError(f"{plan.words} no longer gives {way or 'a module'}")
-
-
-# --- what it has chosen ------------------------------------------------------------------------------------------------
-
-OTHERS = ((3, 6.0), (3, 9.0), (2, 8.0), (5, 20.0))  # rank and alpha
-
-
-def _settle(found: Found) -> None:
-    """Finds out its scale, the ranks and biases that it offers, and who freezes W and b."""
-    paths, bias = found.places.paths, "b" in found.places.paths
-    if not found.plan.offers("rank"):
-        found.rank = found.places.rank
-    probe = replace(PROBE, bias=bias, out_features=SIZES[0] if found.plan.square else SIZES[1])
-    found.bias = (bias,) if not _fits(found, replace(probe, bias=not bias)) else (True, False)
-    found.rule = _rule(found, probe)
-    if found.rule == "alpha":
-        named = [name for name, role in found.plan.roles.items() if role == "alpha"]
-        found.direct = next((name for name in named if "alpha" not in name.lower()), "")
-    found.probe = replace(probe, rank=found.places.rank)
-    module = found.module(found.probe)
-    trains = dict(module.named_parameters())
-    found.base_trains = tuple(name for name in "Wb" if paths.get(name) in trains and trains[paths[name]].requires_grad)
-    if found.base_trains:
-        found.freezer = _freezer(found, found.probe)
-
-
-def _fits(found: Found, config: LayerConfig) -> bool:
-    """Whether the layer of this configuration has the arrays that it should have."""
-    with suppress(Exception):
-        have = arrays.tensors(found.module(config))
-        b = found.places.paths.get("b")
-        return (b in have if config.bias and b else not config.bias and len(have) > 2 and (b is None or b not in have))
-    return False
-
-
-def _rule(found: Found, config: LayerConfig) -> str:
-    """The rule of the scale: the name of one of SCALES, "always …", or what was measured."""
-    seen: list[tuple[float, int, float]] = []
-    for rank, alpha in OTHERS:
-        with suppress(Exception):
-            tried = replace(config, rank=rank if found.rank is None else found.rank, alpha=alpha)
-            places = arrays.tried(lambda config=tried: found.module(config), found.places.paths, found.places.transposed,
-                                  (tried.in_features, tried.out_features, tried.rank))
-            if places.scale is not None:
-                seen.append((alpha, tried.rank, places.scale))
-    if not seen:
-        return ""
-    rules = [name for name, rule in SCALES.items() if all(same_number(scale, rule(alpha, rank)) for alpha, rank, scale in seen)]
-    if len({scale for *_, scale in seen}) == 1 and len(seen) > 1:
-        return f"always {seen[0][2]:.17g}"  # every digit: it becomes Subject.scale
-    return rules[0] if rules else "; ".join(f"{scale:.5g} for alpha {alpha:g}, rank {rank}" for alpha, rank, scale in seen)
-
-
-FREEZES = ("freeze", "only_lora", "lora_only", "trainable", "requires_grad", "frozen")
-
-
-def _freezer(found: Found, config: LayerConfig) -> str:
-    """The name of the function beside the class, or after a point that of its method, that freezes most of W and b and leaves A
-    and B. "" if there is none."""
-    def wanted(name: str) -> bool:
-        return any(word in name.lower() for word in FREEZES) and not name.startswith("__")
-
-    beside = vars(inspect.getmodule(found.plan.call) or object).items()
-    functions = [name for name, value in beside if wanted(name) and inspect.isfunction(value)]
-    methods = [name for name in dir(type(found.module(config))) if wanted(name) and not hasattr(nn.Module, name)]
-    best, fewest = "", len(found.base_trains)
-    for name in (*functions, *(f".{name}" for name in methods)):
-        module = found.module(config)
-        with suppress(Exception):
-            call_freezer(found.plan.call, module, name)
-            left = still_train(module, found.places.paths)
-            if left is not None and left < fewest:
-                best, fewest = name, left
-    return best
-
-
-def call_freezer(call: Callable[..., Any], module: nn.Module, name: str) -> None:
-    """Calls the function beside the class, or after a point the method, of this name."""
-    if name.startswith("."):
-        getattr(module, name[1:])()
-    else:
-        vars(inspect.getmodule(call))[name](module)
-
-
-def still_train(module: nn.Module, paths: dict[str, str]) -> int | None:
-    """How many of W and b train in the module. None if A or B does not."""
-    trains = {path: parameter.requires_grad for path, parameter in module.named_parameters()}
-    if not all(trains.get(paths[name]) for name in "AB"):
-        return None
-    return sum(trains.get(paths.get(name, ""), False) for name in "Wb")

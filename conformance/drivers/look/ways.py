@@ -1,6 +1,6 @@
 """How y is computed with what a call has made: by the module itself, by a linear layer that it has changed, or by both."""
 
-import inspect
+import copy
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -9,10 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from conformance.drivers.look.arguments import PLACE
-
-# Methods that change another layer.
-APPLIES = ("apply_to", "apply", "inject", "inject_lora", "patch", "attach", "add_lora", "enable")
-
+from conformance.drivers.look.names import role_of, switches
+from conformance.drivers.look.plans import methods, parameters_of
 
 MODEL = "the model whose layers it changes"
 REPLACED = "the linear layer whose forward pass it replaces"
@@ -48,7 +46,7 @@ class Model(nn.Module):
         self.add_module(place, linear)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.get_submodule(self.place)(x)
+        return getattr(self, self.place)(x)
 
 
 def ways(made: Any, linear: nn.Linear, model: Model) -> Iterator[tuple[str, nn.Module]]:
@@ -57,22 +55,38 @@ def ways(made: Any, linear: nn.Linear, model: Model) -> Iterator[tuple[str, nn.M
     if isinstance(made, nn.Module):
         made.to(linear.weight.device, linear.weight.dtype)
         yield "", made
-    several = list(made.values()) if isinstance(made, dict) else list(made) if isinstance(made, list | tuple) else []
-    if several and all(isinstance(one, nn.Module) for one in several):
-        yield MODEL, Patched(model, nn.ModuleList(several))
+    inside = [] if isinstance(made, nn.Module) else modules_in(made)
+    if not isinstance(made, nn.Module) and inside and model not in inside:
+        yield MODEL, Patched(model, nn.ModuleList(inside))
         return
     if made is model or not isinstance(made, nn.Module):
         if changed(model.get_submodule(model.place), linear) or made is not model:
             yield MODEL, model
         return
-    if _changes(made, linear):
+    if changes(made, linear):
         yield REPLACED, Patched(linear, made)
-    with suppress(Exception):
+    if _parametrises(made, linear):
         parametrize.register_parametrization(linear, "weight", made)
         yield PARAMETRISED, linear
-    with suppress(Exception):
         parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
     yield BESIDE, Beside(linear, made)
+
+
+def _parametrises(made: nn.Module, linear: nn.Linear) -> bool:
+    """Whether it gives a weight of the same shape when it is given one. A copy is tried: it may change at its first call."""
+    with suppress(Exception):
+        parametrize.register_parametrization(copy.deepcopy(linear), "weight", copy.deepcopy(made))
+        return True
+    return False
+
+
+def modules_in(made: Any, depth: int = 3) -> list[nn.Module]:
+    """The modules in an object that is none: in its attributes, lists and dicts."""
+    if isinstance(made, nn.Module):
+        return [made]
+    held = made.values() if isinstance(made, dict) else made if isinstance(made, list | tuple | set) else (
+        vars(made).values() if hasattr(made, "__dict__") and not callable(made) else ())
+    return [module for one in held for module in modules_in(one, depth - 1)] if depth else []
 
 
 def changed(layer: nn.Module, linear: nn.Linear) -> bool:
@@ -81,19 +95,19 @@ def changed(layer: nn.Module, linear: nn.Linear) -> bool:
     return replaced or bool(linear._forward_hooks) or parametrize.is_parametrized(linear)
 
 
-def _changes(made: nn.Module, linear: nn.Linear) -> bool:
-    """Whether the module has changed the linear layer, by itself or by a method that is there for it."""
+def changes(made: nn.Module, linear: nn.Linear) -> bool:
+    """Whether the module has changed the linear layer, by itself or by a method that is there for it. Copies are tried: a
+    method that is there for something else should leave no trace."""
     if changed(linear, linear):
         return True
-    for name in APPLIES:
-        method = getattr(type(made), name, None)
-        if method is None or method is getattr(nn.Module, name, None):
+    for name, method in methods(type(made)).items():
+        needed = [p for p in parameters_of(method)[1:] if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+        if not switches(name) or len(needed) > 1 or any(role_of(p.name) not in (None, "linear", "model") for p in needed):
             continue
-        needed = [p for p in inspect.signature(method).parameters.values()
-                  if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-        if len(needed) <= 2:
-            with suppress(Exception):
-                method(made, *[linear] * (len(needed) - 1))
-                if changed(linear, linear):
-                    return True
+        with suppress(Exception):
+            one, other = copy.deepcopy((made, linear))
+            method(one, *[other] * len(needed))
+            if changed(other, other):
+                method(made, *[linear] * len(needed))
+                return True
     return False

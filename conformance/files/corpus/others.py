@@ -153,6 +153,9 @@ def gguf_files() -> Iterator[Case]:
     yield case("C-2", "cut_off_in_the_numbers", whole[:-64], None, ("FILE-004",))
     yield case("C-1", "tensors_without_end", whole[:8] + struct.pack("<Q", 1 << 60) + whole[16:], None, ("FILE-002",))
     yield case("R-3", "a_alone", gguf(keys, {f"{module}.lora_a": A}), None, ("FILE-021",))
+    at = whole.index(b".lora_a") + len(".lora_a") + 20  # behind the number of dimensions and two of them stands the type
+    quantised = whole[:at] + struct.pack("<I", 8) + whole[at + 4 :]  # Q8_0
+    yield case("C-6", "quantised_factors", quantised, None, ("FILE-008", "FILE-021"))
     yield case("R-1", "a_tensor_of_nobody", gguf(keys, arrays | {"blk.0.x": A}), None, ("FILE-020",))
     yield case(
         "C-6",

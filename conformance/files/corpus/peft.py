@@ -103,6 +103,8 @@ def valid() -> Iterator[Case]:
     yield peft(
         "R-2", "settings_of_training", settings={"lora_dropout": 0.1, "inference_mode": True, "init_lora_weights": "gaussian"}
     )
+    defaults = {"megatron_core": "megatron.core", "qalora_group_size": 16, "auto_mapping": {"parent_library": "torch"}}
+    yield peft("R-2", "defaults_that_are_written_along", settings=defaults)
     for name, settings in {
         "the_end_of_a_name_of_a_whole_module": {"modules_to_save": ["head"]},
         "no_layers_are_all_layers": {"layers_to_transform": []},
@@ -218,6 +220,7 @@ def invalid() -> Iterator[Case]:
         "P-11", "a_bias_beside_b_without_the_setting", "FILE-011", more={key(Q, "lora_B.bias"): drawn("lora bias", OUT)}
     )
     yield wrong("P-12", "another_method", "FILE-014", settings={"peft_type": "LOHA"})
+    yield from _other_settings()
     for name, setting, value in (
         ("alpha_is_text", "lora_alpha", "3"),
         ("rslora_is_text", "use_rslora", "true"),
@@ -243,3 +246,19 @@ def invalid() -> Iterator[Case]:
     yield case._replace(
         files=case.files | {"adapter_config.json": b'{"peft_type": "LORA", "r": 4, "lora_alpha": 3, "lora_alpha": 8}'}
     )
+
+
+def _other_settings() -> Iterator[Case]:
+    """What the settings of P-14 to P-17 come with, as PEFT writes it."""
+    experts, name = "model.layers.0.mlp.experts", "mlp.experts.gate_up_proj"
+    A, B = drawn("experts A", 3 * RANK, IN), drawn("experts B", OUT, 3 * RANK)
+    three = {key(experts, "lora_A.weight"): A, key(experts, "lora_B.weight"): B}
+    yield wrong("P-14", "experts", "FILE-011", settings={"target_parameters": [name]}, more=three)
+    yield wrong("P-14", "experts_that_no_setting_names", "FILE-024", more=three)
+    tokens = {key(EMBEDDING, "token_adapter.trainable_tokens_delta"): drawn("tokens", 2, IN)}
+    rows = {"trainable_token_indices": {"embed_tokens": [1, 3]}}
+    yield wrong("P-15", "activated_by_tokens", "FILE-011", settings={"alora_invocation_tokens": [5, 7]})
+    yield wrong("P-16", "rows_of_an_embedding", "FILE-011", settings=rows, more=tokens)
+    yield wrong("P-16", "rows_that_no_setting_names", "FILE-020", more=tokens)
+    for setting, value in (("layer_replication", [[0, 1], [0, 1]]), ("use_qalora", True), ("arrow_config", {"top_k": 2})):
+        yield wrong("P-17", setting, "FILE-011", settings={setting: value})

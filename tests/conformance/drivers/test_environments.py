@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from conformance.drivers import environments
-from conformance.drivers.environments import BOOT, ENVIRONMENTS, PACKAGE, CannotInstall, Environment
+from conformance.drivers.environments import BOOT, ENVIRONMENTS, PACKAGE, SUBJECT, CannotInstall, Environment
 from conformance.drivers.process import ProcessSubject
 from conformance.run import plan, runner
 from conformance.run.loading import LoadError, built_in, environment, load, missing_here
@@ -62,5 +62,5 @@ def test_not_available_says_what_would_change_that(cache):
 
 def test_a_subject_is_served_without_our_packages():
     """The interpreter that serves it sees neither this folder nor its tests."""
-    subject = ProcessSubject([sys.executable, "-I", "-c", BOOT, str(PACKAGE), "article"])
+    subject = ProcessSubject([sys.executable, "-I", "-c", BOOT, str(PACKAGE), SUBJECT, "article"])
     assert subject.name == "article"

@@ -1,17 +1,25 @@
 """Recognition finds what is true of each layer of the corpus: how it is built, its arrays, scale, merging and freezing."""
 
+import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parent))
 import look_corpus
+import look_corpus_ready
 from look_corpus import CORPUS, Layer
+from look_corpus_ready import READY, REFUSED
 
+from conformance import LayerConfig
+from conformance.drivers.look.arguments import beside
 from conformance.drivers.look.methods import found_methods
+from conformance.drivers.look.refused import NotRecognised
 from conformance.drivers.look.ways import BESIDE, MODEL, PARAMETRISED, REPLACED
 from conformance.drivers.torch_module import ModuleSubject
+from conformance.run.looking import looked
 
 BUILT = {"turned weight": "weight", "convolution": "linear"}
 
@@ -34,9 +42,9 @@ def as_found(layer: Layer, subject: ModuleSubject) -> dict[str, str]:
     return paths
 
 
-@pytest.mark.parametrize("layer", CORPUS, ids=lambda layer: layer.name)
+@pytest.mark.parametrize("layer", [*CORPUS, *READY], ids=lambda layer: layer.name)
 def test_what_is_found_is_true(layer):
-    subject = ModuleSubject(getattr(look_corpus, layer.name))
+    subject = ModuleSubject(getattr(look_corpus if layer in CORPUS else look_corpus_ready, layer.name))
     found = subject.found
     assert built(subject) == layer.built
     assert found.places.paths == as_found(layer, subject)
@@ -44,7 +52,33 @@ def test_what_is_found_is_true(layer):
     assert bool(found.base_trains) == bool(layer.trains) or found.way
     if layer.freezer:  # where the class has none of its own, one of another class of the file may do
         assert found.freezer in (layer.freezer, "mark_only_lora_as_trainable")
-    methods = found_methods(subject.numbered)
+    methods = found_methods(subject.numbered, beside(subject.cls))
     assert (methods.merge, methods.unmerge) == (layer.merges.replace("train(False)", "eval()"), layer.unmerges)
     if not layer.fault:
         assert (found.direct or found.rule) == layer.scale
+
+
+@pytest.mark.parametrize(("name", "why"), REFUSED.items())
+def test_what_is_no_single_lora_is_told(name, why):
+    with pytest.raises(NotRecognised, match=why):
+        ModuleSubject(getattr(look_corpus_ready, name)).found  # noqa: B018
+
+
+@pytest.mark.parametrize("layer", READY, ids=lambda layer: layer.name)
+def test_what_is_written_down_computes_the_same(layer, tmp_path):
+    """The subject that `look --write` writes builds the layer, and its LoRA part has the right scale."""
+    said = looked(getattr(look_corpus_ready, layer.name), layer.name, look_corpus_ready.__file__)
+    path = tmp_path / "written.py"
+    path.write_text(said["subject"], encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(f"written_{layer.name}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    subject = getattr(module, said["subject_name"])()
+    scale = subject.scale or (subject.alpha or 8.0) / 4
+    W, A, B = (np.arange(rows * columns).reshape(rows, columns).astype(np.float32) - 9
+               for rows, columns in ((5, 7), (7, 4), (4, 5)))
+    written = subject.build(LayerConfig(7, 5, 4, 4 * scale), W, np.ones(5, np.float32))
+    written.set_adapter({"A": A, "B": B})
+    x = np.eye(7, dtype=np.float32)[(None,) * (2 * (layer.name == "ImageTokens"))]
+    np.testing.assert_array_equal(written.forward(x).reshape(7, 5), W.T + 1 + scale * (A @ B))

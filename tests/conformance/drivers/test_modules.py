@@ -1,5 +1,6 @@
 """A bare nn.Module class can be checked as it stands: its arrays are found, and its faults, too."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,11 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from conformance import LayerConfig, load
+from conformance import LayerConfig, Unsupported, load
 from conformance.run import plan, runner, verdict
 from conformance.torch import TorchLayer, to_array, to_tensor
 
 FILE = Path(__file__).parents[1] / "modules.py"
+HERE = Path(__file__).parent
+CORPUS = {"FixedScale": HERE / "look_corpus.py", "DenseWithLoRA": HERE / "look_corpus.py",
+          "InverseRank": HERE / "look_corpus_ready.py", "FloatBranch": HERE / "look_corpus_ready.py"}
+sys.path.append(str(HERE))  # one corpus imports the other
 
 
 @pytest.mark.parametrize("name", ["Plain", "Nested", "Wrapper"])
@@ -43,6 +48,34 @@ def test_a_fault_that_would_break_everything_is_one_failure(name, id, in_process
 
 def test_a_fixed_scale_has_all_its_digits():
     assert load(f"{FILE}:AlwaysAThird").scale == 1 / 3
+
+
+@pytest.mark.parametrize(("name", "scale", "alpha"), [("FixedScale", 2.0, None), ("InverseRank", None, 1.0)])
+def test_a_fixed_scale_is_judged(name, scale, alpha):
+    """Exact cases have the scale or the alpha of the layer: 2 has no exact root, and 1 / rank is exact for powers of two."""
+    subject = load(f"{CORPUS[name]}:{name}")
+    assert (subject.scale, subject.alpha) == (scale, alpha)
+    asked = ("FWD-01", "GRAD-01", "GRAD-02", "SCALE-01")
+    report = runner.run([f"{CORPUS[name]}:{name}"], plan.Options(only=asked, jobs=1, examples=6, in_process=True))[0]
+    assert {report.outcomes[id].status for id in ("FWD-01", "GRAD-01", "GRAD-02")} == {"pass"}
+
+
+def test_an_alpha_without_effect_is_one_failure():
+    spec = f"{CORPUS['DenseWithLoRA']}:DenseWithLoRA"
+    asked = ("FWD-01", "GRAD-01", "SCALE-05")
+    report = runner.run([spec], plan.Options(only=asked, jobs=1, examples=6, in_process=True))[0]
+    assert [id for id, outcome in report.outcomes.items() if outcome.status != "pass"] == ["SCALE-05"]
+    assert report.compensates == {"SCALE-05": "alpha is taken and has no effect: the scale is always 1"}
+
+
+def test_factors_in_float32_stay_so_over_another_base():
+    subject = load(f"{CORPUS['FloatBranch']}:FloatBranch")
+    ones = np.ones((2, 3), np.float16)
+    layer = subject.build(LayerConfig(3, 2, 1, 2.0, bias=False, dtype="float16"), ones, None)
+    assert (layer.weight().dtype, layer.adapter()["A"].dtype) == (np.float16, np.float32)
+    assert layer.forward(np.ones((1, 3), np.float16)).dtype == np.float16
+    with pytest.raises(Unsupported, match="computed in float32"):
+        subject.build(LayerConfig(3, 2, 1, 2.0, bias=False, dtype="float64"), ones.astype(float), None)
 
 
 def test_who_gives_a_layer_its_base_freezes_it():

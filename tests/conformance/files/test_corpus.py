@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conformance.files import consumers, container, corpus, gguf, kohya, meaning, mlx, peft_settings, reading
+from conformance.files import container, corpus, gguf, kohya, meaning, mlx, peft_settings, reading
 from conformance.files.corpus.made import Case
 from conformance.files.meaning import Meaning, Scale
+from conformance.files.readers.meaning import deltas
 
 CASES = list(corpus.cases())
 
@@ -37,7 +38,7 @@ def problems(folder: Path, case: Case) -> list[str]:
     wrong = [f"{codes} is not {case.codes}"] if codes != set(case.codes) else []
     own = folder / case.folder / corpus.BASE
     try:
-        got = consumers.deltas(found, arrays(folder / corpus.BASE) | (arrays(own) if own.exists() else {}))
+        got = deltas(found, arrays(folder / corpus.BASE) | (arrays(own) if own.exists() else {}))
     except ValueError as error:
         return [*wrong, str(error)]
     if got.keys() != case.truth.keys():

@@ -1,19 +1,30 @@
 """What readers make of the corpus: right ones, wrong ones, and those that die."""
 
 import json
-import re
 import sys
-from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from conformance.files.exchange import ACCEPTED, BAD, ELSEWHERE, LOST, REFUSED, RIGHT, UNWRITTEN, WRONG, Matrix, exchange
-from conformance.files.producers import FEATURES
+from conformance.files.exchange import (
+    ACCEPTED,
+    BAD,
+    ELSEWHERE,
+    LOST,
+    REFUSED,
+    RIGHT,
+    SPOILED,
+    UNWRITTEN,
+    WRONG,
+    Matrix,
+    exchange,
+)
+from conformance.files.writers import FEATURES
+from conformance.report.matrix import report
 
 sys.path.append(str(Path(__file__).parents[1] / "commands"))
-from test_cli import ROOT, conformance
+from test_cli import conformance
 
 READERS = '''\
 import os
@@ -62,20 +73,20 @@ def readers(tmp_path_factory) -> str:
 
 
 def made(name: str, *words: str) -> Matrix:
-    (matrix,) = exchange([name], lambda case: not words or any(word in case.folder for word in words))
+    (matrix,) = exchange([name], lambda given: not words or any(word in given.title for word in words))
     return matrix
 
 
 def test_the_meaning_by_the_clauses_is_right_everywhere():
     for cell in made("file").cells:
-        assert cell.status == (RIGHT if cell.case.valid else REFUSED), (cell.case.folder, cell.words)
+        assert cell.status == (RIGHT if cell.given.valid else REFUSED), (cell.given.title, cell.words)
 
 
 def test_lora_torch_refuses_what_is_invalid_and_what_it_does_not_offer():
     cells = [cell for cell in made("lora_torch").cells if cell.status != ELSEWHERE]
     assert len(cells) > 80
-    assert not [(cell.case.folder, cell.words) for cell in cells if cell.status in BAD]
-    refused = {cell.case.name for cell in cells if cell.case.valid and cell.status == REFUSED}
+    assert not [(cell.given.title, cell.words) for cell in cells if cell.status in BAD]
+    refused = {cell.given.name for cell in cells if cell.given.valid and cell.status == REFUSED}
     assert refused == {"dora", "a_bias_beside_b", "no_alpha", "alpha_zero_r_absent", "targets_all_linear",
                        "a_target_without_factors", "float64", "all_linear_in_capitals"}
 
@@ -83,15 +94,15 @@ def test_lora_torch_refuses_what_is_invalid_and_what_it_does_not_offer():
 def test_peft_computes_what_the_files_mean():
     pytest.importorskip("peft")
     cells = [cell for cell in made("peft").cells if cell.status != ELSEWHERE]
-    assert not [(cell.case.folder, cell.words) for cell in cells if cell.case.valid and cell.status != RIGHT]
-    accepted = {cell.case.name for cell in cells if cell.status == ACCEPTED}
+    assert not [(cell.given.title, cell.words) for cell in cells if cell.given.valid and cell.status != RIGHT]
+    accepted = {cell.given.name for cell in cells if cell.status == ACCEPTED}
     assert {"a_without_b", "no_prefix", "a_tensor_of_nobody", "a_module_that_is_no_target"} <= accepted
 
 
 def by(writer: str, *readers: str) -> dict[str, dict[str, str]]:
     """The statuses of what this writer makes, by reader and by feature."""
-    found = exchange(list(readers), lambda case: bool(case.at), [writer])[-len(readers) :]
-    return {matrix.consumer: {cell.case.name: cell.status for cell in matrix.cells} for matrix in found}
+    found = exchange(list(readers), lambda given: given.files == f"by {writer}", [writer])[-len(readers) :]
+    return {matrix.name: {cell.given.name: cell.status for cell in matrix.cells} for matrix in found}
 
 
 def test_what_lora_torch_writes_is_read_rightly():
@@ -109,14 +120,14 @@ def test_what_peft_writes_is_read_rightly_but_for_overlapping_patterns():
 
 
 def test_what_is_not_written_is_told():
-    (writer, _) = exchange(["file"], lambda case: case.name == "plain", ["lora_torch"])
-    assert writer.consumer == "lora_torch"
-    assert {cell.case.name for cell in writer.cells} == {"a bias beside B"} and writer.cells[0].status == UNWRITTEN
+    (writer, _) = exchange(["file"], lambda given: given.name == "plain", ["lora_torch"])
+    assert writer.name == "lora_torch"
+    assert {cell.given.name for cell in writer.cells} == {"a bias beside B"} and writer.cells[0].status == UNWRITTEN
 
 
 def test_a_writer_that_is_not_there_is_not_available():
-    (matrix, _) = exchange(["file"], lambda case: case.name == "plain", ["no_such_writer"])
-    assert matrix.consumer == "no_such_writer" and matrix.missing
+    (matrix, _) = exchange(["file"], lambda given: given.name == "plain", ["no_such_writer"])
+    assert matrix.name == "no_such_writer" and matrix.missing
 
 
 def test_a_wrong_reader_is_told_by_which_fault(readers):
@@ -132,8 +143,8 @@ def test_a_wrong_reader_is_told_by_which_fault(readers):
 
 def test_a_reader_that_dies_loses_one_case(readers):
     cells = made(f"{readers}:dies", "peft/P-3-pass").cells
-    lost = [cell.case.name for cell in cells if cell.status == LOST]
-    assert lost == ["rslora"] and all(cell.status == RIGHT for cell in cells if cell.case.name != "rslora")
+    lost = [cell.given.name for cell in cells if cell.status == LOST]
+    assert lost == ["rslora"] and all(cell.status == RIGHT for cell in cells if cell.given.name != "rslora")
 
 
 def test_a_reader_that_is_not_there_is_not_available(readers):
@@ -155,21 +166,47 @@ def test_the_command(readers, tmp_path):
         assert conformance("exchange", f"{readers}:{useless}", "--only", "P-3").returncode == 1
 
 
-def test_the_committed_matrix_is_what_its_page_shows():
-    """The table of results/exchange.md, against the cells of exchange.json, and these against the corpus of today."""
-    results = ROOT / "conformance" / "results"
-    found: Counter[tuple[str, str, str]] = Counter()
-    report = json.loads((results / "exchange.json").read_text(encoding="utf-8"))
-    for reader in report["readers"]:
-        for cell in reader["cells"]:
-            status = "right" if cell["status"] == "refused" and not cell["valid"] else cell["status"]
-            files = cell["files"] if cell["files"].startswith("by ") or cell["files"] == "peft" else "others"
-            found[reader["reader"], files, status] += 1
-    rows = re.findall(r"^\| (\w+) \| (.+?) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$",
-                      (results / "exchange.md").read_text(encoding="utf-8"), re.M)
-    names = {"corpus: PEFT": "peft", "by PEFT": "by peft", "by lora_torch": "by lora_torch"}
-    assert len(rows) == 10
-    for reader, files, *counts in rows:
-        for status, count in zip(("right", "refused", "wrong", "accepted", "crash"), counts, strict=True):
-            assert found[reader, names.get(files, "others"), status] == int(count), (reader, files, status)
-    assert "/tmp" not in json.dumps(report)
+def test_a_run_goes_on_where_it_was_cut(readers, tmp_path):
+    """Cells of the same bytes are not asked again. Others are."""
+    out, asked = tmp_path / "out.json", tmp_path / "asked"
+    asked.touch()
+    spy = tmp_path / "spy.py"
+    spy.write_text(READERS + f"""
+def counts(path, base):
+    open({str(asked)!r}, "a").write(path + chr(10))
+    return deltas(path, base)
+""")
+    call = ("exchange", f"{spy}:counts", "--only", "P-3", "P-4", "--json", str(out), "--resume")
+    assert conformance(*call).returncode == 0
+    first = json.loads(out.read_text())
+    count = len(asked.read_text().splitlines())
+    assert count == len(first["readers"][0]["cells"])
+    cut = json.loads(out.read_text())
+    cut["readers"][0]["cells"] = cut["readers"][0]["cells"][:-2]
+    cut["readers"][0]["cells"][0]["digest"] = "of other bytes"
+    out.write_text(json.dumps(cut))
+    assert conformance(*call).returncode == 0
+    assert len(asked.read_text().splitlines()) == count + 3
+    assert json.loads(out.read_text()) == first
+    out.write_text(json.dumps(first | {"harness": {}}))
+    assert conformance(*call).returncode == 2
+    assert conformance("exchange", "file", "--resume").returncode == 2
+
+
+def test_the_committed_matrix():
+    """Its size, the cells that were seen to be wrong before there was a matrix, and that no path of a machine is in it."""
+    found = report()
+    assert len(found["readers"]) >= 6 and len(found["writers"]) >= 6
+    assert not [one["name"] for kind in ("readers", "writers") for one in found[kind] if one["missing"]]
+    cells = {(reader["name"], cell["files"], cell["name"]): cell for reader in found["readers"] for cell in reader["cells"]}
+    for feature in ("rslora", "alpha pattern", "both patterns"):
+        assert cells["llama.cpp", "by peft", feature]["status"] == WRONG
+        assert "the scale is lora_alpha / r" in cells["llama.cpp", "by peft", feature]["words"]
+        assert cells["vllm", "by peft", feature]["status"] == RIGHT
+    for name, modules in zip(SPOILED, (4, 2, 4), strict=True):
+        words = cells["vllm", "spoiled", name]["words"]
+        assert words.endswith("the LoRA part is left out") and words.count("_proj") == modules
+    assert cells["llama.cpp", "by peft", "rank pattern"]["status"] == RIGHT
+    judged = [cell for cell in cells.values() if cell["ratio"] is not None]
+    assert judged and all((cell["ratio"] <= 1) == (cell["status"] == RIGHT) for cell in judged)
+    assert "/tmp" not in json.dumps(found) and "/root" not in json.dumps(found)

@@ -1,5 +1,8 @@
 """The probes of conventions.py find each choice in a layer that made another one, and adapters convert between layers."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from conformance.run.conventions import NOT_OFFERED, PROBES, conventions, conversion
@@ -61,3 +64,19 @@ def test_an_adapter_converts():
 def test_what_computes_otherwise_does_not_convert():
     with pytest.raises(Mismatch, match="y of the converted adapter"):
         conversion(load("article"), load("tests/conformance/modules.py:NotDivided").raw())
+
+
+def test_a_scale_that_is_given_directly_is_no_alpha():
+    """The argument itself is named, and an adapter is converted to it."""
+    place = Path(__file__).parents[1] / "drivers"
+    sys.path.append(str(place))
+    direct, article = load(f"{place / 'look_corpus_ready.py'}:Strength"), load("article")
+    assert conventions(direct)["scale"] == "scale, an argument that is the scale itself: there is no alpha"
+    assert conversion(article, direct)[-1] == "scale: the scale of article, since scale is the scale itself"
+    assert conversion(direct, article)[-1] == "alpha: scale · rank, since scale of Strength is the scale itself"
+
+
+def test_an_alpha_that_is_fixed_is_told():
+    place = Path(__file__).parents[1] / "drivers"
+    sys.path.append(str(place))
+    assert conventions(load(f"{place / 'look_corpus_ready.py'}:InverseRank"))["scale"] == "always 1 / rank: there is no alpha"

@@ -130,4 +130,6 @@ def test_a_run_counts_what_it_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     found = triggered.Power([triggered.Tried(faults[0], "case 3: y", 5), triggered.Tried(faults[1], "", 0)], {"Honest": 9})
     assert found.rates(lambda t: t.strength) == {1: (1, 0, 2)}
     assert found.problems == ["1 of 2 faults with 1 level survive"]
+    assert found.as_dict()["cells"] == [{"factor": "rank", "group": "LoRA part", "killed": 1, "all": 1},
+                                        {"factor": "rank", "group": "gradients", "killed": 0, "all": 1}]
     assert found.as_dict()["survivors"] == [{"trigger": ["rank 1"], "effect": "dA is 0", "build": "Honest", "cases": 0}]

@@ -1,8 +1,7 @@
 """What other programs are known to do with a file: `conformance file PATH --for READER`.
 
-What is said here was seen by hand in September 2026, with the versions that are named: a random Llama of 1.2 MB, adapters
-written by PEFT 0.21.2, and logits compared with PEFT's. No command here repeats it yet. A setting that was not tried is named
-as such.
+`conformance exchange` shows it again, with the versions that are named, and a test compares what is said here with the cells of
+results/exchange.json. That both refuse DoRA was seen by hand. A setting that was not tried is named as such.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,13 +22,23 @@ class Reader(NamedTuple):
 def _vllm(meaning: Meaning) -> Iterator[str]:
     if meaning.settings.get("use_dora"):
         yield "it refuses the file: it has no DoRA"
+    if _more(meaning):
+        yield "it refuses the file: it takes no biases and no whole modules"
     yield ("where it finds no module of a name, it says nothing, and serves the base model or half of an adapter: compare the "
            "names with --base")
 
 
+def _more(meaning: Meaning) -> bool:
+    """Whether the file has something else than factors."""
+    return bool(meaning.others) or any(part.bias for part in meaning.parts)
+
+
 def _llama_cpp(meaning: Meaning) -> Iterator[str]:
     if meaning.settings.get("use_dora"):
-        yield "its converter ends with an error: it has no DoRA"
+        yield "it refuses the file: its converter has no DoRA"
+        return
+    if _more(meaning):
+        yield "it refuses the file: its converter takes no biases and no whole modules"
         return
     alpha = meaning.settings.get("lora_alpha", DEFAULT)
     wrong: dict[float, list[Part]] = {}
@@ -41,10 +50,11 @@ def _llama_cpp(meaning: Meaning) -> Iterator[str]:
                f"{len(parts)} modules, such as {parts[0].module}, get {factor:.4g} times their strength")
 
 
-TRIED = ("alpha_pattern", "lora_alpha", "peft_type", "r", "rank_pattern", "target_modules", "use_dora", "use_rslora")
+TRIED = ("alpha_pattern", "bias", "exclude_modules", "layers_to_transform", "lora_alpha", "lora_bias", "modules_to_save",
+         "peft_type", "r", "rank_pattern", "target_modules", "use_dora", "use_rslora")
 READERS = {
-    "vllm": Reader("vLLM 0.32 on the CPU", ("PEFT",), TRIED, _vllm),
-    "llama.cpp": Reader("the converter and runtime of llama-cpp-python 0.3.36", ("PEFT",), TRIED, _llama_cpp),
+    "vllm": Reader("vLLM 0.32.0 on the CPU", ("PEFT",), TRIED, _vllm),
+    "llama.cpp": Reader("the converter and server of llama.cpp's build 11549", ("PEFT",), TRIED, _llama_cpp),
     "mlx-lm": Reader("mlx-lm 0.32.2", ("mlx-lm",), (), lambda meaning: iter(())),
 }
 

@@ -1,0 +1,96 @@
+"""Reads the JSON files that a page is made of, and checks them. Each file says by its keys what it is."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conformance.report.stored import NUMBER, STATUSES, VERDICTS, misfit
+from conformance.requirements import LEVELS
+from conformance.run.examine import plain
+
+ROW = {"id": str, "level": LEVELS, "group": str, "title": str, "status": STATUSES, "examples": int, "message": str,
+       "worst": NUMBER | None, "diagnosis": str | None, "reproduce": str | None, "failure": dict | None}
+LATER = {  # of a run's report, and not in those of the first versions
+    "causes": [{"title": str, "requirements": [str]}], "asked": int, "answered": int, "declined": [str],
+    "compensates": {...: str}, "void_since": [str], "in_process": bool, "sandbox": bool}
+SPACE = {"cases": int, "lived": int, "left": int, "exact": bool, "parts": int, "swept": int}
+RATE = {"array": int, "requirements": int, "all": int}
+SENTENCE = {"level": LEVELS, "title": str, "sentence": str}
+KINDS = {  # what it is → the key that tells it, and the shape that it must have
+    "run": ("reports", {"environment": {...: str | None}, "reports": [{
+        "subject": {"name": str, "version": str, "spec": str}, "verdict": VERDICTS, "profiles": {...: str}, "seconds": NUMBER,
+        "message": str, "planned": int, "requirements": [ROW], "conventions": {...: str}, "canaries": {...: STATUSES}}]}),
+    "selftest": ("mutants", {"score": NUMBER, "seconds": NUMBER, "honest": [{"name": str, "verdict": str}],
+                             "mutants": [{"name": str, "group": str, "rows": [str], "killed": bool, "by": [str]}]}),
+    "triggered": ("strengths", {"strengths": {...: RATE}, "groups": {...: RATE}, "honest": {...: int}, "seconds": NUMBER,
+                                "survivors": [{"trigger": [str], "effect": str, "build": str}]}),
+    "exchange": ("readers", {"readers": [{"reader": str, "missing": str, "cells": [
+        {"case": str, "files": str, "clause": str, "valid": bool, "status": str, "words": str}]}]}),
+    "sentences": ("requirements", {"requirements": {...: SENTENCE}}),
+}
+
+
+@dataclass
+class Documents:
+    """What was read: runs in the order of time, and at most one of each other kind."""
+
+    runs: list[dict] = field(default_factory=list)
+    others: dict[str, dict] = field(default_factory=dict)  # kind → document
+
+
+def read(paths: Iterable[str]) -> Documents:
+    """Raises ValueError for a file that is no report, for two of a kind other than runs, and if no run is among them."""
+    found = Documents()
+    for path in paths:
+        try:
+            document = cleaned(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (ValueError, RecursionError) as error:  # text that is not UTF-8, or not JSON
+            raise ValueError(f"{path} is no JSON: {error}") from error
+        kind = kind_of(document)
+        wrong = misfit(document, KINDS[kind][1]) if kind else "it has none of the keys that tell its kind"
+        if wrong := wrong or (_misfit_later(document) if kind == "run" else ""):
+            raise ValueError(f"{path} is no report of conformance run, selftest or exchange: {wrong}")
+        if kind in found.others:
+            raise ValueError(f"{path} is the second report of the kind {kind}; only of runs there can be several")
+        if kind == "run":
+            found.runs.append(document)
+        else:
+            found.others[kind] = document
+    if not found.runs:
+        raise ValueError("a page needs at least one report of conformance run --json")
+    found.runs.sort(key=lambda run: run.get("date", ""))  # runs without a date are the oldest; they stay in the order given
+    return found
+
+
+def of_run(run: dict) -> Documents:
+    """The documents of a page about one run, which was not read from a file."""
+    return Documents([cleaned(run)])
+
+
+def kind_of(document) -> str:
+    """run, selftest, triggered, exchange, sentences, or "" for anything else."""
+    keys = document if isinstance(document, dict) else ()
+    return next((kind for kind, (key, _) in KINDS.items() if key in keys), "")
+
+
+def _misfit_later(run: dict) -> str:
+    """What is wrong with the parts of a run that the first versions did not write, or ""."""
+    shape = {"catalogue": {"groups": {...: str}, "requirements": {...: SENTENCE}}, "options": dict, "date": str}
+    found = [misfit(run, {key: shape[key] for key in shape if key in run})]
+    for report in run["reports"]:
+        found.append(misfit(report, {key: LATER[key] for key in LATER if key in report}))
+        found.append(misfit(report["space"], SPACE) if report.get("space") else "")
+        found += [misfit(row, {"worst_in": {...: NUMBER}}) for row in report["requirements"] if "worst_in" in row]
+    return next(filter(None, found), "")
+
+
+def cleaned(value: Any) -> Any:
+    """The value with an escape for every character in it that cannot be printed, such as one that turns the direction of
+    text."""
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, list):
+        return [cleaned(item) for item in value]
+    return {plain(key): cleaned(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -1,0 +1,572 @@
+"""Linear layers with LoRA that a constructor alone does not make ready, or that are given, store or scale things in rarer ways.
+
+Each is in the style of another author. READY, at the end of the file, holds what is true of each of them, as CORPUS of
+look_corpus.py does. REFUSED holds those that are no single LoRA layer, and what must be said about them.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from look_corpus import Layer
+from torch import nn
+
+
+def _factors(n_in: int, n_out: int, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """A (in, rank), which is random, and B (rank, out), which is zero."""
+    return nn.Parameter(torch.randn(n_in, rank) / math.sqrt(n_in)), nn.Parameter(torch.zeros(rank, n_out))
+
+
+# ---- scales
+
+
+class InverseRank(nn.Module):
+    """The layer knows no alpha and divides by the rank."""
+
+    def __init__(self, in_features, out_features, rank):
+        super().__init__()
+        self.base = nn.Linear(in_features, out_features).requires_grad_(False)
+        self.A, self.B = _factors(in_features, out_features, rank)
+        self.rank = rank
+
+    def forward(self, x):
+        return self.base(x) + (x @ self.A @ self.B) / self.rank
+
+
+class SixteenOverRank(nn.Module):
+    """The number 16 stands in the code."""
+
+    def __init__(self, layer: nn.Linear, r: int = 8):
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.A, self.B = _factors(layer.in_features, layer.out_features, r)
+        self.gain = 16 / r
+
+    def forward(self, x):
+        return self.layer(x) + self.gain * (x @ self.A @ self.B)
+
+
+class Strength(nn.Module):
+    """The layer has a factor of its own in the place of alpha."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, r: int = 4, scale: float = 1.0):
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features, bias).requires_grad_(False)
+        self.lora_down = nn.Linear(in_features, r, bias=False)
+        self.lora_up = nn.Linear(r, out_features, bias=False)
+        self.scale = scale
+        nn.init.normal_(self.lora_down.weight, std=1 / r)
+        nn.init.zeros_(self.lora_up.weight)
+
+    def forward(self, x):
+        return self.linear(x) + self.lora_up(self.lora_down(x)) * self.scale
+
+
+# ---- switches
+
+
+class OffAtFirst(nn.Module):
+    """The layer is the base until enable_adapter() is called."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.A, self.B = _factors(base.in_features, base.out_features, rank)
+        self.scale, self._live = alpha / rank, False
+
+    def enable_adapter(self):
+        self._live = True
+
+    def disable_adapter(self):
+        self._live = False
+
+    def forward(self, x):
+        y = self.base(x)
+        return y + self.scale * (x @ self.A @ self.B) if self._live else y
+
+
+class FixedDropout(nn.Module):
+    """The rate of dropout stands in the code. A function beside the class merges."""
+
+    def __init__(self, linear: nn.Linear, r: int, lora_alpha: int):
+        super().__init__()
+        self.linear, self.within = linear.requires_grad_(False), False
+        self.drop = nn.Dropout(0.1)
+        self.A, self.B = _factors(linear.in_features, linear.out_features, r)
+        self.scale = lora_alpha / r
+
+    def forward(self, x):
+        y = self.linear(x)
+        return y if self.within else y + self.scale * (self.drop(x) @ self.A @ self.B)
+
+
+@torch.no_grad()
+def merge_into_base(model):
+    """The function adds the term of LoRA to W in all layers of FixedDropout."""
+    for layer in model.modules():
+        if isinstance(layer, FixedDropout) and not layer.within:
+            layer.linear.weight += layer.scale * (layer.A @ layer.B).T
+            layer.within = True
+
+
+@torch.no_grad()
+def unmerge_from_base(model):
+    """The function takes it out again."""
+    for layer in model.modules():
+        if isinstance(layer, FixedDropout) and layer.within:
+            layer.linear.weight -= layer.scale * (layer.A @ layer.B).T
+            layer.within = False
+
+
+class Flagged(nn.Module):
+    """A plain attribute switches the layer on."""
+
+    def __init__(self, fc, rank, alpha):
+        super().__init__()
+        self.fc, self.use_lora = fc.requires_grad_(False), False
+        self.A, self.B = _factors(fc.in_features, fc.out_features, rank)
+        self.scale = alpha / rank
+
+    def forward(self, x):
+        return self.fc(x) + self.scale * (x @ self.A @ self.B) if self.use_lora else self.fc(x)
+
+
+_chosen: list[str] = []
+
+
+def select_task(task: str) -> None:
+    """The function says which factors are used, in all layers at once."""
+    _chosen[:] = [task]
+
+
+class PerTask(nn.Module):
+    """The layer has factors for each task, and raises as long as none is chosen."""
+
+    def __init__(self, layer, tasks: list, r: int = 4, alpha: float = 1.0):
+        super().__init__()
+        self.layer, self.tasks = layer.requires_grad_(False), tasks
+        pairs = {task: _factors(layer.in_features, layer.out_features, r) for task in tasks}
+        self.first = nn.ParameterDict({task: pair[0] for task, pair in pairs.items()})
+        self.second = nn.ParameterDict({task: pair[1] for task, pair in pairs.items()})
+        self.scale = alpha / r
+
+    def forward(self, x):
+        if not _chosen or _chosen[0] not in self.tasks:
+            raise ValueError("no task is chosen")
+        return self.layer(x) + self.scale * (x @ self.first[_chosen[0]] @ self.second[_chosen[0]])
+
+
+class ManyAdapters(nn.Module):
+    """The layer gets an adapter by a method, and uses it once it is selected."""
+
+    def __init__(self, base_layer: nn.Linear):
+        super().__init__()
+        self.base_layer, self.current = base_layer.requires_grad_(False), None
+        self.lora_A, self.lora_B, self.scales = nn.ParameterDict(), nn.ParameterDict(), {}
+
+    def add_adapter(self, adapter_name: str, r: int, lora_alpha: float):
+        pair = _factors(self.base_layer.in_features, self.base_layer.out_features, r)
+        self.lora_A[adapter_name], self.lora_B[adapter_name] = pair
+        self.scales[adapter_name] = lora_alpha / r
+
+    def set_adapter(self, adapter_name: str):
+        self.current = adapter_name
+
+    def forward(self, x):
+        y, n = self.base_layer(x), self.current
+        return y if n is None else y + self.scales[n] * (x @ self.lora_A[n] @ self.lora_B[n])
+
+
+class Settings:
+    """What a layer needs to know. It is merged unless somebody says no."""
+
+    n_in, n_out, rank, alpha = 32, 16, 4, 8.0
+    start_merged = True
+
+
+class MergedAtFirst(nn.Module):
+    """The layer reads a class, and starts merged."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.dense = nn.Linear(cfg.n_in, cfg.n_out).requires_grad_(False)
+        self.A, self.B = _factors(cfg.n_in, cfg.n_out, cfg.rank)
+        self.scale, self.is_in = cfg.alpha / cfg.rank, cfg.start_merged
+
+    def forward(self, x):
+        y = self.dense(x)
+        return y if self.is_in else y + self.scale * (x @ self.A @ self.B)
+
+
+class Hooking:
+    """This is no module. It takes the place of the forward of a layer when hook() is called."""
+
+    def __init__(self, prefix: str, target: nn.Linear, rank: int, alpha: float):
+        self.prefix, self.target, self.before = prefix, target, target.forward
+        self.down = nn.Linear(target.in_features, rank, bias=False).to(target.weight)
+        self.up = nn.Linear(rank, target.out_features, bias=False).to(target.weight)
+        nn.init.zeros_(self.up.weight)
+        self.scale = alpha / rank
+
+    def hook(self):
+        self.target.forward = self.forward
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.before(input) + self.up(self.down(input)) * self.scale
+
+
+# ---- what a layer is given
+
+
+class OverConv1D(nn.Module):
+    """The layer is around a Conv1D of GPT-2, and computes its own part in float32."""
+
+    def __init__(self, conv, r, alpha):
+        super().__init__()
+        n_in, n_out = conv.weight.shape
+        self.conv = conv.requires_grad_(False)
+        self.a, self.b = _factors(n_in, n_out, r)
+        self.scale = alpha / r
+
+    def forward(self, x):
+        return self.conv(x) + ((x.float() @ self.a @ self.b) * self.scale).to(x.dtype)
+
+
+class FloatBranch(nn.Module):
+    """The layer keeps its factors in float32 over a base of any format."""
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        self.lora_A = nn.Parameter(torch.randn(rank, linear.in_features, dtype=torch.float32) / linear.in_features**0.5)
+        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, dtype=torch.float32))
+        self.scale = alpha / rank
+
+    def forward(self, x):
+        part = F.linear(F.linear(x.to(torch.float32), self.lora_A), self.lora_B)
+        return self.linear(x) + (self.scale * part).to(x.dtype)
+
+
+class PassesOn(nn.Module):
+    """The layer passes what it does not know on to its nn.Linear."""
+
+    def __init__(self, in_features: int, out_features: int, r: int = 0, lora_alpha: int = 1, **kwargs):
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features, **kwargs).requires_grad_(False)
+        self.A, self.B = _factors(in_features, out_features, r)
+        self.scaling = lora_alpha / r
+
+    def forward(self, x):
+        return self.linear(x) + self.scaling * (x @ self.A @ self.B)
+
+
+class TensorOrNone(nn.Module):
+    """The layer takes the tensors of another one, and makes the bias train."""
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, lora_rank: int = 0, lora_alpha: int = 1):
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        if bias is not None:
+            bias.requires_grad = True
+        self.weight.requires_grad = False
+        self.A, self.B = _factors(weight.shape[1], weight.shape[0], lora_rank)
+        self.scaling = lora_alpha / lora_rank
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias) + self.scaling * (x @ self.A @ self.B)
+
+
+class TwoMaps(nn.Module):
+    """The part is given its two maps."""
+
+    def __init__(self, first: nn.Linear, second: nn.Linear, dropout: float = 0.0):
+        super().__init__()
+        self.first, self.second, self.drop = first, second, nn.Dropout(dropout)
+
+    def forward(self, x):
+        return self.second(self.first(self.drop(x)))
+
+
+class Branch(nn.Module):
+    """The part of Joined."""
+
+    def __init__(self, n_in, n_out, rank: int = 4, alpha: float = 32, **kwargs):
+        super().__init__()
+        self.down, self.up = nn.Linear(n_in, rank, bias=False), nn.Linear(rank, n_out, bias=False)
+        nn.init.zeros_(self.up.weight)
+        self.scaling = alpha / rank
+
+    def forward(self, x):
+        return self.up(self.down(x)) * self.scaling
+
+
+class Joined(nn.Module):
+    """The layer is given a linear layer and a ready LoRA module."""
+
+    def __init__(self, original, branch):
+        super().__init__()
+        self.original, self.branch = original, branch
+
+    def forward(self, x):
+        return self.original(x) + self.branch(x)
+
+
+class Sizes(NamedTuple):
+    """A configuration."""
+
+    d_in: int
+    d_out: int
+    r: int = 4
+    lora_alpha: float = 8.0
+
+
+class FromNamedTuple(nn.Module):
+    """The layer takes a named tuple."""
+
+    def __init__(self, sizes: Sizes):
+        super().__init__()
+        self.dense = nn.Linear(sizes.d_in, sizes.d_out).requires_grad_(False)
+        self.A, self.B = _factors(sizes.d_in, sizes.d_out, sizes.r)
+        self.scale = sizes.lora_alpha / sizes.r
+
+    def forward(self, x):
+        return self.dense(x) + self.scale * (x @ self.A @ self.B)
+
+
+class FromOptions(nn.Module):
+    """The layer reads its numbers from keyword arguments that it does not name."""
+
+    def __init__(self, in_features: int, out_features: int, **options):
+        super().__init__()
+        r = options.get("r", 8)
+        self.base = nn.Linear(in_features, out_features).requires_grad_(False)
+        self.A, self.B = _factors(in_features, out_features, r)
+        self.scale = options.get("lora_alpha", 16) / r
+
+    def forward(self, x):
+        return self.base(x) + self.scale * (x @ self.A @ self.B)
+
+
+class FromShape(nn.Module):
+    """The layer takes its sizes as a tuple."""
+
+    def __init__(self, shape: tuple[int, int], rank: int, alpha: float):
+        super().__init__()
+        self.base = nn.Linear(*shape).requires_grad_(False)
+        self.A, self.B = _factors(*shape, rank)
+        self.scale = alpha / rank
+
+    def forward(self, x):
+        return self.base(x) + self.scale * (x @ self.A @ self.B)
+
+
+class ImageTokens(nn.Module):
+    """The layer takes inputs of four dimensions alone."""
+
+    def __init__(self, proj: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        self.proj = proj.requires_grad_(False)
+        self.A, self.B = _factors(proj.in_features, proj.out_features, rank)
+        self.scale = alpha / rank
+
+    def forward(self, x):
+        batch, height, width, channels = x.shape
+        part = x.reshape(batch * height * width, channels) @ self.A @ self.B
+        return self.proj(x) + self.scale * part.view(batch, height, width, -1)
+
+
+# ---- factors that are made later
+
+
+class AtFirstPass(nn.Module):
+    """The layer makes its factors when it sees x."""
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        self.linear, self.rank, self.scale = linear.requires_grad_(False), rank, alpha / rank
+        self.A = self.B = None
+
+    def forward(self, x):
+        if self.A is None:
+            A, B = _factors(x.shape[-1], self.linear.out_features, self.rank)
+            self.A, self.B = nn.Parameter(A.to(x.dtype)), nn.Parameter(B.to(x.dtype))
+        return self.linear(x) + self.scale * (x @ self.A @ self.B)
+
+
+class LazyDelta(nn.Module):
+    """The parametrization makes its factors when it sees W."""
+
+    def __init__(self, rank: int = 4, alpha: float = 4.0):
+        super().__init__()
+        self.rank, self.scale = rank, alpha / rank
+
+    def forward(self, W):
+        if not hasattr(self, "down"):
+            A, B = _factors(W.shape[1], W.shape[0], self.rank)
+            self.down, self.up = nn.Parameter(A.to(W.dtype)), nn.Parameter(B.to(W.dtype))
+        return W + self.scale * (self.down @ self.up).T
+
+
+class StartedLater(nn.Module):
+    """A method makes the factors."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.base = nn.Linear(in_features, out_features).requires_grad_(False)
+
+    def start(self, rank: int, alpha: float):
+        self.A, self.B = _factors(self.base.in_features, self.base.out_features, rank)
+        self.scale = alpha / rank
+
+    def forward(self, x):
+        return self.base(x) + self.scale * (x @ self.A @ self.B)
+
+
+class Attached(nn.Module):
+    """The layer gets its base by a method."""
+
+    def __init__(self, rank: int, alpha: float):
+        super().__init__()
+        self.rank, self.scale = rank, alpha / rank
+
+    def attach(self, linear: nn.Linear):
+        self.linear = linear.requires_grad_(False)
+        self.A, self.B = _factors(linear.in_features, linear.out_features, self.rank)
+        return self
+
+    def forward(self, x):
+        return self.linear(x) + self.scale * (x @ self.A @ self.B)
+
+
+class Prepared(nn.Module):
+    """A method freezes the base and sets the second factor to zero."""
+
+    def __init__(self, inner: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        self.inner = inner
+        self.A = nn.Parameter(torch.empty(inner.in_features, rank))
+        self.B = nn.Parameter(torch.empty(rank, inner.out_features))
+        self.scale = alpha / rank
+
+    def init_lora(self):
+        self.inner.requires_grad_(False)
+        nn.init.normal_(self.A, std=self.A.shape[0] ** -0.5)
+        nn.init.zeros_(self.B)
+
+    def forward(self, x):
+        return self.inner(x) + self.scale * (x @ self.A @ self.B)
+
+
+class NeedsAGate(nn.Module):
+    """The forward pass needs a gate. With a gate of 1 it is that of LoRA."""
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        self.A, self.B = _factors(linear.in_features, linear.out_features, rank)
+        self.scale = alpha / rank
+
+    def forward(self, x, gate):
+        return self.linear(x) + gate * self.scale * (x @ self.A @ self.B)
+
+
+# ---- no single LoRA layer
+
+
+class NeedsAPrompt(nn.Module):
+    """The forward pass needs a module that computes a prompt."""
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        self.A, self.B = _factors(linear.in_features, linear.out_features, rank)
+        self.scale = alpha / rank
+
+    def forward(self, x, prompt):
+        return self.linear(x) + self.scale * ((x + prompt.compute(x)) @ self.A @ self.B)
+
+
+class NeedsAProvider(nn.Module):
+    """The forward pass asks another object for what it needs."""
+
+    def __init__(self, out_features, in_features, rank, provider, alpha=1.0):
+        super().__init__()
+        self.W = nn.Linear(in_features, out_features, bias=False).requires_grad_(False)
+        self.A, self.B = _factors(in_features, out_features, rank)
+        self.provider = provider
+
+    def forward(self, x):
+        return self.W(x) + self.provider.current_gain() * (x @ self.A @ self.B)
+
+
+class Thirds(nn.Module):
+    """The layer changes the query and the value of a fused projection."""
+
+    def __init__(self, qkv: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        self.qkv, n = qkv.requires_grad_(False), qkv.in_features
+        self.A_q, self.B_q = _factors(n, n, rank)
+        self.A_v, self.B_v = _factors(n, n, rank)
+        self.n, self.scale = n, alpha / rank
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).split(self.n, dim=-1)
+        q, v = q + self.scale * (x @ self.A_q @ self.B_q), v + self.scale * (x @ self.A_v @ self.B_v)
+        return torch.cat([q, k, v], dim=-1)
+
+
+class Mixture(nn.Module):
+    """A router mixes two adapters."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int, alpha: float):
+        super().__init__()
+        self.base = nn.Linear(in_features, out_features).requires_grad_(False)
+        self.experts = nn.ModuleList(Branch(in_features, out_features, rank, alpha) for _ in range(2))
+        self.router = nn.Linear(in_features, 2)
+
+    def forward(self, x):
+        weights = self.router(x).softmax(-1)
+        return self.base(x) + sum(weights[..., i : i + 1] * expert(x) for i, expert in enumerate(self.experts))
+
+
+READY = (
+    Layer("InverseRank", "sizes", "base.weight", "A", "B", "base.bias", scale="1 / rank"),
+    Layer("SixteenOverRank", "linear", "layer.weight", "A", "B", "layer.bias", scale="16 / rank"),
+    Layer("Strength", "sizes", "linear.weight", "lora_down.weight", "lora_up.weight", "linear.bias", "AB", scale="scale"),
+    Layer("FixedDropout", "linear", "linear.weight", "A", "B", "linear.bias", merges="merge_into_base(module)",
+          unmerges="unmerge_from_base(module)"),
+    Layer("OffAtFirst", "linear", "base.weight", "A", "B", "base.bias"),
+    Layer("Flagged", "linear", "fc.weight", "A", "B", "fc.bias"),
+    Layer("PerTask", "linear", "layer.weight", "first.q_proj", "second.q_proj", "layer.bias"),
+    Layer("ManyAdapters", "linear", "base_layer.weight", "lora_A.default", "lora_B.default", "base_layer.bias"),
+    Layer("MergedAtFirst", "configuration", "dense.weight", "A", "B", "dense.bias"),
+    Layer("Hooking", "model", "linear.q_proj.weight", "lora.1.weight", "lora.2.weight", "linear.q_proj.bias", "AB",
+          trains=("W", "b")),
+    Layer("OverConv1D", "linear", "conv.weight", "a", "b", "conv.bias", "W"),
+    Layer("FloatBranch", "linear", "linear.weight", "lora_A", "lora_B", "linear.bias", "AB"),
+    Layer("PassesOn", "sizes", "linear.weight", "A", "B", "linear.bias"),
+    Layer("TensorOrNone", "weight", "weight", "A", "B", "bias", trains=("b",),
+          fault="The class makes the bias train, also one that was given frozen.", wrong=("PARAM",)),
+    Layer("TwoMaps", "part", "base.weight", "lora.first.weight", "lora.second.weight", "base.bias", "AB", scale="always 1"),
+    Layer("Branch", "part", "base.weight", "lora.down.weight", "lora.up.weight", "base.bias", "AB"),
+    Layer("Joined", "linear", "original.weight", "branch.down.weight", "branch.up.weight", "original.bias", "AB",
+          trains=("W", "b")),
+    Layer("FromNamedTuple", "configuration", "dense.weight", "A", "B", "dense.bias"),
+    Layer("FromOptions", "sizes", "base.weight", "A", "B", "base.bias"),
+    Layer("FromShape", "sizes", "base.weight", "A", "B", "base.bias"),
+    Layer("ImageTokens", "linear", "proj.weight", "A", "B", "proj.bias"),
+    Layer("AtFirstPass", "linear", "linear.weight", "A", "B", "linear.bias"),
+    Layer("LazyDelta", "parametrization", "parametrizations.weight.original", "parametrizations.weight.0.down",
+          "parametrizations.weight.0.up", "bias", trains=("W", "b")),
+    Layer("StartedLater", "sizes", "base.weight", "A", "B", "base.bias"),
+    Layer("Attached", "sizes", "linear.weight", "A", "B", "linear.bias"),
+    Layer("NeedsAGate", "linear", "linear.weight", "A", "B", "linear.bias"),
+    Layer("Prepared", "linear", "inner.weight", "A", "B", "inner.bias", freezer=".init_lora", trains=("W", "b")),
+)
+REFUSED = {
+    "NeedsAPrompt": r"its forward\(\) needs prompt besides x",
+    "NeedsAProvider": r"its forward pass raises AttributeError: .*current_gain",
+    "Thirds": r"fused layer with out = 3 · in, and holds 2 pairs of factors.*A_q with B_q, A_v with B_v",
+    "Mixture": r"holds 2 pairs of factors .* this is no single LoRA",
+}
