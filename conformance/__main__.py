@@ -32,6 +32,7 @@ examples:
   conformance init --language c my_lora.c    a program to start from
   conformance subjects --install flax_nnx    a library, in an environment
   conformance vectors export vectors         test vectors for any language
+  conformance probe URL --model NAME         does a server apply an adapter?
   conformance gpu out                        everything that needs a GPU
 
 exit status:
