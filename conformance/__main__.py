@@ -9,13 +9,15 @@ import time
 import traceback
 from contextlib import suppress
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from conformance import __version__
 from conformance.report import ascii
 
 COMMANDS = ("run", "look", "list", "explain", "selftest", "bench", "subjects", "conventions", "findings", "init", "file",
-            "corpus", "exchange", "probe", "page", "vectors", "fixtures", "gpu", "release")
+            "corpus", "exchange", "probe", "page", "vectors", "fixtures", "mutate", "diff", "join", "check-report", "gpu",
+            "release")
 EXAMPLES = """\
 examples:
   conformance run                            lora_torch, this project's layer
@@ -33,6 +35,7 @@ examples:
   conformance subjects --install flax_nnx    a library, in an environment
   conformance vectors export vectors         test vectors for any language
   conformance probe URL --model NAME         does a server apply an adapter?
+  conformance diff old.json new.json         what changed between two reports
   conformance gpu out                        everything that needs a GPU
 
 exit status:
@@ -62,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         try:
             parser().parse_args(argv, arguments)
-            return import_module(f"conformance.commands.{arguments.command}").run(arguments)
+            return command(arguments.command).run(arguments)
         finally:
             sys.stdout.flush()
     except Stopped as stopped:
@@ -123,6 +126,10 @@ def say(arguments: argparse.Namespace, text: str) -> None:
         print(f"{f'conformance {arguments.command}'.strip()}: {text}", file=sys.stderr, flush=True)
 
 
+def command(name: str) -> ModuleType:
+    return import_module(f"conformance.commands.{name.replace('-', '_')}")
+
+
 def parser() -> argparse.ArgumentParser:
     options: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     found = argparse.ArgumentParser(
@@ -130,9 +137,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--version", action="version", version=f"conformance {__version__}")
     commands = found.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
     for name in COMMANDS:
-        command = import_module(f"conformance.commands.{name}")
-        epilog = EXAMPLES if name == "run" else getattr(command, "EPILOG", None)
-        command.declare(commands.add_parser(name, help=command.HELP, description=command.HELP, epilog=epilog, **options))
+        module = command(name)
+        epilog = EXAMPLES if name == "run" else getattr(module, "EPILOG", None)
+        module.declare(commands.add_parser(name, help=module.HELP, description=module.HELP, epilog=epilog, **options))
     return found
 
 

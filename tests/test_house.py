@@ -36,8 +36,8 @@ def test_the_two_writings_are_independent(package):
 FLOORS = (  # from the ground: a module may import from its own floor and from those before it
     ("subject", "model", "loader", "torch", "torch_experiments"), ("truth",), ("record",), ("drivers",), ("files",),
     ("requirements",),
-    ("subjects", "mutants"), ("run",), ("bench", "findings", "vectors", "fixtures"), ("report",),
-    ("commands", "skeletons"), ("__main__",),
+    ("subjects", "mutants"), ("run",), ("bench", "findings", "mutate", "vectors", "fixtures"), ("report",),
+    ("commands", "skeletons"), ("__main__", "plugin"),
 )
 FLOOR = {part: height for height, parts in enumerate(FLOORS) for part in parts}
 
@@ -61,9 +61,11 @@ def imported(name: str, path: Path, known: dict[str, Path]) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            whole = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= whole & set(known) or {node.module}
+        elif isinstance(node, ast.ImportFrom):
+            above = [*name.split(".")[: -node.level]] if node.level else []  # relative, where no name of the package is known
+            module = ".".join([*above, *filter(None, [node.module])])
+            whole = {f"{module}.{alias.name}" for alias in node.names}
+            found |= whole & set(known) or {module}
     return (found & set(known)) - {name, name.partition(".")[0]}
 
 
@@ -105,16 +107,17 @@ def test_what_plans_and_counts_knows_no_numerics():
 
 
 def test_what_runs_needs_what_the_package_depends_on_and_no_more():
-    """Subjects, drivers of other libraries and the benchmark import more, when they are asked for."""
+    """Subjects, drivers of other libraries, the benchmark and the plugin of pytest import more, when they are asked for."""
     allowed = {"numpy", "torch", "hypothesis", "rich", "ml_dtypes", "jinja2", "markupsafe", "conformance",
                "lora_ref", "lora_torch"}
     for name, path in modules("conformance").items():
         part = (name.split(".") + ["", ""])[1:3]
-        if part[0] not in ("subjects", "bench") and part not in (["drivers", "jax"], ["drivers", "gpt2"]):
+        if part[0] not in ("subjects", "bench", "plugin") and part not in (["drivers", "jax"], ["drivers", "gpt2"]):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             first = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
             found = {alias.name.split(".")[0] for node in first.body if isinstance(node, ast.Import) for alias in node.names}
-            found |= {(node.module or "").split(".")[0] for node in first.body if isinstance(node, ast.ImportFrom)}
+            found |= {(node.module or "").split(".")[0] for node in first.body
+                      if isinstance(node, ast.ImportFrom) and not node.level}
             own = {"safetensors"} if name == "conformance.mutants.readers" else set()  # readers that do not share our code
             assert found - set(sys.stdlib_module_names) <= allowed | own, path
 

@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,32 +18,33 @@ import numpy as np
 
 from conformance import __version__
 from conformance.report import output
+from conformance.report.stored import NOW, load, report_of
 from conformance.requirements import Requirement, groups
 from conformance.run import canaries
 from conformance.run.causes import Cause
-from conformance.run.examine import Outcome
 from conformance.run.files import files_of, hashed
 from conformance.run.plan import Options
-from conformance.run.verdict import FAILING, Report
+from conformance.run.verdict import Report
 
 
-def environment(device: str) -> dict:
+def environment(device: str, command: str = "") -> dict:
+    """Where a run was made, and by which command: that of this process, unless it is given."""
     try:
         torch = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         torch = None
-    command = "conformance " + shlex.join(sys.argv[1:])
+    command = command or "conformance " + shlex.join(sys.argv[1:])
     return {
         "python": platform.python_version(), "numpy": np.__version__, "torch": torch,
         "platform": platform.platform(), "device": device, "command": command,
     }
 
 
-def as_dict(reports: list[Report], options: Options) -> dict:
+def as_dict(reports: list[Report], options: Options, command: str = "") -> dict:
     planned = {requirement.id: requirement for report in reports for requirement in report.planned}
-    return {"schema": 1, "date": datetime.date.today().isoformat(), "environment": environment(options.device),
-            "options": decisive(options), "reports": [_report(report) for report in reports],
-            "catalogue": catalogue(planned.values())}
+    return {"schema": 1, "date": datetime.date.today().isoformat(),
+            "environment": environment(options.device, command), "options": decisive(options),
+            "reports": [entry(report) for report in reports], "catalogue": catalogue(planned.values())}
 
 
 def catalogue(requirements: Iterable[Requirement]) -> dict:
@@ -53,9 +55,9 @@ def catalogue(requirements: Iterable[Requirement]) -> dict:
     return {"groups": titles, "requirements": rows}
 
 
-def write(path: str, reports: list[Report], options: Options) -> None:
+def write(path: str, reports: list[Report], options: Options, command: str = "") -> None:
     """Writes the file as a whole or not at all. A run that is interrupted meanwhile leaves the old file. Raises OSError."""
-    text = json.dumps(as_dict(reports, options), indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(as_dict(reports, options, command), indent=1, ensure_ascii=False) + "\n"
     output.write(path, text.encode("utf-8", "backslashreplace"))  # half of a surrogate pair is escaped, as JSON does it
 
 
@@ -65,14 +67,10 @@ def read(path: str, options: Options, planned: tuple[Requirement, ...]) -> dict[
     of a run with other options, code or packages, and for one that holds no report."""
     if not Path(path).exists():
         return {}
-    if not Path(path).is_file():
-        raise ValueError(f"--resume: {path} is no file")
     try:
-        stored = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # text that is not UTF-8, or not JSON
-        raise ValueError(f"--resume: {path} is no JSON: {error}") from error
-    if wrong := misfit(stored, SHAPE):
-        raise ValueError(f"--resume: {path} is no report of a run: {wrong}")
+        stored = load(path, NOW)
+    except ValueError as error:
+        raise ValueError(f"--resume: {error}") from error
     if stored["options"] != json.loads(json.dumps(decisive(options))):
         raise ValueError(f"--resume: {path} is of a run with other options, of another version or with other packages; name "
                          "another file, or remove it")
@@ -83,26 +81,8 @@ def read(path: str, options: Options, planned: tuple[Requirement, ...]) -> dict[
         asked = [set(rows), set(entry["canaries"])] == wanted
         if entry["message"] or not asked or not _same_files(subject["spec"], entry["files"]):
             continue
-        outcomes = {id: Outcome(**{name: row[name] for name in OUTCOME if row[name] is not None}) for id, row in rows.items()}
-        checks = {id: Outcome(id, status) for id, status in entry["canaries"].items()}
-        found[subject["spec"]] = Report(
-            subject["spec"], subject["name"], subject["version"], planned, outcomes, checks, entry["seconds"],
-            conventions=entry["conventions"], files=entry["files"], taken_from=path, in_process=entry["in_process"],
-            sandbox=entry["sandbox"], declined=entry["declined"], swept_then=entry["space"], compensates=entry["compensates"])
+        found[subject["spec"]] = replace(report_of(entry, planned), taken_from=path)
     return found
-
-
-STATUSES = (*FAILING, "pass", "unsupported", "indeterminate")
-NUMBER = int | float
-OUTCOME = {"id": str, "status": STATUSES, "message": str, "examples": int, "not_offered": int, "seconds": NUMBER,
-           "worst": NUMBER | None, "worst_in": {...: NUMBER}, "resolution": NUMBER | None,
-           "diagnosis": str | None, "reproduce": str | None,
-           "faults": [str], "follows": str, "failure": dict | None}
-SHAPE = {"options": dict, "reports": [{
-    "subject": {"name": str, "version": str, "spec": str}, "message": str, "seconds": NUMBER, "requirements": [OUTCOME],
-    "conventions": {...: str}, "canaries": {...: STATUSES}, "files": {...: str}, "in_process": bool, "sandbox": bool,
-    "declined": [str], "space": dict, "compensates": {...: str},
-}]}
 
 
 def seed_of(path: str) -> int | None:
@@ -111,26 +91,6 @@ def seed_of(path: str) -> int | None:
         seed = json.loads(Path(path).read_text(encoding="utf-8"))["options"]["seed"]
         return seed if type(seed) is int else None
     return None
-
-
-def misfit(value, shape, where: str = "it") -> str:
-    """What is wrong with a value that was read from JSON, or "". A shape is a type, a tuple of the words that may stand there,
-    a list with the shape of each item, or a dict with the shape of each value, where `...` stands for any key."""
-    parts = []
-    if isinstance(shape, list | dict) and not isinstance(value, type(shape)):
-        return f"{where} is no {'list' if isinstance(shape, list) else 'object'}"
-    if isinstance(shape, list):
-        parts = [(item, shape[0], f"{where}[{i}]") for i, item in enumerate(value)]
-    elif isinstance(shape, dict):
-        if absent := [key for key in shape if key is not ... and key not in value]:
-            return f"{where} has no {absent[0]!r}"
-        keys = value if ... in shape else shape
-        parts = [(value[key], shape.get(key, shape.get(...)), f"{where}[{key!r}]") for key in keys]
-    elif isinstance(shape, tuple):
-        return "" if value in shape else f"{where} is none of {', '.join(shape)}"
-    elif not isinstance(value, shape) or (isinstance(value, int) and value.bit_length() > 64):  # too large for a float
-        return f"{where} is of the wrong type"
-    return next(filter(None, (misfit(*part) for part in parts)), "")
 
 
 def _same_files(spec: str, then: dict[str, str]) -> bool:
@@ -177,7 +137,8 @@ def _cause(report: Report, cause: Cause) -> dict:
             "diagnosis": outcome.diagnosis, "case": outcome.failure.get("case"), "reproduce": outcome.reproduce}
 
 
-def _report(report: Report) -> dict:
+def entry(report: Report) -> dict:
+    """The part of the JSON that is about one subject."""
     report, rows = report.cleaned(), []
     for requirement in report.planned:
         outcome = report.outcomes.get(requirement.id)

@@ -4,7 +4,8 @@ verdict.
 It is readable at 80 columns and without colour: colours repeat what words say.
 """
 
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -76,6 +77,29 @@ def show(console: Console, reports: list[Report], seed: int) -> None:
     for report in reports:
         _verdict(console, report)
     text.paragraph(console, f"a part of the cases was drawn anew; --seed {seed} draws the same again", style="dim")
+
+
+def failure(report: Report, cause: Cause) -> str:
+    """What `show` prints of a failure, as plain text."""
+    return _text(lambda console: _failure(console, report.cleaned(), cause))
+
+
+def verdict(report: Report) -> str:
+    """What `show` prints of a report below all failures, as plain text: its table, if it has outcomes, and its verdict."""
+    def told(console: Console) -> None:
+        if report.outcomes:
+            console.print(_table([report]))
+        _verdict(console, report)
+
+    report = report.cleaned()
+    return _text(told)
+
+
+def _text(told: Callable[[Console], None]) -> str:
+    console = Console(file=io.StringIO(), width=80, highlight=False, markup=False, emoji=False, color_system=None)
+    with console.capture() as captured:
+        told(console)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
 
 
 def show_conventions(console: Console, found: list[tuple[str, dict[str, str]]]) -> None:

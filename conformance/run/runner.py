@@ -80,6 +80,67 @@ def _taken(waiting: deque[list[str]]) -> Iterator[str]:
                     waiting.appendleft(list(batch))
 
 
+def told(options: Options, scratch: str) -> dict:
+    """What a judge is told of the options. `scratch` is a folder for what it writes."""
+    names = ("dtypes", "examples", "seed", "device", "timeout", "memory", "in_process", "sandbox", "space", "strict")
+    return {"scratch": scratch} | {name: getattr(options, name) for name in names}
+
+
+def begin(worker: Worker | InProcess, report: Report, lock: threading.Lock) -> None:
+    """Loads the subject, and asks the canaries. Raises Unloadable."""
+    worker.start()
+    with lock:
+        report.name, report.version = worker.about["name"], worker.about["version"]
+        report.declined, report.compensates = worker.about["declined"], worker.about.get("compensates", {})
+    watch(worker, report, lock)
+
+
+def ask_more(worker: Worker | InProcess, report: Report, lock: threading.Lock, first: bool) -> None:
+    """Asks what the report says besides the outcomes: the files of the subject, and of the `first` worker of a run that asks
+    every requirement its conventions, too."""
+    if first and report.whole:
+        found = worker.ask_about("conventions")
+        report.conventions = found if isinstance(found, dict) else {}
+    # What a sandbox shows is not what is here under the same name.
+    loaded = {} if report.sandbox else hashed(code(worker.ask_about("files")))
+    with lock:
+        report.files = loaded | report.files  # a hash from before the run is the better one
+
+
+def conclude(report: Report, unloadable: list[str], unwatched: list[str]) -> None:
+    """Completes a report to which nothing is added any more, or notes that it is not complete. `unloadable` says why workers
+    ended early, and `unwatched` those of them whose canaries were not asked again."""
+    asked = ((report.outcomes, report.planned), (report.space, report.parts), (report.canaries, canaries.ALL))
+    if any(len(found) < len(wanted) for found, wanted in asked):
+        report.unloadable = unloadable[0] if unloadable else "not every requirement and not every canary was asked"
+    elif unwatched:
+        report.unloadable = f"the judge could not be examined again: {unwatched[0]}"
+    report.add_what_the_space_breaks()
+
+
+def watch(worker: Worker | InProcess, report: Report, lock: threading.Lock) -> None:
+    """Asks the canaries. A surprise is kept, whatever other workers see. A subject that does not answer one of them is asked no
+    other: it would cost as much again, and tell nothing."""
+    for id, (_, whose, _) in canaries.ALL.items():
+        own = whose == canaries.SUBJECT
+        broken = [found.status for other, found in list(report.canaries.items())
+                  if own and canaries.ALL[other][1] == canaries.SUBJECT and found.status in ("timeout", "crash")]
+        if broken and id in report.canaries:
+            continue
+        outcome = Outcome(id, broken[0], "not asked: another canary had no answer") if broken else worker.examine(id)
+        with lock:
+            if id not in report.passed_canaries:  # by what another worker has seen meanwhile
+                report.canaries[id] = outcome
+
+
+def patient(worker: Worker | InProcess, id: str, timeout: float) -> Outcome:
+    """The outcome. What hangs again and again is given less time."""
+    outcome = worker.examine(id)
+    worker.hung = min(worker.hung + 1, 2 * HUNG) if outcome.status == "timeout" else max(worker.hung - 1, 0)
+    worker.timeout = timeout / (HANGING if worker.hung >= HUNG else 1)
+    return outcome
+
+
 def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, jobs: int, progress: Progress,
                  workers: list[Worker | InProcess], over: threading.Event, scratch: str) -> Report:
     report = Report(spec, spec.rpartition(":")[2], planned=planned, files=files_of(spec), in_process=options.in_process,
@@ -90,62 +151,27 @@ def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, 
     waiting, lock, started = deque(batches), threading.Lock(), time.perf_counter()
     unloadable: list[str] = []
     unwatched: list[str] = []
-    broken: list[str] = []  # how canaries ended that the subject did not answer
     asked: list[bool] = []  # not empty once some worker was asked for the subject's conventions
-    sent = {"dtypes": options.dtypes, "examples": options.examples, "seed": options.seed, "device": options.device,
-            "timeout": options.timeout, "memory": options.memory, "in_process": options.in_process, "sandbox": options.sandbox,
-            "scratch": scratch, "space": options.space, "strict": options.strict}
-
-    def watched(worker: Worker | InProcess) -> None:
-        """Asks the canaries. A surprise is kept, whatever other workers see. A subject that does not answer one of them is
-        asked no other: it would cost as much again, and tell nothing."""
-        for id, (_, whose, _) in canaries.ALL.items():
-            own = whose == canaries.SUBJECT and broken
-            if own and id in report.canaries:
-                continue
-            outcome = Outcome(id, broken[0], "not asked: another canary had no answer") if own else worker.examine(id)
-            if whose == canaries.SUBJECT and outcome.status in ("timeout", "crash"):
-                broken.append(outcome.status)
-            with lock:
-                if id not in report.passed_canaries:  # by what another worker has seen meanwhile
-                    report.canaries[id] = outcome
-
-    def patient(worker: Worker | InProcess, id: str) -> Outcome:
-        """The outcome. What hangs again and again is given less time."""
-        outcome = worker.examine(id)
-        worker.hung = min(worker.hung + 1, 2 * HUNG) if outcome.status == "timeout" else max(worker.hung - 1, 0)
-        worker.timeout = options.timeout / (HANGING if worker.hung >= HUNG else 1)
-        return outcome
 
     def work() -> None:
-        worker = (InProcess if options.in_process else Worker)(spec, sent, options.timeout)
+        worker = (InProcess if options.in_process else Worker)(spec, told(options, scratch), options.timeout)
         workers.append(worker)
         begun = False
         if over.is_set():  # the one who cancels all workers may have been here before
             worker.cancel()
         try:
-            worker.start()
-            with lock:
-                report.name, report.version = worker.about["name"], worker.about["version"]
-                report.declined, report.compensates = worker.about["declined"], worker.about.get("compensates", {})
-            watched(worker)
+            begin(worker, report, lock)
             begun = True
             for id in _taken(waiting):
-                outcome = patient(worker, id)
+                outcome = patient(worker, id, options.timeout)
                 with lock:
                     (report.space if id in report.parts else report.outcomes)[id] = outcome
                 progress(report, outcome)
-            watched(worker)
+            watch(worker, report, lock)
             begun = False
             with lock:
-                first, asked[:] = report.whole and not asked, [True]
-            if first:
-                found = worker.ask_about("conventions")
-                report.conventions = found if isinstance(found, dict) else {}
-            # What a sandbox shows is not what is here under the same name.
-            loaded = {} if options.sandbox else hashed(code(worker.ask_about("files")))
-            with lock:
-                report.files = loaded | report.files  # a hash from before the run is the better one
+                first, asked[:] = not asked, [True]
+            ask_more(worker, report, lock, first)
         except Unloadable as error:  # another worker may go on
             unloadable.append(str(error))
             if begun:  # its canaries were not asked again
@@ -158,14 +184,9 @@ def _run_subject(spec: str, planned: tuple[Requirement, ...], options: Options, 
         thread.start()
     for thread in threads:
         thread.join()
+    report.seconds = time.perf_counter() - started
+    conclude(report, unloadable, unwatched)
     if any(worker.cancelled for worker in workers):
         report.unloadable = INTERRUPTED  # even if outcomes were recorded: the report is not complete
-    elif any(len(found) < len(asked) for found, asked in (
-            (report.outcomes, planned), (report.space, report.parts), (report.canaries, canaries.ALL))):
-        report.unloadable = unloadable[0] if unloadable else "not every requirement and not every canary was asked"
-    elif unwatched:
-        report.unloadable = f"the judge could not be examined again: {unwatched[0]}"
-    report.seconds = time.perf_counter() - started
-    report.add_what_the_space_breaks()
     progress(report, None)
     return report

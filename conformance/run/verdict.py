@@ -65,7 +65,8 @@ class Report:
     @property
     def broken_off(self) -> list[str]:
         """Parts of the space of which nobody knows what they would have shown: the judge itself failed or ended there."""
-        return [id for id, part in self.space.items() if not part.swept]
+        then = self.swept_then.get("swept", 0) < self.swept_then.get("parts", 0)
+        return [id for id, part in self.space.items() if not part.swept] or ["SPACE"] * then
 
     @property
     def swept(self) -> dict:
@@ -127,7 +128,8 @@ class Report:
         found += [plain(self.canaries[id].message) for id in self.passed_canaries if self.canaries[id].message]
         if self.unseen_canaries:
             found.append(f"layers of ours had no answer there: {' '.join(self.unseen_canaries)}")
-        found += [f"a part of the space broke off: {id} {plain(self.space[id].message)}" for id in self.broken_off]
+        found += [f"a part of the space broke off: {id} {plain(self.space[id].message)}" if id in self.space else
+                  "a part of the space broke off in the run that it is taken from" for id in self.broken_off]
         if self.verdict != "void" or found:
             return found
         if len(self.outcomes) < len(self.planned):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conformance.report.json import NUMBER, STATUSES, misfit
+from conformance.report.stored import NUMBER, STATUSES, misfit
 from conformance.requirements import LEVELS
 from conformance.run.examine import plain
 
