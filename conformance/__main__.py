@@ -33,8 +33,9 @@ examples:
   conformance init my_subject.py             a subject to start from
   conformance init --language c my_lora.c    a program to start from
   conformance subjects --install flax_nnx    a library, in an environment
-  conformance diff old.json new.json         what changed between two reports
   conformance vectors export vectors         test vectors for any language
+  conformance probe URL --model NAME         does a server apply an adapter?
+  conformance diff old.json new.json         what changed between two reports
   conformance gpu out                        everything that needs a GPU
 
 exit status:

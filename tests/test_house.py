@@ -36,7 +36,7 @@ def test_the_two_writings_are_independent(package):
 FLOORS = (  # from the ground: a module may import from its own floor and from those before it
     ("subject", "model", "loader", "torch", "torch_experiments"), ("truth",), ("record",), ("drivers",), ("files",),
     ("requirements",),
-    ("subjects", "mutants"), ("run",), ("bench", "findings", "vectors", "fixtures", "mutate"), ("report",),
+    ("subjects", "mutants"), ("run",), ("bench", "findings", "mutate", "vectors", "fixtures"), ("report",),
     ("commands", "skeletons"), ("__main__", "plugin"),
 )
 FLOOR = {part: height for height, parts in enumerate(FLOORS) for part in parts}

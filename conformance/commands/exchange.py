@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import sys
+import time
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -69,7 +70,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("readers", metavar="READER", nargs="*", help=f"{known}, FILE.py:FUNCTION or MODULE:FUNCTION (default: {known})")
     add("--writers", metavar="WRITER", nargs="*", help=f"take what these write, too: {writers} (without a name: all of them)")
     add("--only", metavar="WORD", nargs="+", default=(), help="formats, clauses or writers: peft, P-4, by")
-    add("--json", metavar="F", help="write all cells to F as JSON, after each of them")
+    add("--json", metavar="F", help="write all cells to F as JSON, while they come")
     add("--resume", action="store_true", help="continue the run in F, from --json: leave out cells that are there, of the same "
         "bytes; the code and the packages have to be the same")
     add("--install", action="store_true", help="only make the environments of these readers and writers, in $CONFORMANCE_CACHE "
@@ -97,9 +98,11 @@ def run(arguments: argparse.Namespace) -> int:
         def progress(matrix: Matrix) -> None:
             shown.update(Text(f"{matrix.name}: {matrix.cells[-1].given.title}" if matrix.cells else matrix.name))
             report.keep(matrix)
-            written(arguments.json, report.write)
+            if report.is_old():
+                written(arguments.json, report.write)
 
         found = exchange.exchange(names, chosen, writers, progress, report.before)
+        written(arguments.json, report.write)
     show(found)
     return written.status(status(found))
 
@@ -117,16 +120,17 @@ class Report:
 
     def __init__(self, earlier: str | None):
         """Raises ValueError for a report of other code or other packages, and for what is none."""
+        self.written = 0.0
         self.matrices: dict[tuple[str, str], Matrix] = {}
         self.cells: dict[tuple[str, ...], dict] = {}
-        self.versions: dict[tuple[str, str], dict[str, str]] = {}
+        self.versions: dict[str, dict[str, str]] = {}
         if earlier is None or not Path(earlier).exists():
             return
         try:
             stored = json.loads(Path(earlier).read_text(encoding="utf-8"))
-            for matrix in stored["readers"] + stored["writers"]:
-                self.versions[matrix["kind"], matrix["name"]] = matrix["versions"]
-                self.cells |= {(matrix["name"], cell["title"], cell["digest"]): {name: cell[name] for name in KEPT}
+            for matrix in stored["readers"]:
+                self.versions[matrix["reader"]] = matrix["versions"]
+                self.cells |= {(matrix["reader"], cell["case"], cell["digest"]): {name: cell[name] for name in KEPT}
                                for cell in matrix["cells"] if cell["status"] != LOST}
             same = stored["harness"] == self.harness()
         except (OSError, ValueError, LookupError, TypeError) as error:
@@ -147,19 +151,25 @@ class Report:
     def keep(self, matrix: Matrix) -> None:
         self.matrices[matrix.kind, matrix.name] = matrix
 
+    def is_old(self) -> bool:
+        """Whether it has not been written for a second. To write it takes a tenth of that."""
+        return time.monotonic() > self.written + 1
+
     def write(self, file: str) -> None:
         text = json.dumps(self.as_dict(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
         output.write(file, text.encode())
+        self.written = time.monotonic()
 
     def as_dict(self) -> dict:
         found: dict = {"schema": 2, "harness": self.harness(), "readers": [], "writers": [], "merges": []}
-        for key, matrix in self.matrices.items():
-            found[f"{matrix.kind}s"].append({
-                "kind": matrix.kind, "name": matrix.name, "missing": matrix.missing,
-                "versions": self.versions.get(key, {}) | matrix.versions,
-                "cells": [{"files": cell.given.files, "title": cell.given.title, "name": cell.given.name,
-                           "valid": cell.given.valid, "digest": cell.given.digest if matrix.kind == "reader" else "",
-                           **{name: getattr(cell, name) for name in KEPT}} for cell in matrix.cells]})
+        for (kind, name), matrix in self.matrices.items():
+            earlier = self.versions.get(name, {}) if kind == "reader" else {}
+            found[f"{kind}s"].append({
+                kind: name, "missing": matrix.missing, "versions": earlier | matrix.versions,
+                "cells": [{"files": cell.given.files, "case": cell.given.title, "clause": cell.given.clause,
+                           "name": cell.given.name,
+                           "valid": cell.given.valid, "digest": cell.given.digest,
+                           **{word: getattr(cell, word) for word in KEPT}} for cell in matrix.cells]})
         return found
 
 

@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     rows = [("sentence", found.sentence), ("formula", found.formula), ("why", found.why)]
     rows += [("derivation", "lora_ref/derivations/lora.md")] * any("derivations" in source for source in found.sources)
     rows += [("bound", "lora_ref/error/bounds.py")] * (HIGHAM in found.sources)
-    rows += [("needs", ", ".join(("build", *found.needs)))]
+    rows += [("needs", ", ".join(found.calls))]
     known = [catalogue()[id] for id in found.faults]
     faults = [f"{row['id']} {row['project']}: {row['symptom']} ({row['links'][0]})" for row in known]
     for name, every in (("sources", found.sources), ("known faults", faults)):

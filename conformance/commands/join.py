@@ -73,7 +73,11 @@ def join(reports: dict[str, dict]) -> dict:
     only = [] if any(not o["only"] for o in options) else list(dict.fromkeys(name for o in options for name in o["only"]))
     several = {name: options[0][name] for name in options[0] if name not in shared} | {"only": only}
     device = options[0]["device"]
-    return {"schema": 1, "environment": json_report.environment(device), "options": several | shared,
+    known = {id: row for report in reports.values() for id, row in report.get("catalogue", {}).get("requirements", {}).items()}
+    titles = {id: title for report in reports.values() for id, title in report.get("catalogue", {}).get("groups", {}).items()}
+    return {"schema": 1, "date": max(report.get("date", "") for report in reports.values()),
+            "environment": json_report.environment(device), "options": several | shared,
+            "catalogue": {"groups": titles, "requirements": known},
             "joined": [{"file": file, "environment": report["environment"], "options": report["options"],
                         "subjects": [entry["subject"]["spec"] for entry in report["reports"]]}
                        for file, report in reports.items()],

@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         rows = [{
             "id": r.id, "level": r.level, "group": r.group, "profile": r.profile, "title": r.title, "sentence": r.sentence,
-            "formula": r.formula, "why": r.why, "sources": r.sources, "needs": ("build", *r.needs),
+            "formula": r.formula, "why": r.why, "sources": r.sources, "needs": r.calls,
             "optional": r.optional, "faults": r.faults,
         } for r in all_requirements()]
         print(json.dumps(rows, indent=1, ensure_ascii=sys.stdout.encoding.lower() != "utf-8"))

@@ -128,7 +128,7 @@ def measured(arguments: argparse.Namespace, command: list[str], written: Written
         plainly = _must_pass(trials.run("", arguments.timeout or 3600.0), "without a fault", arguments.layer)
         trials.preload(plainly)
         limit = arguments.timeout or max(LEAST, LONGER * plainly.seconds * arguments.jobs)
-        unchanged = trials.run(NOTHING, limit)
+        unchanged = pool.submit(trials.run, NOTHING, limit).result()  # where the faults are planted, too
         if not unchanged.passed and trials.preloaded is not None:
             # Libraries that are imported before the tests may disturb them.
             trials.preloaded = None

@@ -13,4 +13,5 @@
     readers/  writers/      one module per library that reads or writes adapter files
     llama.py  merging.py    the model for readers that show no ΔW, and for merged checkpoints
     torch_model.py          a torch model of base weights, and ΔW of its modules, measured
+    probe/                  does a running server apply an adapter?
 """

@@ -44,6 +44,7 @@ class Given(NamedTuple):
     adapter: Path
     model: Path  # the base weights
     right: Right
+    digest: str = ""  # of all bytes that the reader gets
 
     @property
     def valid(self) -> bool:
@@ -53,13 +54,6 @@ class Given(NamedTuple):
     def title(self) -> str:
         passes = "pass" if self.valid else "fail"
         return f"{self.files}/{self.clause}-{passes}-{self.name}" if self.clause else f"{self.files}: {self.name}"
-
-    @property
-    def digest(self) -> str:
-        """A hash of all bytes that the reader gets."""
-        paths = sorted(self.adapter.iterdir()) if self.adapter.is_dir() else [self.adapter]
-        content = [path.name.encode() + path.read_bytes() for path in [*paths, self.model] if path.name != "README.md"]
-        return hashlib.sha256(b"".join(content)).hexdigest()[:16]
 
 
 class Cell(NamedTuple):
@@ -104,10 +98,17 @@ def exchange(
             if writer in writers.WRITERS and writers.merge_of(writer):
                 found.append(merged(writer, place))
                 progress(found[-1])
-        files = [given for given in files if chosen(given)]
+        files = [given._replace(digest=_digest(given)) for given in files if chosen(given)]
         for name in names:
             found.append(_of(name, files, place, progress, done))
         return found
+
+
+def _digest(given: Given) -> str:
+    """A hash of the adapter and of the base weights."""
+    paths = sorted(given.adapter.iterdir()) if given.adapter.is_dir() else [given.adapter]
+    content = [path.name.encode() + path.read_bytes() for path in [*paths, given.model] if path.name != "README.md"]
+    return hashlib.sha256(b"".join(content)).hexdigest()[:16]
 
 
 def of_corpus(place: Path) -> list[Given]:

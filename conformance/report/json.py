@@ -42,9 +42,9 @@ def environment(device: str, command: str = "") -> dict:
 
 def as_dict(reports: list[Report], options: Options, command: str = "") -> dict:
     planned = {requirement.id: requirement for report in reports for requirement in report.planned}
-    return {"schema": 1, "date": datetime.date.today().isoformat(), "environment": environment(options.device, command),
-            "options": decisive(options), "reports": [entry(report) for report in reports],
-            "catalogue": catalogue(planned.values())}
+    return {"schema": 1, "date": datetime.date.today().isoformat(),
+            "environment": environment(options.device, command), "options": decisive(options),
+            "reports": [entry(report) for report in reports], "catalogue": catalogue(planned.values())}
 
 
 def catalogue(requirements: Iterable[Requirement]) -> dict:

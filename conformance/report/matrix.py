@@ -30,21 +30,21 @@ def counts() -> str:
         for files in dict.fromkeys(cell["files"] for cell in read):
             found = Counter(column(cell) for cell in read if cell["files"] == files)
             numbers = (str(found[name]) for name in (RIGHT, REFUSED, *BAD))
-            rows.append(f"| {reader['name']} | {files} | {' | '.join(numbers)} |")
+            rows.append(f"| {reader['reader']} | {files} | {' | '.join(numbers)} |")
     return "\n".join(rows)
 
 
 def features() -> str:
     """A table for each writer: what each reader makes of each feature."""
     readers = report()["readers"]
-    unwritten = {(f"by {writer['name']}", cell["name"]) for writer in report()["writers"] for cell in writer["cells"]
+    unwritten = {(f"by {writer['writer']}", cell["name"]) for writer in report()["writers"] for cell in writer["cells"]
                  if cell["status"] == UNWRITTEN}
     tables = []
-    for files, names in [*((f"by {writer['name']}", FEATURES) for writer in report()["writers"]), ("spoiled", SPOILED)]:
-        cells = {(reader["name"], cell["name"]): cell
+    for files, names in [*((f"by {writer['writer']}", FEATURES) for writer in report()["writers"]), ("spoiled", SPOILED)]:
+        cells = {(reader["reader"], cell["name"]): cell
                  for reader in readers for cell in reader["cells"] if cell["files"] == files}
-        shown = [reader["name"] for reader in readers
-                 if any(cells.get((reader["name"], name), {}).get("status", ELSEWHERE) != ELSEWHERE for name in names)]
+        shown = [reader["reader"] for reader in readers
+                 if any(cells.get((reader["reader"], name), {}).get("status", ELSEWHERE) != ELSEWHERE for name in names)]
         rows = [f"**{files}**", "", "| feature | " + " | ".join(shown) + " |", "|---|" + "---|" * len(shown)]
         rows += [f"| {name} | " + " | ".join(_word(cells[reader, name]) for reader in shown) + " |"
                  for name in names if (files, name) not in unwritten]
@@ -65,20 +65,20 @@ def wrong() -> str:
         for cell in reader["cells"]:
             if cell["status"] in BAD and cell["valid"]:
                 by = ", by our converter" if cell["converted"] else ""
-                groups.setdefault((reader["name"], cell["files"] + by, cell["words"]), []).append(cell["name"])
+                groups.setdefault((reader["reader"], cell["files"] + by, cell["words"]), []).append(cell["name"])
     return "\n".join(f"* {reader}, {files}, *{', '.join(names)}*: {words}" for (reader, files, words), names in groups.items())
 
 
 def merges() -> str:
     """What is left of ΔW in merged checkpoints."""
     rows = ["| writer | dtype | | error / bound | of ΔW |", "|---|---|---|---:|---|"]
-    rows += [f"| {merge['name']} | {cell['name']} | {cell['status']} | {cell['ratio']:.2f} | {cell['words']} |"
+    rows += [f"| {merge['merge']} | {cell['name']} | {cell['status']} | {cell['ratio']:.2f} | {cell['words']} |"
              for merge in report()["merges"] for cell in merge["cells"]]
     return "\n".join(rows)
 
 
 def versions() -> str:
     """The versions of the libraries, as they were where each reader and each writer ran."""
-    lines = [f"* {kind[:-1]} {one['name']}: " + ", ".join(f"{name} {version}" for name, version in one["versions"].items())
+    lines = [f"* {kind[:-1]} {one[kind[:-1]]}: " + ", ".join(f"{name} {version}" for name, version in one["versions"].items())
              for kind in ("readers", "writers") for one in report()[kind]]
     return "\n".join(lines)

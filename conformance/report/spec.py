@@ -217,7 +217,7 @@ def _section(r: Requirement) -> str:
         f"**{r.sentence}**\n",
         f"    {r.formula}\n" if r.formula else "",
         f"{r.why}\n",
-        f"* level {r.level}{offered}; profile {r.profile}; needs {', '.join(r.needs if {'build_model', 'build_loader'} & set(r.needs) else ('build', *r.needs))}",
+        f"* level {r.level}{offered}; profile {r.profile}; needs {', '.join(r.calls)}",
         f"* sources: {'; '.join(r.sources)}",
         f"* known faults that it is meant to catch: {', '.join(r.faults)}" if r.faults else "",
     ]

@@ -15,8 +15,8 @@ NUMBER = int | float
 # What a row has held since version 0.1.0, and what it holds now.
 FIRST_ROW = {"id": str, "level": LEVELS, "group": str, "title": str, "status": STATUSES, "message": str, "examples": int,
              "seconds": NUMBER, "worst": NUMBER | None, "diagnosis": str | None, "reproduce": str | None}
-ROW = FIRST_ROW | {"not_offered": int, "resolution": NUMBER | None, "faults": [str], "follows": str, "failure": dict | None,
-                   "worst_in": {...: NUMBER}}
+ROW = FIRST_ROW | {"not_offered": int, "worst_in": {...: NUMBER}, "resolution": NUMBER | None, "faults": [str], "follows": str,
+                   "failure": dict | None}
 FIRST = {"subject": {"name": str, "version": str, "spec": str}, "verdict": VERDICTS, "profiles": {...: PROFILE}, "planned": int,
          "executed": int, "seconds": NUMBER, "message": str, "requirements": [FIRST_ROW], "canaries": {...: STATUSES},
          "conventions": {...: str}}

@@ -53,6 +53,11 @@ class Requirement:
         return self.id.split("-")[0]
 
     @property
+    def calls(self) -> tuple[str, ...]:
+        """All methods that it needs: `build` comes first, if nothing else is built."""
+        return self.needs if {"build_model", "build_loader"} & set(self.needs) else ("build", *self.needs)
+
+    @property
     def profile(self) -> str:
         return self.own_profile or groups()[self.group].profile
 

@@ -128,8 +128,8 @@ class Report:
         found += [plain(self.canaries[id].message) for id in self.passed_canaries if self.canaries[id].message]
         if self.unseen_canaries:
             found.append(f"layers of ours had no answer there: {' '.join(self.unseen_canaries)}")
-        said = {id: plain(part.message) for id, part in self.space.items()}  # of an earlier run nothing is known
-        found += [f"a part of the space broke off: {id} {said.get(id, '')}".strip() for id in self.broken_off]
+        found += [f"a part of the space broke off: {id} {plain(self.space[id].message)}" if id in self.space else
+                  "a part of the space broke off in the run that it is taken from" for id in self.broken_off]
         if self.verdict != "void" or found:
             return found
         if len(self.outcomes) < len(self.planned):

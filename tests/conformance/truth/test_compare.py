@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conformance.truth import compare
 from conformance.truth.compare import (
     Mismatch,
     expect,
@@ -160,3 +161,19 @@ def test_factor_of_kept_entries():
             for wrong in [1.0, 1 / rate, np.nan] + ([] if narrower is None else [float(narrower(1 / (1 - rate)))]):
                 with pytest.raises(Mismatch):
                     expect_kept_factor(np.array([0, wrong]), rate, dtype.__name__, "entries")
+
+
+def test_the_reach_of_noise_is_that_of_its_root_mean_square():
+    """A log of a ratio of two root mean squares is a normal draw with the deviation that `noise_reach` takes: what it allows is
+    6.8 of those deviations, and 2.6 are exceeded in one of a hundred cases."""
+    rng = np.random.default_rng(0)
+    first, second = (rng.standard_normal((20_000, count)) for count in (16, 48))
+    logs = np.log(np.sqrt((first**2).mean(1) / (second**2).mean(1)))
+    allowed = np.log(compare.noise_reach(16, 48))
+    assert not (logs > allowed).any()
+    assert 0.001 < (np.abs(logs) > allowed * 2.576 / 6.805).mean() < 0.03
+    assert compare.noise_reach(4, 4) > compare.noise_reach(4, 16) > compare.noise_reach(16, 16) > 1
+
+
+def test_the_smallest_noise_is_that_of_float32():
+    assert compare.smallest_noise(1.0) == 4 * 2.0**-24
