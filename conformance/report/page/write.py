@@ -16,10 +16,11 @@ from markupsafe import Markup
 from conformance import __version__
 from conformance.report import output
 from conformance.report.evidence import evidence
-from conformance.report.json import STATUSES, catalogue
+from conformance.report.json import catalogue
 from conformance.report.page import files, plots
 from conformance.report.page.documents import Documents
 from conformance.report.page.view import Entry, Row, View, view
+from conformance.report.stored import STATUSES
 from conformance.requirements import all_requirements, profiles
 from conformance.run.verdict import FAILING
 
