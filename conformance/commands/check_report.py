@@ -10,7 +10,7 @@ from rich.text import Text
 from conformance.commands.shared import console
 from conformance.findings import page
 from conformance.report import json as json_report
-from conformance.report import stored
+from conformance.report import stored, text
 from conformance.requirements import all_requirements
 from conformance.run import canaries, plan
 from conformance.run.examine import plain
@@ -57,8 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
         subjects = ", ".join(plain(entry["subject"]["name"]) for entry in report["reports"])
         state = "wrong" if wrong else "a partial result" if part else "nothing is wrong with it"
         screen.print(Text.assemble((plain(file), "bold"), f" ({subjects}): ", (state, "red" if wrong else "green")))
-        for text in [*wrong, *part, *notes]:
-            screen.print(Text(f"  {plain(text)}"))
+        for words in [*wrong, *part, *notes]:
+            text.paragraph(screen, plain(words), 2, hanging=2)
         marked = arguments.partial or file.endswith(MARK)
         status = 1 if wrong or status == 1 else 3 if part and not marked else status
     return status
@@ -77,7 +77,7 @@ def _files(named: list[str]) -> list[str]:
 
 def check(report: dict, file: str) -> tuple[list[str], list[str], list[str]]:
     """What is wrong with a report, what could not be checked, and in which way it is partial, in words."""
-    options, here = report["options"], json_report.decisive(plan.Options())
+    options, here = report["options"], json_report.harness()
     notes, part = [], []
     if options["version"] not in OLD:
         try:
@@ -104,7 +104,7 @@ def check(report: dict, file: str) -> tuple[list[str], list[str], list[str]]:
     specs = Counter(entry["subject"]["spec"] for entry in report["reports"])
     wrong += [f"{spec}: has {count} reports" for spec, count in specs.items() if count > 1]
     for entry in report["reports"]:
-        wrong += [f"{entry['subject']['spec']}: {text}" for text in _wrong(entry, ids, same)]
+        wrong += [f"{entry['subject']['spec']}: {words}" for words in _wrong(entry, ids, same)]
     return wrong, notes, part
 
 

@@ -14,7 +14,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from conformance import __version__
@@ -23,8 +22,8 @@ from conformance.drivers import children
 from conformance.drivers.hosted import own_environment, python
 from conformance.mutate.trial import Ran, Trials
 from conformance.report import json as json_report
-from conformance.report import output
-from conformance.run import plan
+from conformance.report import output, text
+from conformance.report.progress import line
 from conformance.run.examine import plain
 from conformance.run.files import hashed
 
@@ -129,14 +128,14 @@ def measured(arguments: argparse.Namespace, command: list[str], written: Written
         plainly = _must_pass(trials.run("", arguments.timeout or 3600.0), "without a fault", arguments.layer)
         trials.preload(plainly)
         limit = arguments.timeout or max(LEAST, LONGER * plainly.seconds * arguments.jobs)
-        unchanged = trials.run(NOTHING, limit)
+        unchanged = pool.submit(trials.run, NOTHING, limit).result()  # where the faults are planted, too
         if not unchanged.passed and trials.preloaded is not None:
             # Libraries that are imported before the tests may disturb them.
             trials.preloaded = None
             unchanged = trials.run(NOTHING, limit)
         _must_pass(unchanged, "with the layer wrapped and not changed", arguments.layer)
         files = hashed([prover.facts["file"], *(path for test in arguments.tests for path in _files(test))])
-        about = {"schema": 1, "version": __version__, "code": json_report.decisive(plan.Options())["code"],
+        about = {"schema": 1, "version": __version__, "code": json_report.harness()["code"],
                  "layer": arguments.layer, "command": command or ["pytest", *pytest_arguments], "tests": plainly.tests,
                  "seconds": round(plainly.seconds, 2), "files": files}
         rows: dict[str, dict] = _done(arguments.json, about) if arguments.resume else {}
@@ -144,6 +143,8 @@ def measured(arguments: argparse.Namespace, command: list[str], written: Written
 
         def tried(name: str, requirement: str) -> None:
             ran = trials.run(name, limit)
+            if ran.modules is None:  # a failure would be ours
+                raise Refused(f"{name} could not be planted: {ran.how[:300]}", 3)
             row = {"fault": name, "words": FAULTS[name].words, "requirement": requirement, "caught": not ran.passed,
                    "how": "" if ran.passed else plain(ran.how)[:300], "seconds": round(ran.seconds, 2)}
             with lock:
@@ -160,20 +161,16 @@ def measured(arguments: argparse.Namespace, command: list[str], written: Written
             return {"planted": len(counted), "caught": caught, "score": caught / len(counted) if counted else None,
                     "faults": [rows[name] for name in names if name in rows]}
 
-        columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
-        screen = console()
-        with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bars:
-            task, running = bars.add_task("faults", total=len(names), completed=len(rows)), []
+        with line(console(), "the faults are planted", len(names)) as told:
+            running: list[Future] = []
             for name, requirement in prover.proven(leave=set(rows)):
                 if requirement:
-                    future: Future = pool.submit(tried, name, requirement)
-                    future.add_done_callback(lambda _: bars.advance(task))
-                    running.append(future)
+                    running.append(pool.submit(tried, name, requirement))
+                    running[-1].add_done_callback(lambda _, name=name: told(name, len(rows), len(names)))
                 else:
                     with lock:
                         rows[name] = {"fault": name, "words": FAULTS[name].words, "requirement": "", "caught": False,
                                       "how": "it does not show in this layer", "seconds": 0.0}
-                    bars.advance(task)
             for future in as_completed(running):
                 future.result()
         with lock:
@@ -250,9 +247,9 @@ class Prover:
 
     def _said(self) -> dict:
         assert self._process.stdout is not None and self._process.stderr is not None
-        line = self._process.stdout.readline()
-        if line:
-            return json.loads(line)
+        said = self._process.stdout.readline()
+        if said:
+            return json.loads(said)
         last = self._process.stderr.read().strip().splitlines()[-1:]
         return {"unloadable": f"the process that looks at {self.layer} ended: {' '.join(last)[:300]}"}
 
@@ -269,9 +266,10 @@ def show(results: dict) -> None:
         screen.print("\nthese got through; the requirement beside each would have caught it:")
         for row in through:
             screen.print(Text(f"  {row['fault']:28}{row['requirement']}"))
-            screen.print(Text(f"    {row['words']}", style="dim"))
+            text.paragraph(screen, row["words"], 4, style="dim")
         ids = " or ".join(dict.fromkeys(row["requirement"] for row in through))
         command = f"pytest --lora-subject {shlex.quote(results['layer'])} -k {shlex.quote(ids)}"
         screen.print(Text(f"\nto ask these requirements of the layer in your own tests:\n  {command}"), soft_wrap=True)
     if absent:
-        screen.print(Text(f"\nnot counted, since they do not show in this layer: {', '.join(absent)}", style="dim"))
+        screen.print()
+        text.paragraph(screen, f"not counted, since they do not show in this layer: {', '.join(absent)}", style="dim")
