@@ -283,6 +283,8 @@ def _for_reader(given: Given, reader: readers.Reader, out: Path) -> tuple[Given 
         made = writing.put(reading.read(str(given.adapter)), TO[reader.formats[0]], folder)
     except writing.CannotSay as error:
         return None, f"our converter: {error}"
+    if not given.right.truth.keys() <= made.names.keys():
+        return None, "our converter: its names are not those of the model"
     truth = {made.names[module]: delta for module, delta in given.right.truth.items()}
     adapter = _adapter(folder)
     return given._replace(adapter=adapter, right=Right(truth, *_said(adapter), given.right.alpha)), ""
