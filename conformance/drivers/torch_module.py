@@ -226,7 +226,8 @@ class ModuleSubject(Subject):
             call_freezer(self.cls, layer.module, found.freezer)
         elif not self.is_raw:
             for name in set(found.base_trains) & set(layer.paths):
-                layer.tensor(name).requires_grad_(False)
+                if layer.tensor(name).is_leaf:  # what a module computes is no parameter of it
+                    layer.tensor(name).requires_grad_(False)
 
     @cached_property
     def _methods(self) -> tuple[str, str]:

@@ -160,7 +160,7 @@ def written(writer: str, place: Path) -> tuple[list[Given], Matrix]:
                 given = Given(by, "", feature, formats, out, model, Right({}, {}, {}))
                 cells.append(Cell(given, UNWRITTEN, why.removeprefix("NotOffered: ").replace(str(place), "")))
     if writer == "peft":
-        made += _spoiled(next(given for given in made if given.name == "plain"), out)
+        made += spoiled(next(given for given in made if given.name == "plain"), out)
     return made, Matrix(writer, cells, "", versions, "writer")
 
 
@@ -199,7 +199,7 @@ def _said(adapter: Path) -> tuple[dict[str, int], dict[str, float]]:
     return {part.module: part.rank for part in parts}, {part.module: part.scale.value for part in parts if part.scale.value}
 
 
-def _spoiled(plain: Given, out: Path) -> list[Given]:
+def spoiled(plain: Given, out: Path) -> list[Given]:
     """The plain adapter with other names of tensors."""
     held, _ = container.read(str(plain.adapter / WEIGHTS))
     made = []
@@ -249,7 +249,7 @@ def _asked(name: str, environment: str | None, reader: readers.Reader, files: li
             if before:
                 yield before
                 continue
-            ready, why = _for_reader(given, reader, out)
+            ready, why = for_reader(given, reader, out)
             if ready is None:
                 yield Cell(given, ELSEWHERE, why)
                 continue
@@ -268,7 +268,7 @@ def _asked(name: str, environment: str | None, reader: readers.Reader, files: li
             yield cell._replace(given=given, converted=ready is not given)
 
 
-def _for_reader(given: Given, reader: readers.Reader, out: Path) -> tuple[Given | None, str]:
+def for_reader(given: Given, reader: readers.Reader, out: Path) -> tuple[Given | None, str]:
     """The file in a format that the reader reads, or None and why not."""
     if not given.clause and reader.logits and CONV1D in given.right.truth:
         return None, "the model that runs has no such layer"
@@ -283,6 +283,8 @@ def _for_reader(given: Given, reader: readers.Reader, out: Path) -> tuple[Given 
         made = writing.put(reading.read(str(given.adapter)), TO[reader.formats[0]], folder)
     except writing.CannotSay as error:
         return None, f"our converter: {error}"
+    if not given.right.truth.keys() <= made.names.keys():
+        return None, "our converter: its names are not those of the model"
     truth = {made.names[module]: delta for module, delta in given.right.truth.items()}
     adapter = _adapter(folder)
     return given._replace(adapter=adapter, right=Right(truth, *_said(adapter), given.right.alpha)), ""

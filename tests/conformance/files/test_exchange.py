@@ -19,7 +19,11 @@ from conformance.files.exchange import (
     WRONG,
     Matrix,
     exchange,
+    for_reader,
+    spoiled,
+    written,
 )
+from conformance.files.readers import Reader
 from conformance.files.writers import FEATURES
 from conformance.report.matrix import report
 
@@ -210,3 +214,17 @@ def test_the_committed_matrix():
     judged = [cell for cell in cells.values() if cell["ratio"] is not None]
     assert judged and all((cell["ratio"] <= 1) == (cell["status"] == RIGHT) for cell in judged)
     assert "/tmp" not in json.dumps(found) and "/root" not in json.dumps(found)
+
+
+def test_a_reader_of_another_format_gets_what_our_converter_makes(tmp_path):
+    """Nothing, where the names in the file are not those of the model, or where the format cannot say it."""
+    (tmp_path / "corpus").mkdir()
+    made, _ = written("lora_torch", tmp_path)
+    files = {given.name: given for given in made}
+    reader = Reader(("kohya",), lambda path, base: {})
+    ready, _ = for_reader(files["rslora"], reader, tmp_path)
+    assert ready is not None and all(module.startswith("lora_unet_") for module in ready.right.truth)
+    assert ready.right.scales.keys() == ready.right.truth.keys() and set(ready.right.scales.values()) == {1.5}
+    for given in [*spoiled(files["plain"], tmp_path), files["a whole module"]]:
+        ready, why = for_reader(given, reader, tmp_path)
+        assert ready is None and why.startswith("our converter: ")
