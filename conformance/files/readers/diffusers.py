@@ -1,7 +1,4 @@
-"""diffusers' load_lora_adapter, into one of its models that has the layers of the base model.
-
-The part of the pipeline in front of the names is `transformer`, as its pipelines pass it on.
-"""
+"""What load_lora_weights of diffusers' pipelines does with a transformer. Here that is a model with the base model's layers."""
 
 from conformance.files.binary import Arrays
 from conformance.files.torch_model import measured, model_of
@@ -13,8 +10,11 @@ PART = "transformer"
 
 
 def read(place: str, base: Arrays) -> Arrays:
+    from diffusers.loaders.lora_pipeline import SD3LoraLoaderMixin
+
     model = hosted(base)
-    model.load_lora_adapter(place, prefix=PART)
+    state, metadata = SD3LoraLoaderMixin.lora_state_dict(place, return_lora_metadata=True)
+    SD3LoraLoaderMixin.load_lora_into_transformer(state, transformer=model, metadata=metadata)
     return {f"{PART}.{module}": delta for module, delta in measured(model, base).items()}
 
 
