@@ -189,7 +189,7 @@ def _diffusers(meaning: Meaning) -> Written:
     for pipeline in dict.fromkeys(name.partition(".")[0] for name in names.values()):
         of_it = [part for part in meaning.parts if names[part.module].startswith(f"{pipeline}.")]
         inner = {part.module: names[part.module].partition(".")[2] for part in of_it}
-        settings = _settings(of_it, inner) | {"use_dora": bool(of_it[0].magnitude)}
+        settings = _settings(of_it, inner) | {"use_dora": bool(of_it[0].magnitude), "target_modules": sorted(inner.values())}
         settings |= {"fan_in_fan_out": True} if all(part.fan_in_fan_out for part in of_it) else {}
         told |= {f"{pipeline}.{setting}": value for setting, value in settings.items()}
     arrays = _arrays(meaning, names, (True, False), ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"))
