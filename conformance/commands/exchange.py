@@ -34,6 +34,11 @@ A reader is a built-in one, or a function of yours:
       # base: the weights of the base model, {name: array}
       return {module: delta_of_W}      # or raise an exception to refuse it
 
+  A third parameter gets kinds, {module: "linear", "embedding" or "conv1d"}.
+  Modules are named as in the file: lora_unet_… in kohya's files, and with the
+  component's name, such as transformer, in those of diffusers. FILE-31 and
+  FILE-33 of conformance run want the names of the base model.
+
   conformance exchange my_reader.py:read
 
 With --writers the readers also get what programs write: an adapter for each
@@ -72,7 +77,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--only", metavar="WORD", nargs="+", default=(), help="formats, clauses or writers: peft, P-4, by")
     add("--json", metavar="F", help="write all cells to F as JSON, while they come")
     add("--resume", action="store_true", help="continue the run in F, from --json: leave out cells that are there, of the same "
-        "bytes; the code and the packages have to be the same")
+        "bytes; the code and the packages have to be the same; a reader of yours is asked again")
     add("--install", action="store_true", help="only make the environments of these readers and writers, in $CONFORMANCE_CACHE "
         "or ~/.cache/conformance")
 
@@ -144,8 +149,8 @@ class Report:
         return harness() | {"environments": hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16]}
 
     def before(self, name: str, given: Given) -> Cell | None:
-        """The cell of the earlier report, of the same bytes."""
-        cell = self.cells.get((name, given.title, given.digest))
+        """The cell of the earlier report, of the same bytes. None for a reader of the user's, whose code may have changed."""
+        cell = self.cells.get((name, given.title, given.digest)) if name in READERS else None
         return Cell(given, **cell) if cell else None
 
     def keep(self, matrix: Matrix) -> None:
@@ -175,10 +180,11 @@ class Report:
 
 def status(matrices: list[Matrix]) -> int:
     """The exit status: see above."""
-    cells = [cell for matrix in matrices for cell in matrix.cells if cell.status not in (ELSEWHERE, UNWRITTEN)]
-    if any(cell.status in BAD for cell in cells) or any(map(useless, matrices)):
+    found = {(matrix.kind, cell.status) for matrix in matrices for cell in matrix.cells}
+    if any(status in BAD for _, status in found) or any(map(useless, matrices)):
         return 1
-    return 3 if not cells or any(matrix.missing for matrix in matrices) else 0
+    was_read = any(kind == "reader" and status not in (ELSEWHERE, UNWRITTEN) for kind, status in found)
+    return 3 if not was_read or any(matrix.missing for matrix in matrices) else 0
 
 
 def useless(matrix: Matrix) -> bool:

@@ -36,7 +36,7 @@ class FileCase:
     name: str = TENSORS  # of the file of tensors
     about: str = ""  # what is special about the adapter, in a few words
     wrong: str = ""
-    files: dict[str, bytes] = field(default_factory=dict)
+    files: dict[str, bytes | None] = field(default_factory=dict)  # by name; None leaves the file out
     good: "FileCase | None" = None  # the adapter before it was spoiled
     other: "FileCase | None" = None  # a second adapter for the same base
 
@@ -60,7 +60,7 @@ class FileCase:
         made = {self.name: safetensors(self.tensors, self.metadata or None)}
         if self.settings is not None:
             made[CONFIG] = json.dumps(self.settings, indent=1).encode()
-        return made | self.files
+        return {name: content for name, content in (made | self.files).items() if content is not None}
 
     def written(self, folder: Path) -> Path:
         """Writes the files to a folder that is new. What a reader is given: the folder, or in some formats the file."""

@@ -160,7 +160,7 @@ def written(writer: str, place: Path) -> tuple[list[Given], Matrix]:
                 given = Given(by, "", feature, formats, out, model, Right({}, {}, {}))
                 cells.append(Cell(given, UNWRITTEN, why.removeprefix("NotOffered: ").replace(str(place), "")))
     if writer == "peft":
-        made += spoiled(next(given for given in made if given.name == "plain"), out)
+        made += [other for given in made if given.name == "plain" for other in spoiled(given, out)]
     return made, Matrix(writer, cells, "", versions, "writer")
 
 
@@ -173,7 +173,9 @@ def merged(writer: str, place: Path) -> Matrix:
     out, cells, versions = place / f"merged by {writer}", [], {}
     out.mkdir()
     with talk.process("merge", writer, environment, out) as process:
-        process.answer()
+        first = process.answer()
+        if first is None or "not available" in first:
+            return Matrix(writer, [], (first or {}).get("not available", ENDED), kind="merge")
         for dtype in merging.DTYPES:
             answer = process.ask(dtype)
             given = Given(f"merged by {writer}", "", dtype, (), out, out, Right({}, {}, {}))

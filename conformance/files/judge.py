@@ -52,9 +52,9 @@ def _difference(got: np.ndarray | None, module: str, right: Right) -> str:
     """What is wrong with ΔW of one module, by which known fault, or by which factor. Empty if nothing is."""
     want = right.truth.get(module)
     if want is None:
-        return "changed, and the file is not about it"
+        return "changed, and the file is not about it" if got is not None and got.any() else ""
     if got is None:
-        return factor_words(0.0, module, right)
+        return factor_words(0.0, module, right) if want.any() else ""
     if got.shape != want.shape:
         return f"ΔW is {got.shape}, expected {want.shape}"
     if np.array_equal(got, want):

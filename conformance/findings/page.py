@@ -1,5 +1,6 @@
 """Makes findings/FINDINGS.md from three sources: the scripts of findings/scripts/, one for each cause; results/full.json, the
-report of a full run; and results/requirements.json, the requirements that this run asked, in the words of that time.
+report of a full run; and results/requirements.json, the requirements that this run asked, in the words of that time. The last
+section, on adapter files, is made from exchange/scripts/.
 
 So the page describes what was asked. It stays true when requirements are added, removed or reworded. Its region `since`, which
 report/generated.py fills, lists what has changed since the run.
@@ -69,8 +70,11 @@ def read(path: Path) -> Finding:
         raise ValueError(f"{path.name}: expected {', '.join(ENTRIES)}, a kind of {', '.join(KINDS)}, # prints:")
     code = body.split('"""', 2)[2].strip().removeprefix("# noqa: E501").strip()
     return Finding(path.stem, path.stem.partition("-")[0], " ".join(head.split()), tuple(entries["requirements"].split()),
-                   tuple(since), entries["kind"], entries["why"], entries["upstream"], code,
-                   "\n".join(line.removeprefix("# ").removeprefix("#") for line in prints.rstrip().splitlines()))
+                   tuple(since), entries["kind"], entries["why"], entries["upstream"], code, _uncommented(prints))
+
+
+def _uncommented(lines: str) -> str:
+    return "\n".join(line.removeprefix("# ").removeprefix("#") for line in lines.rstrip().splitlines())
 
 
 def all_findings() -> list[Finding]:
@@ -206,7 +210,20 @@ def page(found: list[Finding], ran: list[dict], run: dict, then: Asked) -> str:
                      f"{report['seconds']:.0f} |")
     for report in ran:
         lines += ["", *_subject(report, [f for f in found if f.subject == report["subject"]["spec"]], then.requirements)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *_of_files()]) + "\n"
+
+
+def _of_files() -> list[str]:
+    """The section on adapter files: what each script of exchange/scripts/ shows and prints."""
+    lines = ["## Adapter files", "",
+             "`conformance exchange` found these. [results/exchange.md](../results/exchange.md) has all that it found. Each "
+             "script needs only its library, and says at its head how it is run."]
+    for path in sorted((HERE / "exchange" / "scripts").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        head = (ast.get_docstring(ast.parse(text)) or "").partition("\n\n")[0]
+        lines += ["", f"**{' '.join(head.split())}**", "", f"[{path.name}](exchange/scripts/{path.name}) prints", "", "```text",
+                  _uncommented(text.partition("# prints:\n")[2]), "```"]
+    return lines
 
 
 def _subject(report: dict, found: list[Finding], by_id: dict[str, Sentence]) -> list[str]:

@@ -62,6 +62,12 @@ def base_model() -> Arrays:
     return {f"{module}.weight": drawn(f"W {module}", *shape) for module, shape in shapes.items()}
 
 
+def kinds(base: Arrays) -> dict[str, str]:
+    """The kind of the module of each weight: linear, embedding or conv1d."""
+    modules = [name.removesuffix(".weight") for name in base if name.endswith(".weight")]
+    return {module: {EMBEDDING: "embedding", CONV1D: "conv1d"}.get(module, "linear") for module in modules}
+
+
 def power(A: np.ndarray, B: np.ndarray, scale: float) -> float:
     """How far the nearest known fault moves scale · B A, for A (rank, in) and B (out, rank), in units of its norm."""
     A, B = A.reshape(A.shape[0], -1).astype(np.float64), B.reshape(B.shape[0], -1).astype(np.float64)

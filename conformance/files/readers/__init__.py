@@ -27,7 +27,7 @@ READERS = {  # the name on the command line → the module
     "file": "meaning", "lora_torch": "lora_torch", "peft": "peft", "mlx-lm": "mlx_lm", "torchtune": "torchtune",
     "diffusers": "diffusers", "lycoris": "lycoris", "vllm": "vllm", "llama.cpp": "llama_cpp",
 }
-Read = Callable[[str, Arrays], Arrays | np.ndarray]
+Read = Callable[..., Arrays | np.ndarray]  # of the place and the base; a function of the user's may take kinds, too
 
 
 class NotAvailable(Exception):
@@ -57,7 +57,7 @@ def find(name: str) -> Reader:
         else:
             module = importlib.import_module(path)
         return Reader(None, getattr(module, attribute))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end with sys.exit(main())
         known = ", ".join(READERS)
         raise NotAvailable(f"{name}: {type(error).__name__}: {error}; expected one of {known}, or FILE.py:FUNCTION") from error
 

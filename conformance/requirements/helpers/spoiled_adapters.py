@@ -201,7 +201,13 @@ def header_of(length: int) -> Callable[[bytes], bytes]:
     return lambda content: length.to_bytes(8, "little") + content[8:]
 
 
+def missing(name: str, wrong: str) -> Spoil:
+    return lambda case, rng: {"files": {name: None}, "wrong": wrong}
+
+
 DAMAGED: tuple[Spoil, ...] = (
+    missing(TENSORS, "no file of tensors"),
+    missing(CONFIG, "no file of settings"),
     bytes_of(TENSORS, lambda content: content[:-4], "tensors that are cut off in the last number"),
     bytes_of(TENSORS, lambda content: content[:40], "tensors that are cut off in the header"),
     bytes_of(TENSORS, lambda content: content[:5], "five bytes of tensors"),

@@ -2,11 +2,16 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from conformance.commands.exchange import status
+from conformance.files import judge, talk
+from conformance.files import readers as readers_of
 from conformance.files.exchange import (
     ACCEPTED,
     BAD,
@@ -17,9 +22,12 @@ from conformance.files.exchange import (
     SPOILED,
     UNWRITTEN,
     WRONG,
+    Cell,
+    Given,
     Matrix,
     exchange,
     for_reader,
+    merged,
     spoiled,
     written,
 )
@@ -61,6 +69,13 @@ def refuses_all(path, base):
 
 def gives_none(path, base):
     pass
+
+def by_kinds(path, base, kinds):
+    assert kinds.keys() == {name.removesuffix(".weight") for name in base}
+    zeros = {module: 0.0 * base[module + ".weight"] for module in kinds if kinds[module] == "linear"}
+    found = deltas(path, base)
+    assert kinds.get("h.0.attn.c_proj", "conv1d") == "conv1d" and kinds.get("model.embed_tokens", "embedding") == "embedding"
+    return zeros | found
 
 def dies(path, base):
     if "rslora" in path:
@@ -157,6 +172,38 @@ def test_a_reader_that_is_not_there_is_not_available(readers):
         assert not matrix.cells and matrix.missing
 
 
+def test_a_function_may_take_kinds_and_give_zeros_for_what_is_unchanged(readers):
+    assert {cell.status for cell in made(f"{readers}:by_kinds", "peft/P-3-pass", "peft/P-4-pass").cells} == {RIGHT}
+
+
+def test_a_file_that_ends_is_not_available(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text("def read(path, base):\n    return {}\n\nraise SystemExit(0)\n")
+    done = conformance("exchange", f"{path}:read", "--only", "P-3")
+    assert done.returncode == 3 and "not available" in done.stdout and "Traceback" not in done.stderr
+
+
+def test_who_reads_nothing_is_not_right(tmp_path):
+    """What a writer merged, or did not write, is no answer of a reader."""
+    given = Given("by w", "", "plain", (), tmp_path, tmp_path, judge.Right({}, {}, {}))
+    found = {status: Cell(given, status) for status in (RIGHT, ELSEWHERE, UNWRITTEN)}
+    merge, writer = Matrix("w", [found[RIGHT]], kind="merge"), Matrix("w", [found[UNWRITTEN]], kind="writer")
+    assert status([merge, writer, Matrix("r", [found[ELSEWHERE]])]) == 3
+    assert status([merge, writer, Matrix("r", [found[ELSEWHERE], found[RIGHT]])]) == 0
+
+
+@pytest.mark.parametrize("first", [None, {"not available": "no library"}])
+def test_a_writer_that_ends_is_not_available(tmp_path, monkeypatch, first):
+    talker = SimpleNamespace(answer=lambda: first, ask=lambda question: None)
+    monkeypatch.setattr(talk, "process", lambda *_: nullcontext(talker))
+    assert merged("lora_torch", tmp_path).missing == (first or {}).get("not available", talk.ENDED)
+    monkeypatch.setattr(talker, "answer", dict)  # it comes, and ends at the first feature
+    (tmp_path / "corpus").mkdir()
+    monkeypatch.setattr(readers_of, "place_of", lambda *_: None)
+    made, matrix = written("peft", tmp_path)
+    assert not made and {cell.words for cell in matrix.cells} == {talk.ENDED}
+
+
 def test_the_command(readers, tmp_path):
     done = conformance("exchange", "file", f"{readers}:without_rslora", "--only", "P-3", "--json", str(tmp_path / "out.json"))
     assert done.returncode == 1, done.stderr
@@ -171,27 +218,24 @@ def test_the_command(readers, tmp_path):
 
 
 def test_a_run_goes_on_where_it_was_cut(readers, tmp_path):
-    """Cells of the same bytes are not asked again. Others are."""
-    out, asked = tmp_path / "out.json", tmp_path / "asked"
-    asked.touch()
-    spy = tmp_path / "spy.py"
-    spy.write_text(READERS + f"""
-def counts(path, base):
-    open({str(asked)!r}, "a").write(path + chr(10))
-    return deltas(path, base)
-""")
-    call = ("exchange", f"{spy}:counts", "--only", "P-3", "P-4", "--json", str(out), "--resume")
-    assert conformance(*call).returncode == 0
+    """Cells of the same bytes are not asked again. Others are, and all of a reader of the user's, whose code may be new."""
+    out, mine = tmp_path / "out.json", tmp_path / "mine.py"
+    mine.write_text(READERS)
+    call = ("exchange", "file", f"{mine}:believes_all", "--only", "P-3", "P-4", "--json", str(out), "--resume")
+    conformance(*call)
     first = json.loads(out.read_text())
-    count = len(asked.read_text().splitlines())
-    assert count == len(first["readers"][0]["cells"])
     cut = json.loads(out.read_text())
-    cut["readers"][0]["cells"] = cut["readers"][0]["cells"][:-2]
-    cut["readers"][0]["cells"][0]["digest"] = "of other bytes"
+    built_in, own = (reader["cells"] for reader in cut["readers"])
+    del built_in[-2:]
+    for cell in [*built_in, *own]:
+        cell["words"] = "kept"
+    built_in[0]["digest"] = "of other bytes"
     out.write_text(json.dumps(cut))
-    assert conformance(*call).returncode == 0
-    assert len(asked.read_text().splitlines()) == count + 3
-    assert json.loads(out.read_text()) == first
+    conformance(*call)
+    now = json.loads(out.read_text())
+    words = [cell["words"] for cell in now["readers"][0]["cells"]]
+    assert [number for number, said in enumerate(words) if said != "kept"] == [0, len(words) - 2, len(words) - 1]
+    assert now["readers"][1] == first["readers"][1]
     out.write_text(json.dumps(first | {"harness": {}}))
     assert conformance(*call).returncode == 2
     assert conformance("exchange", "file", "--resume").returncode == 2
