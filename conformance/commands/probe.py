@@ -84,6 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
     written = Written(arguments.json)
     if (arguments.url is None) == (arguments.write is None):
         raise ValueError("the URL of a server is expected, or --write DIR")
+    if arguments.seed < 0:
+        raise ValueError(f"--seed {arguments.seed}: expected a whole number of at least 0")
     if arguments.tokens < 2:
         raise ValueError("--tokens 1: a prompt needs 2 tokens at least, so that one comes after another")
     try:

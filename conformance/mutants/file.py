@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import re
+import zipfile
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -410,6 +411,16 @@ class CutOffNumbersAreZero(HonestReader):
 
 
 @mutant(kills="FILE-19")
+class NoFileIsNoAdapter(HonestReader):
+    """A folder without tensors, or without settings, is taken for an adapter of nothing. The base model is served."""
+
+    def read(self, path: Path) -> Adapter:
+        if path.is_dir() and not (any(path.glob("*.safetensors")) and any(path.glob("*.json"))):
+            return Adapter()
+        return super().read(path)
+
+
+@mutant(kills="FILE-19")
 class PlacesAreNotTested(HonestReader):
     """The places of the tensors are believed: they may overlap, and bytes may belong to none."""
 
@@ -681,6 +692,16 @@ class WritesAPickle(HonestReader):
     def save(self, directory: str | PathLike[str]) -> None:
         super().save(directory)
         (Path(directory) / "training.bin").write_bytes(pickle.dumps(self.said(self.now), 2))
+
+
+@mutant(kills="FILE-29")
+class WritesATorchFile(HonestReader):
+    """Beside the adapter, the settings are written as torch.save writes them: a zip file with a pickle in it."""
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        super().save(directory)
+        with zipfile.ZipFile(Path(directory) / "training", "w") as file:
+            file.writestr("training/data.pkl", pickle.dumps(self.said(self.now), 2))
 
 
 @mutant(kills="FILE-30")

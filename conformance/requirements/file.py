@@ -19,6 +19,7 @@ from conformance.requirements.helpers.loaders import (
     agree,
     expect_same,
     fresh,
+    is_pickle,
     judge,
     load,
     loaded,
@@ -313,7 +314,7 @@ def base_stays(subject, case):
     cases=adapters(drawn.two), examples=SHARE,
 )
 def second_load(subject, case):
-    """The second file has another rank, another alpha and other modules. What it does not mention must go back to the base."""
+    """The second file has another rank, another scale and other modules. What it does not mention must go back to the base."""
     with place() as folder:
         loader = loaded(subject, case, folder / "first")
         judge(loader, case)
@@ -401,9 +402,8 @@ def saved_files_are_safe(subject, case):
                     json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
                 except ValueError as error:
                     raise Mismatch(f"what was saved as {path.name}", str(error), "JSON") from None
-            is_pickle = path.is_file() and path.read_bytes()[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-            is_pickle |= path.suffix in (".bin", ".pt", ".pth", ".pkl")
-            expect(not is_pickle, f"what was saved as {path.name}", "a pickle", "a format that runs no code")
+            safe = path.is_dir() or not is_pickle(path)
+            expect(safe, f"what was saved as {path.name}", "a pickle", "a format that runs no code")
 
 
 @requirement(

@@ -22,9 +22,9 @@ ALL = "all"
 
 def write(truth: Truth, folder: Path) -> dict[str, float]:
     """A folder for each group of linear layers with the same name, and `all`, for all of them. Gives the effect of each in nat.
-    Raises ValueError if the folder is not empty."""
+    Raises ValueError if it is there and no empty folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not empty; nothing was written")
+        raise ValueError(f"{folder} is no empty folder; nothing was written")
     linear = {name: module for name, module in truth.modules.items() if isinstance(module, nn.Linear) and "." in name}
     drawn = {name: _drawn(module, seed) for seed, (name, module) in enumerate(linear.items())}
     groups = kinds(drawn)

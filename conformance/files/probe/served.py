@@ -18,7 +18,7 @@ class Models:
     def __init__(self, server: Server):
         """Raises Trouble."""
         self.server = server
-        self.cards = {card["id"]: card for card in _entries(server.call("/v1/models"), "data", "id")}
+        self.cards = {card["id"]: card for card in _entries(server.call("/v1/models"), "data", str)}
 
     def who(self, model: str) -> Who:
         """The fields that choose a model or an adapter by its name. Raises Trouble."""
@@ -34,7 +34,7 @@ class Models:
         """The name of the base model of an adapter. Raises Trouble."""
         parent = self.cards.get(model, {}).get("parent")
         others = [name for name, card in self.cards.items() if not card.get("parent") and name != model]
-        return str(parent) if parent in self.cards else _only(others, "base model", "--base-model")
+        return parent if isinstance(parent, str) and parent in self.cards else _only(others, "base model", "--base-model")
 
     def folder(self, model: str) -> str | None:
         """The folder that the model was loaded from, if the server tells it and it is on this machine."""
@@ -54,9 +54,13 @@ class Scales:
     """llama.cpp's server. An adapter is named by its number, or by its file without the ending."""
 
     def __init__(self, server: Server, entries: list[dict[str, Any]]):
+        """Raises Trouble."""
         self.server = server
-        self.start = {int(entry["id"]): float(entry.get("scale", 1.0)) for entry in entries}
-        self.names = {Path(str(entry.get("path", ""))).stem: int(entry["id"]) for entry in entries}
+        try:
+            self.start = {entry["id"]: float(entry.get("scale", 1.0)) for entry in entries}
+        except (TypeError, ValueError, OverflowError) as error:
+            raise Trouble(f"the list of adapters cannot be read: a scale is no number: {error}") from None
+        self.names = {Path(str(entry.get("path", ""))).stem: entry["id"] for entry in entries}
 
     def number(self, model: str) -> int:
         """Raises Trouble."""
@@ -96,7 +100,7 @@ def offered(server: Server) -> Models | Scales:
         said = server.call(SCALES)
     except Refused:
         return Models(server)
-    return Scales(server, _entries({"": said}, "", "id"))
+    return Scales(server, _entries({"": said}, "", int))
 
 
 def request(offer: Models | Scales, model: str, base: str) -> tuple[Who, Who]:
@@ -106,10 +110,13 @@ def request(offer: Models | Scales, model: str, base: str) -> tuple[Who, Who]:
     return offer.who(base), offer.who(model)
 
 
-def _entries(said: Any, key: str, name: str) -> list[dict[str, Any]]:
+def _entries(said: Any, key: str, kind: type) -> list[dict[str, Any]]:
+    """The objects of the list, each with an id of this kind. Raises Trouble."""
     entries = said.get(key) if isinstance(said, dict) else None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) and name in entry for entry in entries):
-        raise Trouble(f"a list of objects with {name!r} was expected, and this came: {str(said)[:80]}")
+    if not isinstance(entries, list) or not all(
+            isinstance(entry, dict) and isinstance(entry.get("id"), kind) for entry in entries):
+        wanted = f"a list of objects, each with an id of type {kind.__name__}, was expected"
+        raise Trouble(f"the list of adapters cannot be read: {wanted}, and this came: {str(said)[:80]}")
     return entries
 
 

@@ -19,6 +19,7 @@ import http.client
 import json
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -57,8 +58,13 @@ class Server:
     """A server at a URL, and the way in which it gives log-probabilities."""
 
     def __init__(self, url: str, timeout: float, key: str = ""):
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"{url} is no address of a server, expected for example http://127.0.0.1:8000")
+        try:
+            parts = urllib.parse.urlsplit(url)
+            right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # of a port that is no number, for example
+            right = False
+        if not right:
+            raise ValueError(f"URL {url}: it is no address of a server, expected for example http://127.0.0.1:8000")
         self.url = url.rstrip("/").removesuffix("/v1")
         self.timeout = timeout
         self.headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})

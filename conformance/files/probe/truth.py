@@ -165,9 +165,11 @@ def rms(array: np.ndarray) -> float:
 
 
 def together(answers: list[Answer], vocabulary: int) -> tuple[Places, np.ndarray]:
-    """The places and the values of the answers to all prompts. Raises Trouble for a token that is none."""
+    """The places and the values of the answers to all prompts. Raises Trouble for no values, and for a token that is none."""
     numbers = np.repeat(np.arange(len(answers)), [len(answer.token) for answer in answers])
     position, token, value = (np.concatenate(column) for column in zip(*answers, strict=True))
+    if not token.size:
+        raise Trouble("the server gives no log-probabilities for any of these prompts")
     if ((token < 0) | (token >= vocabulary)).any():
         raise Trouble(f"the server names token {token.max()}, and the vocabulary has {vocabulary}")
     return Places(numbers, position, token), value

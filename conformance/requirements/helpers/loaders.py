@@ -1,5 +1,7 @@
 """Functions that load adapter files into a model of a subject, and judge what it then computes."""
 
+import pickletools
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -98,7 +100,23 @@ def state(loader: Loader) -> dict[str, Arrays]:
 
 
 def expect_same(now: dict[str, Arrays], before: dict[str, Arrays], note: str) -> None:
-    for kind, arrays in before.items():
-        expect(now[kind].keys() == arrays.keys(), f"names of {kind} arrays {note}", sorted(now[kind]), sorted(arrays))
-        for name, want in arrays.items():
-            expect_equal(now[kind][name], want, f"{kind} {name} {note}")
+    agree(now["ΔW"], before["ΔW"], f" {note}")
+    base, want = (said.get("the base's", {}) for said in (now, before))
+    expect(base.keys() == want.keys(), f"names of the base's arrays {note}", sorted(base), sorted(want))
+    for name, array in want.items():
+        expect_equal(base[name], array, f"the base's {name} {note}")
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether the file is a pickle, by its name or by its bytes: of any protocol, or in a zip file as torch.save makes it."""
+    if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"):
+        return True
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            return any(name.endswith(".pkl") for name in file.namelist())
+    content = path.read_bytes()
+    try:
+        *_, (_, _, last) = pickletools.genops(content)
+    except ValueError:  # some byte is no opcode
+        return False
+    return content[0] == 0x80 or last == len(content) - 1  # protocols 0 and 1 have no mark

@@ -249,6 +249,11 @@ def gives_nan(fake: Fake) -> None:
     fake.chosen = lambda asked: {name: delta * np.nan for name, delta in fake.choose(asked).items()}
 
 
+def is_silent_of_the_adapter(fake: Fake) -> None:
+    silent = {"choices": [{"logprobs": None}]}
+    fake.answer = lambda path, asked: silent if asked and asked.get("model") == "mine" else fake.respond(path, asked)
+
+
 @pytest.mark.parametrize(("fault", "status", "words"), [
     (say(b"no JSON"), 3, "is no JSON"),
     (say({"choices": []}), 3, "no log-probabilities"),
@@ -256,6 +261,11 @@ def gives_nan(fake: Fake) -> None:
     (say({"choices": [{"logprobs": {"top_logprobs": [{"token_id:64": -1.0}]}}]}), 3, "the vocabulary has 64"),
     (say({"data": "?"}, "/v1/models"), 3, "a list of objects"),
     (say({"data": [{"id": "base"}]}, "/v1/models"), 3, "it serves no model 'mine'"),
+    (say({"data": [{"id": []}]}, "/v1/models"), 3, "the list of adapters cannot be read"),
+    (say({"data": [{"id": None}]}, "/v1/models"), 3, "the list of adapters cannot be read"),
+    (say([{"id": 0, "path": "mine.gguf", "scale": None}], "/lora-adapters"), 3, "the list of adapters cannot be read"),
+    (say([{"id": "x", "path": "mine.gguf"}], "/lora-adapters"), 3, "the list of adapters cannot be read"),
+    (is_silent_of_the_adapter, 3, "the server gives no log-probabilities for any of these prompts"),
     (gives_nan, 1, "no finite numbers"),
 ])
 def test_odd_answers_are_no_crash(made, probe, fault, status, words):
@@ -285,6 +295,15 @@ def test_no_server_is_no_verdict(made, tmp_path, capsys):
 def test_usage(arguments, capsys):
     assert main(["probe", *arguments]) == 2
     assert capsys.readouterr().err.startswith("conformance probe: ")
+
+
+@pytest.mark.parametrize(("name", "arguments"), [
+    ("--seed", ("http://127.0.0.1:9", "--seed", "-1")), ("URL", ("127.0.0.1:9",)), ("URL", ("http://",)),
+    ("URL", ("http://h:port",)), ("URL", ("http://[",))])
+def test_usage_names_the_argument(made, name, arguments, capsys):
+    folders = ["--base", str(made.folder / "base"), "--adapter", str(made.folder / "mine")]
+    assert main(["probe", *arguments, *folders]) == 2
+    assert capsys.readouterr().err.startswith(f"conformance probe: {name} ")
 
 
 def test_an_adapter_of_another_model_is_usage(made, probe, tmp_path, capsys):

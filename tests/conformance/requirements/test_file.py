@@ -1,21 +1,27 @@
 """The group FILE: functions and programs as subjects, the scripts of failures, and the verdict on a reader without layers."""
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from conformance.drivers.process import ProcessSubject
+from conformance.files.binary import with_header
 from conformance.mutants import all_mutants, honest_subjects
 from conformance.mutants.honest_reader import HonestReader
 from conformance.requirements import all_requirements
+from conformance.requirements.helpers import loaders
 from conformance.run import case_bank, plan, runner
 from conformance.run import examine as search
 from conformance.run.diagnosis import Diagnosis
 from conformance.run.examine import Outcome, examine
 from conformance.run.loading import load
 from conformance.run.verdict import Report
+from conformance.truth.compare import Mismatch
 
 FILE = Path(__file__).parents[1] / "readers.py"
 REQUIREMENTS = {r.id: r for r in all_requirements() if r.group == "FILE"}
@@ -46,6 +52,32 @@ def test_the_script_of_every_kind_of_failure_runs(id, capsys, monkeypatch):
     assert outcome.status in ("fail", "error") and outcome.reproduce is not None
     exec(outcome.reproduce, {})
     assert capsys.readouterr().out
+
+
+def test_a_pickle_is_known_by_its_name_or_its_bytes(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "new")
+    torch.save({"a": torch.ones(2)}, tmp_path / "old", _use_new_zipfile_serialization=False)
+    (tmp_path / "last.ckpt").touch()
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        (tmp_path / f"protocol {protocol}").write_bytes(pickle.dumps({"r": 2, "name": ["q", None, 1.5]}, protocol))
+    assert [path.name for path in tmp_path.iterdir() if not loaders.is_pickle(path)] == []
+
+
+def test_what_is_no_pickle_is_not_taken_for_one(tmp_path):
+    """Headers of 640 bytes and more begin with the two bytes of a pickle."""
+    np.savez(tmp_path / "a.npz", a=np.ones(2))
+    (tmp_path / "empty").touch()
+    (tmp_path / "README.md").write_text("I have a rank of 2.")
+    (tmp_path / "adapter_config.json").write_text('{"r": 2}')
+    for length in (8, 640, 896, 1152, 1408):
+        (tmp_path / f"{length}").write_bytes(with_header(b"{}".ljust(length)))
+    assert [path.name for path in tmp_path.iterdir() if loaders.is_pickle(path)] == []
+
+
+def test_a_delta_of_zeros_may_be_left_out():
+    loaders.expect_same({"ΔW": {}}, {"ΔW": {"q": np.zeros((2, 3))}}, "after a load")
+    with pytest.raises(Mismatch, match="ΔW of q after a load"):
+        loaders.expect_same({"ΔW": {}}, {"ΔW": {"q": np.ones((2, 3))}}, "after a load")
 
 
 def test_a_program_reads_files_too():
