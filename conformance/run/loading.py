@@ -12,7 +12,7 @@ from conformance import subjects
 from conformance.drivers import environments
 from conformance.drivers.hosted import HostedSubject, NotLoaded
 from conformance.drivers.process import LIMIT, MEMORY, START, ProcessSubject, start_limit
-from conformance.files.reader import FunctionSubject, is_reader
+from conformance.files.function_subject import FunctionSubject, is_reader
 from conformance.subject import Subject
 
 

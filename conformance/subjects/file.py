@@ -8,8 +8,8 @@ def subject():
 
     from conformance import __version__
     from conformance.files import reading
-    from conformance.files.reader import FunctionSubject
-    from conformance.files.readers.meaning import deltas
+    from conformance.files.function_subject import FunctionSubject
+    from conformance.files.readers.file import deltas
 
     def file(path, base, kinds):
         meaning = reading.read(path)

@@ -24,7 +24,7 @@ from conformance.drivers import environments
 from conformance.files.binary import Arrays
 
 READERS = {  # the name on the command line → the module
-    "file": "meaning", "lora_torch": "lora_torch", "peft": "peft", "mlx-lm": "mlx_lm", "torchtune": "torchtune",
+    "file": "file", "lora_torch": "lora_torch", "peft": "peft", "mlx-lm": "mlx_lm", "torchtune": "torchtune",
     "diffusers": "diffusers", "lycoris": "lycoris", "vllm": "vllm", "llama.cpp": "llama_cpp",
 }
 Read = Callable[..., Arrays | np.ndarray]  # of the place and the base; a function of the user's may take kinds, too

@@ -12,7 +12,7 @@ import pytest
 from conformance.files import container, corpus, gguf, kohya, meaning, mlx, peft_settings, reading
 from conformance.files.corpus.made import Case
 from conformance.files.meaning import Meaning, Scale
-from conformance.files.readers.meaning import deltas
+from conformance.files.readers.file import deltas
 
 CASES = list(corpus.cases())
 

@@ -8,7 +8,7 @@ import pytest
 
 from conformance.files import container, corpus, reading, writing
 from conformance.files.meaning import Meaning, Part, Scale
-from conformance.files.readers.meaning import deltas
+from conformance.files.readers.file import deltas
 from conformance.files.writing import FORMATS, CannotSay
 
 VALID = [case for case in corpus.cases() if case.valid]
