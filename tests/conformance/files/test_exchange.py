@@ -139,7 +139,8 @@ def test_what_peft_writes_is_read_rightly_but_for_overlapping_patterns():
 
 
 def test_what_is_not_written_is_told():
-    (writer, _) = exchange(["file"], lambda given: given.name == "plain", ["lora_torch"])
+    writer, merge, reader = exchange(["file"], lambda given: given.name == "plain", ["lora_torch"])
+    assert [matrix.kind for matrix in (writer, merge, reader)] == ["writer", "merge", "reader"]
     assert writer.name == "lora_torch"
     assert {cell.given.name for cell in writer.cells} == {"a bias beside B"} and writer.cells[0].status == UNWRITTEN
 
