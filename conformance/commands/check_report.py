@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     screen, status = console(), 0
     for file in _files(arguments.files):
         report = stored.load(file)
-        wrong, notes, part = check(report, file)
+        wrong, notes, part = check(report)
         subjects = ", ".join(plain(entry["subject"]["name"]) for entry in report["reports"])
         state = "wrong" if wrong else "a partial result" if part else "nothing is wrong with it"
         screen.print(Text.assemble((plain(file), "bold"), f" ({subjects}): ", (state, "red" if wrong else "green")))
@@ -68,44 +68,77 @@ def _files(named: list[str]) -> list[str]:
     """The files, and the reports in the folders. Raises ValueError for a folder without one."""
     found = []
     for name in named:
-        inside = [str(path) for path in sorted(Path(name).rglob("*.json"))] if Path(name).is_dir() else None
-        if inside is not None and not (inside := [path for path in inside if '"reports": [' in Path(path).read_text("utf-8")]):
+        if not Path(name).is_dir():
+            found.append(name)
+            continue
+        documents = {str(path): stored.parsed(path) for path in sorted(Path(name).rglob("*.json"))}
+        keys = {"reports", "environment"}
+        inside = [path for path, value in documents.items() if isinstance(value, dict) and keys <= value.keys()]
+        if not inside:
             raise ValueError(f"{name} holds no report of `conformance run --json`")
-        found += [name] if inside is None else inside
+        found += inside
     return found
 
 
-def check(report: dict, file: str) -> tuple[list[str], list[str], list[str]]:
+def check(report: dict) -> tuple[list[str], list[str], list[str]]:
     """What is wrong with a report, what could not be checked, and in which way it is partial, in words."""
-    options, here = report["options"], json_report.harness()
-    notes, part = [], []
-    if options["version"] not in OLD:
-        try:
-            stored.load(file, stored.NOW)
-        except ValueError as error:
-            return [str(error)], [], []
-    same = (options["version"], options["code"]) == (here["version"], here["code"])
-    then = page.asked()
-    ids = None
-    if same:
-        ids = {r.id for r in plan.plan(plan.Options(only=tuple(options["only"]), level=options["level"]))}
-    elif (options["version"], options["code"]) == (then.version, then.code) and not options["only"]:
-        ids = set(then.requirements)
-    if not same:
-        what = "the plan and the rules" if ids is None else "the rules"
-        notes.append(f"not checked: {what} of its version, {options['version']} with code {options['code']}; here is "
-                     f"{here['version']} with code {here['code']}")
-    if options["only"] or options["level"] != "may":
-        part.append(f"partial: --only {' '.join(options['only'])} --level {options['level']}")
-    if set(options["dtypes"]) != set(plan.DTYPES):
-        part.append(f"partial: --dtype {' '.join(options['dtypes'])} alone")
+    runs = [run["options"] for run in report.get("joined", [])] or [report["options"]]
+    for options in runs:
+        if options["version"] not in OLD and (words := stored.misfit(options, stored.OPTIONS, "options")):
+            return [words], [], []
+    part = list(dict.fromkeys(words for options in runs for words in _partial(options)))
+    if any(entry.get("in_process") for entry in report["reports"]) and (words := "partial: --in-process") not in part:
+        part.append(words)
     wrong = [f"the command is {report['environment']['command']!r}, expected one that makes the report again"] * (
         not report["environment"]["command"].startswith(("conformance ", "pytest ")))
     specs = Counter(entry["subject"]["spec"] for entry in report["reports"])
     wrong += [f"{spec}: has {count} reports" for spec, count in specs.items() if count > 1]
+    notes, here = [], json_report.harness()
     for entry in report["reports"]:
-        wrong += [f"{entry['subject']['spec']}: {words}" for words in _wrong(entry, ids, same)]
-    return wrong, notes, part
+        spec = entry["subject"]["spec"]
+        runs = [run["options"] for run in report.get("joined", []) if spec in run["subjects"]] or [report["options"]]
+        version, code = made = runs[0]["version"], runs[0]["code"]
+        if version not in OLD and (words := stored.misfit(entry, stored.NOW)):
+            wrong.append(f"{spec}: {words}")
+            continue
+        same = made == (here["version"], here["code"])
+        ids = _planned(runs, same)
+        if not same:
+            what = "the plan and the rules" if ids is None else "the rules"
+            notes.append(f"not checked: {what} of its version, {version} with code {code}; here is {here['version']} with code "
+                         f"{here['code']}")
+        wrong += [f"{spec}: {words}" for words in _wrong(entry, ids, same)]
+        swept = same and any(plan.parts(_options(options)) for options in runs)
+        if swept and not entry["space"] and not entry["message"] and entry["verdict"] not in ("void", "error"):
+            wrong.append(f"{spec}: the space was not swept, or its result was taken out")
+    return wrong, list(dict.fromkeys(notes)), part
+
+
+def _options(options: dict) -> plan.Options:
+    space = options.get("space")
+    return plan.Options(tuple(options["only"]), options["level"], space=None if space is None else tuple(space))
+
+
+def _partial(options: dict) -> Iterator[str]:
+    """In which way a run with these options says less than one with none, in words."""
+    if options["only"] or options["level"] != "may":
+        yield f"partial: --only {' '.join(options['only'])} --level {options['level']}"
+    if set(options["dtypes"]) != set(plan.DTYPES):
+        yield f"partial: --dtype {' '.join(options['dtypes'])} alone"
+    if options.get("in_process"):
+        yield "partial: --in-process"
+    if options.get("examples", plan.Options.examples) < plan.Options.examples:
+        yield f"partial: --examples {options['examples']}"
+
+
+def _planned(runs: list[dict], same: bool) -> set[str] | None:
+    """The requirements that these runs of a subject planned together. None if that is not known. `same` says whether the code
+    that made them is the code that is here."""
+    if same:
+        return {r.id for options in runs for r in plan.plan(_options(options))}
+    then = page.asked()
+    known = (runs[0]["version"], runs[0]["code"]) == (then.version, then.code) and not any(run["only"] for run in runs)
+    return set(then.requirements) if known else None
 
 
 def _wrong(entry: dict, ids: set[str] | None, same: bool) -> Iterator[str]:

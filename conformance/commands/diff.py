@@ -32,12 +32,11 @@ exit status:
   0 nothing is worse
   1 something is worse: a requirement, or a verdict
   2 usage: a file is no report
-  3 NEW says nothing of a subject: it is not in it, or is void, partial or an
-    error now
+  3 NEW says less of a subject: it is not in it, is void or an error, is
+    partial and was not, or lacks a requirement that OLD has
 """
 TENFOLD = 10
 UNDECIDED = ("unsupported", "indeterminate")
-ORDER = ("conformant", "partial", "void", "error", "nonconformant")  # verdicts, the best first
 
 
 @dataclass
@@ -57,13 +56,13 @@ class Changes:
 
     @property
     def silent(self) -> bool:
-        """Whether the new report decides nothing, and the old one did."""
-        return self.verdict[1] in ("void", "error", "partial") and self.verdict[0] in ("conformant", "nonconformant")
+        """Whether the new report decides nothing, or less than the old one."""
+        less = self.verdict in (("conformant", "partial"), ("nonconformant", "partial"))
+        return self.verdict[1] in ("void", "error") or less or bool(self.gone)
 
     @property
     def is_worse(self) -> bool:
-        before, now = map(ORDER.index, self.verdict)
-        return bool(self.worse) or now > before and not self.silent
+        return bool(self.worse) or self.verdict[1] == "nonconformant" != self.verdict[0]
 
 
 def declare(parser: argparse.ArgumentParser) -> None:

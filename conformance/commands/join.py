@@ -23,7 +23,7 @@ examples:
 The verdict of a subject that several files have is made anew, from all that
 they asked. Two files that disagree on a requirement of one subject are
 refused, and so are two versions of a subject, or of conformance, in one
-subject's report.
+subject's report, and a run that broke off before it had asked all it planned.
 
 exit status:
   0 written
@@ -78,9 +78,9 @@ def join(reports: dict[str, dict]) -> dict:
     return {"schema": 1, "date": max(report.get("date", "") for report in reports.values()),
             "environment": json_report.environment(device), "options": several | shared,
             "catalogue": {"groups": titles, "requirements": known},
-            "joined": [{"file": file, "environment": report["environment"], "options": report["options"],
-                        "subjects": [entry["subject"]["spec"] for entry in report["reports"]]}
-                       for file, report in reports.items()],
+            "joined": [part for file, report in reports.items() for part in report.get("joined") or [
+                {"file": file, "environment": report["environment"], "options": report["options"],
+                 "subjects": [entry["subject"]["spec"] for entry in report["reports"]]}]],
             "reports": [entry for _, entry in entries.values()]}
 
 
@@ -96,6 +96,9 @@ def _check(spec: str, first: str, second: str, reports: dict[str, dict]) -> None
 def _both(one: dict, other: dict, first: str, second: str) -> dict:
     """One report of a subject from two. Raises ValueError if they do not agree."""
     spec = one["subject"]["spec"]
+    for file, part in ((first, one), (second, other)):
+        if part["executed"] < part["planned"] and not part["message"]:
+            raise ValueError(f"{spec} in {file} asked {part['executed']} of {part['planned']} requirements: run it again")
     if one["subject"] != other["subject"]:
         raise ValueError(f"{spec} has version {one['subject']['version']!r} in {first} and {other['subject']['version']!r} in "
                          f"{second}: one report of it cannot rest on both")
@@ -114,8 +117,14 @@ def _both(one: dict, other: dict, first: str, second: str) -> dict:
     canaries = one["canaries"] | {id: "pass" if one["canaries"].get(id) == "pass" else status
                                   for id, status in other["canaries"].items()}
     message = " ".join(dict.fromkeys(filter(None, (one["message"], other["message"]))))
+    # Of two sweeps of the space, the one that broke off counts: a later one does not explain it.
+    space = min(filter(None, (one.get("space"), other.get("space"))), default={},
+                key=lambda swept: swept.get("swept", 0) - swept.get("parts", 0))
     report = stored.report_of(one | {
         "requirements": list(rows.values()), "canaries": canaries, "message": message,
-        "seconds": one["seconds"] + other["seconds"], "space": one.get("space") or other.get("space") or {},
+        "seconds": one["seconds"] + other["seconds"], "space": space,
+        "compensates": one.get("compensates", {}) | other.get("compensates", {}),
+        "declined": list(dict.fromkeys(one.get("declined", []) + other.get("declined", []))),
+        "sandbox": one.get("sandbox", False) and other.get("sandbox", False),  # said only if all of it ran there
         "conventions": one["conventions"] or other["conventions"], "files": one.get("files", {}) | other.get("files", {})})
     return json_report.entry(report)

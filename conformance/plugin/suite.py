@@ -203,7 +203,7 @@ class Suite:
         if self.problems and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         whole = self.report.whole and self.report.parts == self.parts
-        options = self.options if whole else replace(self.options, only=tuple(self.selected))
+        options = self.options if whole else replace(self.options, only=tuple(r.id for r in self.report.planned))
         told.write(self.config, self.report, options, self.problems, self.xfails)
 
     def pytest_terminal_summary(self, terminalreporter) -> None:

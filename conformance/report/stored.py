@@ -23,13 +23,16 @@ FIRST = {"subject": {"name": str, "version": str, "spec": str}, "verdict": VERDI
 NOW = FIRST | {"requirements": [ROW], "causes": [{"title": str, "requirements": [str]}], "asked": int, "answered": int,
                "files": {...: str}, "in_process": bool, "sandbox": bool, "declined": [str], "space": dict,
                "compensates": {...: str}, "taken_from": str}
+FIRST_OPTIONS = {"version": str, "code": str, "only": [str], "level": tuple(level.lower() for level in LEVELS), "dtypes": [str],
+                 "device": str, "seed": int}
+OPTIONS = FIRST_OPTIONS | {"examples": int, "in_process": bool, "space": list | None}
 ENVIRONMENT = {"python": str, "numpy": str, "torch": str | None, "platform": str, "device": str, "command": str}
 
 
 def shape(entry: dict) -> dict:
     """The shape of a whole report of one subject."""
-    return {"schema": int, "environment": ENVIRONMENT, "options": {"version": str, "code": str, "only": [str], "level": str,
-            "dtypes": [str], "device": str, "seed": int}, "reports": [entry]}
+    options = OPTIONS if entry is NOW else FIRST_OPTIONS
+    return {"schema": int, "environment": ENVIRONMENT, "options": options, "reports": [entry]}
 
 
 def load(path: str, entry: dict = FIRST) -> dict:
@@ -37,14 +40,20 @@ def load(path: str, entry: dict = FIRST) -> dict:
     the file, for one that is no report."""
     if not Path(path).is_file():
         raise ValueError(f"{path} is no file, expected a report of `conformance run --json {path}`")
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # text that is not UTF-8, or not JSON
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    wrong = misfit(found, shape(entry)) or ("" if found["schema"] == 1 else f"its schema is {found['schema']}, expected 1")
+    found, parts = parsed(path), {"joined": [{"options": FIRST_OPTIONS, "subjects": [str]}]}
+    wrong = misfit(found, shape(entry)) or (misfit(found, parts) if "joined" in found else "")
+    wrong = wrong or ("" if found["schema"] == 1 else f"its schema is {found['schema']}, expected 1")
     if wrong:
         raise ValueError(f"{path} is no report of a run: {wrong}")
     return found
+
+
+def parsed(path: str | Path):
+    """The JSON in the file. Raises ValueError, which names the file, if it holds none."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # text that is not UTF-8, or not JSON
+        raise ValueError(f"{path} is no JSON: {error}") from error
 
 
 def report_of(entry: dict, planned: Sequence[Requirement] | None = None) -> Report:

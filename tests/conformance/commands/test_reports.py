@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from conformance.__main__ import main
+from conformance.report import json as json_report
+from conformance.report import stored
 
 ROOT = Path(__file__).parents[3]
 SPEC = "tests/conformance/broken.py:wrong_scale"
@@ -93,7 +95,7 @@ def test_headroom_new_and_gone(written, capsys):
 
     assert main(["diff", written("old.json", loose), written("new.json", tight)]) == 0
     assert "FWD-02: error / bound 0.09 → 0.9" in capsys.readouterr().out
-    assert main(["diff", written("old.json"), written("new.json", without("MERGE-01"))]) == 0
+    assert main(["diff", written("old.json"), written("new.json", without("MERGE-01"))]) == 3
     assert "gone        MERGE-01" in capsys.readouterr().out
 
 
@@ -104,6 +106,22 @@ def test_a_verdict_that_says_nothing_is_no_success(written, verdict):
         report["reports"][0]["verdict"] = verdict
 
     assert main(["diff", written("old.json", mended), written("new.json", silent)]) == 3
+
+
+def test_two_void_runs_are_no_success(written):
+    def void(report: dict) -> None:
+        report["reports"][0]["verdict"] = "void"
+
+    assert main(["diff", written("old.json", void), written("new.json", void)]) == 3
+
+
+def test_a_verdict_is_worse_although_a_requirement_is_gone(written):
+    def broken(report: dict) -> None:
+        without("MERGE-01", "FWD-01")(report)
+        row(report, "FWD-02")["status"] = "pass"
+        report["reports"][0]["verdict"] = "nonconformant"
+
+    assert main(["diff", written("old.json", mended), written("new.json", broken)]) == 1
 
 
 def test_what_is_no_report_is_named(written, capsys):
@@ -154,6 +172,54 @@ def test_a_surprise_of_one_run_is_one_of_all(written):
     assert json.loads(Path("c.json").read_text())["reports"][0]["verdict"] == "void"
 
 
+def test_a_run_that_broke_off_is_not_joined(written, capsys):
+    def broken_off(report: dict) -> None:
+        without("MERGE-01")(report)
+        report["reports"][0].update(planned=4, verdict="void")
+
+    for files in (("a.json", "b.json"), ("b.json", "a.json")):
+        written("a.json", broken_off), written("b.json")
+        assert main(["join", *files, "--json", "c.json"]) == 2
+        assert f"{SPEC} in a.json asked 3 of 4 requirements: run it again" in capsys.readouterr().err
+
+
+def test_what_limits_one_run_limits_all(written):
+    def one(report: dict) -> None:
+        report["reports"][0].update(compensates={"FWD-01": "a"}, declined=["embeddings"], sandbox=True)
+
+    def two(report: dict) -> None:
+        report["reports"][0].update(compensates={"FWD-02": "b"}, declined=["embeddings", "convolutions"], sandbox=False,
+                                    space={"cases": 2, "lived": 1, "left": 0, "declined": {}, "parts": 2, "swept": 1})
+
+    def whole(report: dict) -> None:
+        one(report)
+        report["reports"][0]["space"] = {"cases": 2, "lived": 2, "left": 0, "declined": {}, "parts": 2, "swept": 2}
+
+    assert main(["join", written("a.json", whole), written("b.json", two), "--json", "c.json"]) == 0
+    entry = json.loads(Path("c.json").read_text())["reports"][0]
+    assert entry["compensates"] == {"FWD-01": "a", "FWD-02": "b"} and entry["declined"] == ["embeddings", "convolutions"]
+    assert entry["sandbox"] is False and entry["space"]["swept"] == 1 and entry["verdict"] == "void"
+
+
+def test_each_subject_of_a_joined_report_has_its_own_plan(written, capsys):
+    def asked(spec: str, *left_out: str):
+        def change(report: dict) -> None:
+            without(*left_out)(report)
+            report["reports"][0]["subject"]["spec"] = spec
+            report["reports"] = [json_report.entry(stored.report_of(report["reports"][0]))]
+        return change
+
+    assert main(["join", written("a.json", asked("one", "FWD-02")), written("b.json", asked("another", "MERGE-01")),
+                 "--json", "c.json"]) == 0
+    assert main(["join", "c.json", written("d.json", asked("one", "FWD-01")), "--json", "e.json"]) == 0
+    for file in ("c.json", "e.json"):
+        assert main(["check-report", "--partial", file]) == 0, capsys.readouterr().out
+    joined = json.loads(Path("c.json").read_text())
+    joined["joined"] = [{"file": "a.json"}]
+    Path("c.json").write_text(json.dumps(joined))
+    assert main(["check-report", "c.json"]) == 2
+
+
 def test_an_unmodified_report_is_accepted(written, capsys):
     assert main(["check-report", written("a.json")]) == 3
     assert "partial: --only FWD-01" in capsys.readouterr().out
@@ -175,6 +241,7 @@ TAMPERED = {
     "no reproduction": lambda r: row(r, "FWD-01").update(reproduce=None),
     "no command": lambda r: r["environment"].update(command="none of your business"),
     "the number of cases": lambda r: r["reports"][0].update(answered=10**6),
+    "a sweep of the space that broke off": lambda r: r["options"].update(space=[]),
     "a subject twice": lambda r: r["reports"].append(r["reports"][0]),
 }
 
@@ -190,6 +257,31 @@ def test_a_report_that_was_changed_is_refused(written, what, capsys):
     status = main(["check-report", "--partial", "a.json"])
     assert status == 1, capsys.readouterr().out
     assert capsys.readouterr().out.count("\n") >= 2
+
+
+@pytest.mark.parametrize("change", [
+    lambda r: r["reports"][0].update(in_process=True), lambda r: r["options"].update(in_process=True),
+])
+def test_a_run_in_one_process_is_partial(written, change, capsys):
+    assert main(["check-report", written("a.json", change)]) == 3
+    told = capsys.readouterr().out
+    assert "partial: --in-process" in told and "partial: --examples 4" in told
+
+
+def test_a_level_that_there_is_not(written, capsys):
+    assert main(["check-report", written("a.json", lambda r: r["options"].update(level="foo"))]) == 2
+    assert "it['options']['level'] is none of must, should, may" in capsys.readouterr().err
+
+
+def test_a_report_in_a_folder_is_known_by_what_it_holds(written, tmp_path, capsys):
+    Path(written("compact.json")).write_text(json.dumps(json.loads(Path("compact.json").read_text()), separators=(",", ":")))
+    Path("other.json").write_text('[{"reports": [1]}]')
+    assert main(["check-report", "--partial", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "compact.json" in told and "other.json" not in told
+    Path("broken.json").write_text('{"reports": [')
+    assert main(["check-report", "--partial", str(tmp_path)]) == 2
+    assert "broken.json is no JSON" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_report_is_no_success(tmp_path, capsys):
