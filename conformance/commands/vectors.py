@@ -13,6 +13,7 @@ from conformance.commands.shared import CORES, Written, console, positive
 from conformance.report import output
 from conformance.requirements import groups
 from conformance.run.examine import plain
+from conformance.run.verdict import ANSWERED, CORE
 from conformance.vectors import check, export, files, lint
 from conformance.vectors.check import Verdict
 
@@ -54,13 +55,15 @@ exit status:
   0 every vector of a MUST was answered rightly or is unsupported
   1 an answer is wrong, or an error
   2 usage: no results, or those of another set
-  3 an answer is missing, or no forward pass was answered
+  3 an answer is missing, no forward pass of FWD-01 was answered, or fewer
+    than half of the vectors of a MUST
 """
 LINT = """\
 It checks the files themselves: JSON Schema, hashes, ids, requirements and
 mutants, decimal numbers against bits. It proves again, with rational
-numbers, that each interval holds the exact number, and runs each fault that
-a vector is said to show.
+numbers, that each interval holds the exact number, except for counts,
+refusals, initial values and rows that are not finite. It runs each fault
+that a vector is said to show.
 
 exit status: 0 all is well   1 something is wrong   2 usage
              3 the schema was not checked, since jsonschema is not installed
@@ -129,8 +132,18 @@ def status(verdicts: list[Verdict]) -> int:
     """The exit status: see above."""
     if any(verdict.status in ("fail", "error") and level(verdict) == "MUST" for verdict in verdicts):
         return 1
-    decided = any(verdict.status == "pass" and verdict.vector.operation == "forward" for verdict in verdicts)
-    return 3 if not decided or any(verdict.status == "missing" for verdict in verdicts) else 0
+    return 3 if too_few(verdicts) or any(verdict.status == "missing" for verdict in verdicts) else 0
+
+
+def too_few(verdicts: list[Verdict]) -> str:
+    """Why the answers that are right say too little, or "". A set without FWD-01 needs another forward pass."""
+    of_core = [verdict for verdict in verdicts if verdict.vector.requirement == CORE]
+    forward = of_core or [verdict for verdict in verdicts if verdict.vector.operation == "forward"]
+    if not any(verdict.status == "pass" for verdict in forward):
+        return f"no forward pass{f' of {CORE}' if of_core else ''} was answered rightly"
+    musts = [verdict.status == "pass" for verdict in verdicts if level(verdict) == "MUST"]
+    few = sum(musts) < ANSWERED * len(musts)
+    return f"{sum(musts)} of {len(musts)} vectors of a MUST are right, expected at least half" if few else ""
 
 
 def level(verdict: Verdict) -> str:
@@ -170,6 +183,8 @@ def show(head: dict, verdicts: list[Verdict], faults: list[str]) -> None:
     right = sum(verdict.status == "pass" for verdict in verdicts)
     program = plain(head.get("program", "the program"))
     screen.print(Text(f"{program}: {right} of {len(verdicts)} vectors are right, set {head['set']}"))
+    if reason := too_few(verdicts):
+        screen.print(Text(f"that is too little for a verdict: {reason}"))
     sys.stdout.flush()
 
 

@@ -41,15 +41,23 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, Result]]:
     try:
         text = path.read_text(encoding="utf-8")
         return _json(json.loads(text)) if text.lstrip().startswith("{") else _lines(text)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} is no file of results: {type(error).__name__}: {error}") from error
 
 
 def _json(said: dict[str, Any]) -> tuple[dict[str, str], dict[str, Result]]:
     results = {}
     for id, one in said["results"].items():
-        answers = {name: [_number(value) for value in values] for name, values in one.get("answers", {}).items()}
-        results[id] = Result(answers, one.get("unsupported"), one.get("error"))
+        given = [key for key in ("answers", "unsupported", "error") if key in one]
+        if len(given) != 1:
+            raise ValueError(f"{id} has {' and '.join(given) or 'none'}, expected one of answers, unsupported and error")
+        said_of_it = one[given[0]]
+        if given == ["answers"]:
+            results[id] = Result({name: [_number(value) for value in values] for name, values in said_of_it.items()})
+        elif isinstance(said_of_it, str):
+            results[id] = Result(**{given[0]: said_of_it})
+        else:
+            raise TypeError(f"{given[0]} of {id} is no text")
     return {key: str(said[key]) for key in ("set", "program") if key in said}, results
 
 
@@ -66,9 +74,14 @@ def _lines(text: str) -> tuple[dict[str, str], dict[str, Result]]:
                 if len(rest.split(" ")) < 2:
                     raise ValueError(f"line {number} is {line!r}, expected answer, an id, a name and numbers")
                 id, name, *values = rest.split(" ")
-                results.setdefault(id, Result()).answers[name] = [_number(value) for value in values]
+                before = results.setdefault(id, Result())
+                if before.unsupported is not None or before.error is not None:
+                    raise ValueError(f"line {number} is an answer of {id}, which is unsupported or an error above")
+                before.answers[name] = [_number(value) for value in values]
             case "unsupported" | "error":
                 id, _, why = rest.partition(" ")
+                if id in results:
+                    raise ValueError(f"line {number} says {word} of {id}, of which something else is said above")
                 results[id] = Result(**{word: why or "no reason"})  # pyright: ignore[reportArgumentType] both are words
             case _:
                 expected = "set, program, answer, unsupported or error"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from conformance.__main__ import main
+from conformance.commands.vectors import status
 from conformance.mutants import all_mutants, honest_subjects
 from conformance.record.trace import SubjectError
 from conformance.run.loading import load
@@ -209,14 +210,35 @@ def test_the_exit_status_says_what_is_missing_or_was_never_offered(folder, vecto
     assert "MISSING" in capsys.readouterr().out
     path.write_text("".join(f"unsupported {vector.id} nothing\n" for vector in vectors), encoding="utf-8")
     assert command("check", folder, path) == 3
+    one = next(vector for vector in vectors if vector.operation == "forward")
+    said = {vector.id: result_of(ask, vector) if vector is one else {"unsupported": "x"} for vector in vectors}
+    path.write_text(json.dumps({"results": said}), encoding="utf-8")
+    assert command("check", folder, path) == 3
+    assert "vectors of a MUST are right, expected at least half" in " ".join(capsys.readouterr().out.split())
     path.write_text(f"answer {vectors[0].id} y 1\n", encoding="utf-8")
     assert command("check", folder, path) == 1
+
+
+def test_the_forward_pass_of_fwd_01_must_be_answered():
+    made = {id: next(plan for plan in choose.planned({id[:3]}) if plan.id.startswith(id)) for id in ("FWD-01", "FWD-02")}
+    first, second = (choose.vector(plan, 0) for plan in made.values())
+    assert status([check.Verdict(first, "unsupported"), check.Verdict(second, "pass")]) == 3
+    assert status([check.Verdict(first, "pass"), check.Verdict(second, "unsupported")]) == 0
+    assert status([check.Verdict(first, "pass")] + 2 * [check.Verdict(second, "unsupported")]) == 3
 
 
 @pytest.mark.parametrize(("text", "words"), [
     ("set 0123456789abcdef\n", "results of the set 0123456789abcdef"), ("answer FWD-99-float32-1 y 1\n", "has not"),
     ("answer\n", "no file of results"), ("hello\n", "line 1 begins with 'hello'"), ('{"results": [1]}', "no file of results"),
     ("answer FWD-01 y one\n", "could not convert"),
+    ('{"results": {"a": {"answers": {"y": [1%s]}}}}' % ("0" * 400), "too large"),
+    ('{"results": {"a": {"error": {"a": 1}}}}', "error of a is no text"),
+    ('{"results": {"a": {"unsupported": 1}}}', "unsupported of a is no text"),
+    ('{"results": {"a": {"answers": {}, "unsupported": "x"}}}', "a has answers and unsupported"),
+    ('{"results": {"a": {}}}', "a has none"),
+    ('{"results": ' + "[" * 100_000, "no file of results"),
+    ("answer a y 1\nunsupported a x\n", "line 2 says unsupported of a"),
+    ("unsupported a x\nanswer a y 1\n", "line 2 is an answer of a"),
 ])
 def test_results_that_cannot_be_read_are_a_usage_error(folder, tmp_path, text, words, capsys):
     path = tmp_path / "results"
