@@ -41,7 +41,7 @@ The class is changed when your tests import it: no file of yours is changed or
 written. First the tests must pass without a fault, and with one that changes
 no answer. A fault counts only if it shows in your layer: a requirement that
 the layer passes must fail with it. That requirement is named for each fault
-that gets through.
+that gets through. Tests that take too long with a fault have caught it.
 
 exit status:
   0 every fault was caught, or as many as --at-least asks
@@ -152,7 +152,8 @@ def measured(arguments: argparse.Namespace, command: list[str], written: Written
                 keep()
 
         def keep() -> None:
-            text = json.dumps(about | results(rows), indent=1, ensure_ascii=False) + "\n"
+            known = {"faults": [rows[name] for name in FAULTS if name in rows]}  # of earlier runs of --resume, too
+            text = json.dumps(about | results(rows) | known, indent=1, ensure_ascii=False) + "\n"
             written(arguments.json, lambda file: output.write(file, text.encode()))
 
         def results(rows: dict[str, dict]) -> dict:
@@ -166,7 +167,7 @@ def measured(arguments: argparse.Namespace, command: list[str], written: Written
             for name, requirement in prover.proven(leave=set(rows)):
                 if requirement:
                     running.append(pool.submit(tried, name, requirement))
-                    running[-1].add_done_callback(lambda _, name=name: told(name, len(rows), len(names)))
+                    running[-1].add_done_callback(lambda _, name=name: told(name, sum(n in rows for n in names), len(names)))
                 else:
                     with lock:
                         rows[name] = {"fault": name, "words": FAULTS[name].words, "requirement": "", "caught": False,

@@ -82,10 +82,14 @@ class Warm:
     """A process that has imported what takes long, and forks for each run. See warm.py."""
 
     def __init__(self, modules: list[str], file: str, env: dict[str, str]):
+        self.task = {"modules": modules, "file": file}
         self.process = subprocess.Popen([sys.executable, str(HERE / "warm.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         text=True, env=env, start_new_session=True)
-        self.say({"modules": modules, "file": file})
-        self.spoilt = self.answer() is not False  # the layer was imported, too, and no fault can be planted any more
+
+    def begin(self) -> bool:
+        """Waits for the imports. False if the layer was imported, too: then no fault can be planted any more."""
+        self.say(self.task)
+        return self.answer() is False
 
     def say(self, message: dict) -> None:
         assert self.process.stdin is not None
@@ -110,6 +114,7 @@ class Trials:
         self.command, self.arguments, self.facts = command, arguments, facts
         self.preloaded: list[str] | None = None  # None: each run is a process from scratch
         self._warm = threading.local()
+        self._over = False  # nothing is to run any more
         self._running: set[int] = set()
         self._all: list[Warm] = []
 
@@ -126,8 +131,10 @@ class Trials:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Ends what runs. A thread that starts a process meanwhile sees `_over`, and ends it itself."""
+        self._over = True
         children.end(*self._running)
-        for warm in self._all:
+        for warm in list(self._all):
             warm.end()
         self._folder.cleanup()
 
@@ -152,6 +159,7 @@ class Trials:
         modules = None
         with suppress(OSError, ValueError):
             modules = json.loads(seen.read_text(encoding="utf-8"))
+        self._must_go_on()  # what was ended with all others has caught no fault
         return Ran(status, time.perf_counter() - started, text, modules)
 
     def _fresh(self, task: str, output: IO[bytes], seconds: float) -> int | None:
@@ -161,6 +169,7 @@ class Trials:
         status = None
         self._running.add(process.pid)
         try:
+            self._must_go_on()
             with suppress(subprocess.TimeoutExpired):
                 status = process.wait(seconds)
         finally:
@@ -182,8 +191,11 @@ class Trials:
             children.end(child)
 
         timer = threading.Timer(seconds, end)
+        timer.daemon = True
         timer.start()
         self._running.add(child)
+        if self._over:
+            end()
         status = warm.answer()
         timer.cancel()
         self._running.discard(child)
@@ -191,16 +203,24 @@ class Trials:
 
     def _warmed(self) -> Warm:
         """The process of this thread. It imports torch alone if more would import the layer, too."""
-        if not hasattr(self._warm, "process"):
-            assert self.preloaded is not None
-            self._warm.process = Warm(self.preloaded, self.facts["file"], self.env)
-            self._all.append(self._warm.process)
-            if self._warm.process.spoilt:
-                self._warm.process.end()
-                self.preloaded = ["torch"]
-                self._warm.process = Warm(self.preloaded, self.facts["file"], self.env)
-                self._all.append(self._warm.process)
+        if not hasattr(self._warm, "process") and not self._warm_one():
+            self._warm.process.end()
+            self.preloaded = ["torch"]
+            self._warm_one()
         return self._warm.process
+
+    def _warm_one(self) -> bool:
+        self._must_go_on()
+        assert self.preloaded is not None
+        self._warm.process = Warm(self.preloaded, self.facts["file"], self.env)
+        self._all.append(self._warm.process)
+        if self._over:
+            self._warm.process.end()
+        return self._warm.process.begin()
+
+    def _must_go_on(self) -> None:
+        if self._over:
+            raise RuntimeError("the runs of the tests were ended")
 
 
 def _plugins() -> set[str]:

@@ -58,6 +58,8 @@ class Suite:
         self.config, self.named = config, named
         option: Any = config.getoption
         self.worker = getattr(config, "workerinput", None)  # of pytest-xdist; None in the process that makes the report
+        if self.worker is None:
+            told.check_places(config)
         seed = self.worker[SEED] if self.worker else option("--lora-seed")
         self.options = plan.Options(
             dtypes=tuple(option("--lora-dtype")) or plan.DTYPES, device=option("--lora-device"), jobs=1,
@@ -200,11 +202,11 @@ class Suite:
         self.report = together(self.found, self.planned())
         self.report.spec = self.report.spec or self.named
         self.problems = told.problems(self.report, self.xfails, self.file)
-        if self.problems and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
         whole = self.report.whole and self.report.parts == self.parts
         options = self.options if whole else replace(self.options, only=tuple(r.id for r in self.report.planned))
-        told.write(self.config, self.report, options, self.problems, self.xfails)
+        self.problems += told.write(self.config, self.report, options, self.problems, self.xfails)
+        if self.problems and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter) -> None:
         if self.report is None:

@@ -11,7 +11,7 @@ import pytest
 from conformance.plugin.judge import place_of
 from conformance.plugin.xfails import SPACE, Xfail
 from conformance.report import json as json_report
-from conformance.report import markdown
+from conformance.report import markdown, output
 from conformance.run.plan import Options
 from conformance.run.verdict import Report
 
@@ -36,14 +36,32 @@ def problems(report: Report, xfails: Mapping[str, Xfail], file: Path) -> list[st
     return found
 
 
-def write(config: pytest.Config, report: Report, options: Options, notes: list[str], xfails: Mapping[str, Xfail]) -> None:
-    """Writes the files that were asked for."""
-    if path := config.getoption("--lora-json"):
-        command = shlex.join(["pytest", *sys.argv[1:]])
-        json_report.write(path, [report], options, command)
-    if path := config.getoption("--lora-summary") or os.environ.get("GITHUB_STEP_SUMMARY"):
-        with open(path, "a", encoding="utf-8") as file:  # other steps of the job write to it, too
-            file.write(markdown.summary(report, notes, _reasons(xfails)))
+def check_places(config: pytest.Config) -> None:
+    """Raises UsageError, before any test is run, if a file that was asked for cannot be written."""
+    for option in ("--lora-json", "--lora-summary"):
+        try:
+            if path := config.getoption(option):
+                output.check(path)
+        except ValueError as problem:
+            raise pytest.UsageError(f"{option}: {problem}") from None
+
+
+def write(config: pytest.Config, report: Report, options: Options, notes: list[str], xfails: Mapping[str, Xfail]) -> list[str]:
+    """Writes the files that were asked for. Gives words about each that could not be written."""
+    failed, path = [], config.getoption("--lora-json")
+    try:
+        if path:
+            json_report.write(path, [report], options, shlex.join(["pytest", *sys.argv[1:]]))
+    except OSError as error:
+        failed.append(f"lora: {path} was not written: {error.strerror or error}")
+    path = config.getoption("--lora-summary") or os.environ.get("GITHUB_STEP_SUMMARY")
+    try:
+        if path:
+            with open(path, "a", encoding="utf-8") as file:  # other steps of the job write to it, too
+                file.write(markdown.summary(report, notes + failed, _reasons(xfails)))
+    except OSError as error:
+        failed.append(f"lora: {path} was not written: {error.strerror or error}")
+    return failed
 
 
 def annotations(report: Report, xfails: Mapping[str, Xfail]) -> list[str]:

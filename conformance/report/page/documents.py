@@ -6,23 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conformance.report.stored import NUMBER, STATUSES, misfit
+from conformance.report.stored import FIRST, NOW, NUMBER, misfit
 from conformance.requirements import LEVELS
 from conformance.run.examine import plain
 
-VERDICTS = ("conformant", "partial", "nonconformant", "void", "error")
-ROW = {"id": str, "level": LEVELS, "group": str, "title": str, "status": STATUSES, "examples": int, "message": str,
-       "worst": NUMBER | None, "diagnosis": str | None, "reproduce": str | None, "failure": dict | None}
-LATER = {  # of a run's report, and not in those of the first versions
-    "causes": [{"title": str, "requirements": [str]}], "asked": int, "answered": int, "declined": [str],
-    "compensates": {...: str}, "void_since": [str], "in_process": bool, "sandbox": bool}
+# Of a run's report, and not in those of the first versions.
+LATER = {name: shape for name, shape in NOW.items() if name not in FIRST} | {"void_since": [str]}
+FAILURE = {"error": NUMBER | None, "bound": NUMBER | None}
 SPACE = {"cases": int, "lived": int, "left": int, "exact": bool, "parts": int, "swept": int}
 RATE = {"array": int, "requirements": int, "all": int}
 SENTENCE = {"level": LEVELS, "title": str, "sentence": str}
 KINDS = {  # what it is → the key that tells it, and the shape that it must have
-    "run": ("reports", {"environment": {...: str | None}, "reports": [{
-        "subject": {"name": str, "version": str, "spec": str}, "verdict": VERDICTS, "profiles": {...: str}, "seconds": NUMBER,
-        "message": str, "planned": int, "requirements": [ROW], "conventions": {...: str}, "canaries": {...: STATUSES}}]}),
+    "run": ("reports", {"environment": {...: str | None}, "reports": [FIRST]}),
     "selftest": ("mutants", {"score": NUMBER, "seconds": NUMBER, "honest": [{"name": str, "verdict": str}],
                              "mutants": [{"name": str, "group": str, "rows": [str], "killed": bool, "by": [str]}]}),
     "triggered": ("strengths", {"strengths": {...: RATE}, "groups": {...: RATE}, "honest": {...: int}, "seconds": NUMBER,
@@ -51,7 +46,8 @@ def read(paths: Iterable[str]) -> Documents:
             raise ValueError(f"{path} is no JSON: {error}") from error
         kind = kind_of(document)
         wrong = misfit(document, KINDS[kind][1]) if kind else "it has none of the keys that tell its kind"
-        if wrong := wrong or (_misfit_later(document) if kind == "run" else ""):
+        later = {"run": _misfit_later, "triggered": _misfit_rates}
+        if wrong := wrong or (later[kind](document) if kind in later else ""):
             raise ValueError(f"{path} is no report of conformance run, selftest or exchange: {wrong}")
         if kind in found.others:
             raise ValueError(f"{path} is the second report of the kind {kind}; only of runs there can be several")
@@ -83,8 +79,22 @@ def _misfit_later(run: dict) -> str:
     for report in run["reports"]:
         found.append(misfit(report, {key: LATER[key] for key in LATER if key in report}))
         found.append(misfit(report["space"], SPACE) if report.get("space") else "")
-        found += [misfit(row, {"worst_in": {...: NUMBER}}) for row in report["requirements"] if "worst_in" in row]
+        for row in report["requirements"]:
+            failure = row.get("failure") or {}
+            found += [misfit(row, {"worst_in": {...: NUMBER}}) if "worst_in" in row else "",
+                      misfit(row, {"failure": dict | None}) if "failure" in row else ""]
+            found.append(found[-1] or misfit(failure, {key: FAILURE[key] for key in FAILURE if key in failure}, "failure"))
+    for words in run.get("catalogue", {}).get("requirements", {}).values() if not any(found) else ():
+        found.append(misfit(words, {"sources": [str]}) if "sources" in words else "")
     return next(filter(None, found), "")
+
+
+def _misfit_rates(triggered: dict) -> str:
+    """What is wrong with the rates of a report of triggered faults, or "": each is a share of at least one."""
+    cells = triggered.get("cells", [])
+    wrong = misfit(cells, [{"factor": str, "group": str, "killed": int, "all": int}], "cells")
+    rates = [] if wrong else [*triggered["strengths"].values(), *triggered["groups"].values(), *cells]
+    return wrong or next((f"a rate is one of {rate['all']}, expected at least 1" for rate in rates if rate["all"] < 1), "")
 
 
 def cleaned(value: Any) -> Any:

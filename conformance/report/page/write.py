@@ -127,7 +127,7 @@ def _ratio(value: float | None) -> str:
 
 
 def _evidence(row: Row) -> list[tuple[str, str]]:
-    return evidence(row["failure"] or {}, row["message"])
+    return evidence(row.get("failure") or {}, row["message"])
 
 
 def _inline(*names: str) -> Inline:

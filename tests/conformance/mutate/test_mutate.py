@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -123,6 +127,42 @@ def test_the_score_of_a_scratch_project(project, monkeypatch, capsys):
     assert _done("out.json", found) == rows  # what --resume takes from the file
     with pytest.raises(ValueError, match="they have changed"):
         _done("out.json", found | {"files": dict.fromkeys(found["files"], "0")})
+
+
+def test_resume_keeps_what_is_known_of_other_faults(project, monkeypatch, capsys):
+    """The file is that of the test above. The score is that of the faults that were asked."""
+    monkeypatch.chdir(project)
+    command = ["mutate", "test_layers.py", "--layer", "layers.py:Small", "--json", "out.json", "--jobs", "1", "--resume"]
+    assert main([*command, "--fault", CHOSEN[1]]) == 1
+    assert "caught 0 of 1 faults" in capsys.readouterr().out
+    found = json.loads((project / "out.json").read_text())
+    assert {row["fault"] for row in found["faults"]} == set(CHOSEN) and found["planted"] == 1
+
+
+def test_ctrl_c_ends_it_with_its_processes(tmp_path):
+    """The tests sleep as soon as a fault is planted. What was ended with them counts as no fault that they caught."""
+    (tmp_path / "layers.py").write_text(LAYER)
+    (tmp_path / "test_slow.py").write_text(
+        "import json, os, pathlib, time, layers\n\ndef test_slow():\n"
+        "    if json.load(open(os.environ['CONFORMANCE_FAULT']))['fault'] == 'scale-is-alpha':\n"
+        "        pathlib.Path('started').write_text(str(os.getpid()))\n        time.sleep(600)\n")
+    command = [sys.executable, "-m", "conformance", "mutate", "test_slow.py", "--layer", "layers.py:Small",
+               "--json", "out.json", "--jobs", "1", "--fault", "scale-is-alpha", "A-without-gradient"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+                               env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])})
+    try:
+        started, until = tmp_path / "started", time.monotonic() + 120
+        while not (started.exists() and started.read_text()):
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=20)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "Traceback" not in said, said
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+    assert not (tmp_path / "out.json").exists()
 
 
 @pytest.mark.parametrize(("code", "status", "said"), [

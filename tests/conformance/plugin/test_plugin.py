@@ -143,6 +143,27 @@ def test_a_verdict_that_says_nothing_fails_the_session(tmp_path, subject, status
     assert "Traceback" not in done.stdout
 
 
+@pytest.mark.parametrize("option", ["--lora-json", "--lora-summary"])
+def test_a_place_that_cannot_be_written_is_told_before(tmp_path, option):
+    (tmp_path / "my_layers.py").write_text(LAYER)
+    done = run(tmp_path, "--lora-subject", "my_layers.py:MyLoRA", option, "none/lora", "-k", "FWD-01")
+    assert done.returncode == 4 and f"{option}: none/lora: there is no folder" in done.stderr, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_can_no_longer_be_written_fails_the_session(tmp_path):
+    """A test of the project takes the folder away meanwhile."""
+    (tmp_path / "my_layers.py").write_text(LAYER)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "test_mine.py").write_text("import os\n\ndef test_FWD_01():\n    os.rmdir('out')\n")
+    done = run(tmp_path, "--lora-subject", "my_layers.py:MyLoRA", "--lora-json", "out/lora.json",
+               "--lora-summary", "out/lora.md", "-k", "FWD-01 or FWD_01", "--lora-dtype", "float32")
+    assert done.returncode == 1 and "2 passed" in done.stdout, done.stdout + done.stderr
+    for name in ("lora.json", "lora.md"):
+        assert f"lora: out/{name} was not written: No such file or directory" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
 def test_expected_failures(tmp_path):
     (tmp_path / "lora-xfails.txt").write_text(
         "FWD-01 2099-01-01 known\nFWD-03 2099-01-01 known\nSCALE-01 2099-01-01 known\nMULTI-01 2099-01-01 known\n"

@@ -1,6 +1,7 @@
 """The page without a browser: what it is made from, what is in it, and that no text becomes markup."""
 
 import base64
+import copy
 import hashlib
 import json
 import re
@@ -200,6 +201,38 @@ def test_later_parts_are_checked(tmp_path, key, value):
     path.write_text(json.dumps(found))
     with pytest.raises(ValueError, match="is no report of conformance run"):
         documents.read([str(path)])
+
+
+def _row(**changed):
+    return lambda run, _: run["reports"][0]["requirements"][0].update(changed)
+
+
+def _words(**changed):
+    return lambda run, _: next(iter(run["catalogue"]["requirements"].values())).update(changed)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (_row(failure={"error": "x", "bound": 1}), "failure['error'] is of the wrong type"),
+    (_row(failure=7), "it['failure'] is of the wrong type"), (_row(worst_in=7), "it['worst_in'] is no object"),
+    (_words(sources=5), "it['sources'] is no list"), (_words(sources=[5]), "it['sources'][0] is of the wrong type"),
+    (lambda _, rates: rates["strengths"]["1"].update(all=0), "a rate is one of 0"),
+    (lambda _, rates: rates["cells"][0].update(all=0), "a rate is one of 0"),
+    (lambda _, rates: rates["cells"][0].update(killed="x"), "cells[0]['killed'] is of the wrong type"),
+    (lambda _, rates: rates.update(cells=5), "cells is no list"),
+])
+def test_bad_input_is_refused_in_words(tmp_path, change, said):
+    run, rates = copy.deepcopy(made_reports.small().runs[-1]), copy.deepcopy(made_reports.OTHERS["triggered"])
+    paths = [tmp_path / "run.json", tmp_path / "rates.json"]
+
+    def read() -> Documents:
+        for path, document in zip(paths, (run, rates), strict=True):
+            path.write_text(json.dumps(document))
+        return documents.read(map(str, paths))
+
+    assert page(read()).words
+    change(run, rates)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read()
 
 
 def test_a_place_that_cannot_be_written_is_told_before(tmp_path):
