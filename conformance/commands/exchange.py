@@ -74,7 +74,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     known, writers = ", ".join(READERS), ", ".join(WRITERS)
     add("readers", metavar="READER", nargs="*", help=f"{known}, FILE.py:FUNCTION or MODULE:FUNCTION (default: {known})")
     add("--writers", metavar="WRITER", nargs="*", help=f"take what these write, too: {writers} (without a name: all of them)")
-    add("--only", metavar="WORD", nargs="+", default=(), help="formats, clauses or writers: peft, P-4, by")
+    add("--only", metavar="WORD", nargs="+", default=(), help="formats, clauses or writers: peft, P-4, by, merged")
     add("--json", metavar="F", help="write all cells to F as JSON, while they come")
     add("--resume", action="store_true", help="continue the run in F, from --json: leave out cells that are there, of the same "
         "bytes; the code and the packages have to be the same; a reader of yours is asked again")

@@ -95,7 +95,8 @@ def exchange(
             files += made
             found.append(matrix)
             progress(matrix)
-            if writer in writers.WRITERS and writers.merge_of(writer):
+            of_merge = Given(f"merged by {writer}", "", "", (), place, place, Right({}, {}, {}))
+            if writer in writers.WRITERS and writers.merge_of(writer) and chosen(of_merge):
                 found.append(merged(writer, place))
                 progress(found[-1])
         files = [given._replace(digest=_digest(given)) for given in files if chosen(given)]
