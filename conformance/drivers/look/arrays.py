@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from conformance.torch import TorchLayer
@@ -107,7 +108,7 @@ def tried(make: Callable[[], nn.Module], paths: dict[str, str], turned: str, siz
         def y(A: np.ndarray, B: np.ndarray, W: np.ndarray = W, b: np.ndarray | None = b) -> np.ndarray:
             layer.set_base(W, b)
             layer.set_adapter({"A": A, "B": B})
-            return layer.forward(x)
+            return layer.forward(x.copy())  # a module may write into it
 
         for dimensions in DIMENSIONS:
             layer.dimensions = dimensions
@@ -141,7 +142,9 @@ class Tried(TorchLayer):
     dimensions = 0
 
     def through(self, module: nn.Module, x: Tensor) -> Tensor:
-        return with_dimensions(module, x, self.dimensions) if self.dimensions else module(x)
+        y = with_dimensions(module, x, self.dimensions) if self.dimensions else module(x)
+        with torch._C.DisableTorchFunctionSubclass():  # the class of y may say other numbers than it holds
+            return y.as_subclass(Tensor)
 
 
 def with_dimensions(module: nn.Module, x: Tensor, dimensions: int) -> Tensor:

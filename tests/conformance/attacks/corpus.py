@@ -322,7 +322,7 @@ MODULES = section(
     R("AnswersWithASparseTensor", "Answers with a sparse tensor.", BROKEN),
     R("AnswersWithoutMemory", "Answers with a tensor on the device `meta`.", BROKEN),
     R("DoublesEveryModule", "Changes how every module of the process is called.", ("nonconformant", "void")),
-    A("ReplacesTheDriver", "Replaces the functions through which the harness calls modules.", ("nonconformant", "void")),
+    A("ReplacesTheDriver", "Replaces the functions through which the harness calls modules.", ("nonconformant", *BROKEN)),
     R("ReplacesManualSeed", "Makes torch's random generator ignore seeds."),
     R("HasWhatever", "Has every attribute that is looked for.", BROKEN),
     A("Subclassed", "A TorchLayer with its own methods around a right module."),

@@ -156,7 +156,7 @@ def options_of_the_command(*words: str) -> argparse.Namespace:
 
 def test_an_interruption_leaves_what_was_measured(monkeypatch, tmp_path):
     @contextmanager
-    def progress(console):
+    def line(console, first):
         def told(what, done, turns):
             if what == "C5":
                 kept = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
@@ -164,7 +164,7 @@ def test_an_interruption_leaves_what_was_measured(monkeypatch, tmp_path):
                 raise KeyboardInterrupt
         yield told
 
-    monkeypatch.setattr(report, "progress", progress)
+    monkeypatch.setattr(command, "line", line)
     words = ("lora_torch", "--small", "--rounds", "2", "--workloads", "C1", "C5", "--out", str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
         command.measure(options_of_the_command(*words))
