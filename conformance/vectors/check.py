@@ -55,7 +55,7 @@ def _json(said: dict[str, Any]) -> tuple[dict[str, str], dict[str, Result]]:
         if given == ["answers"]:
             results[id] = Result({name: [_number(value) for value in values] for name, values in said_of_it.items()})
         elif isinstance(said_of_it, str):
-            results[id] = Result(**{given[0]: said_of_it})
+            results[id] = Result(**{given[0]: said_of_it})  # pyright: ignore[reportArgumentType] both are words
         else:
             raise TypeError(f"{given[0]} of {id} is no text")
     return {key: str(said[key]) for key in ("set", "program") if key in said}, results
