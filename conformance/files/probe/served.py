@@ -57,10 +57,10 @@ class Scales:
         """Raises Trouble."""
         self.server = server
         try:
-            self.start = {entry["id"]: float(entry.get("scale", 1.0)) for entry in entries}
+            self.start = {int(entry["id"]): float(entry.get("scale", 1.0)) for entry in entries}
         except (TypeError, ValueError, OverflowError) as error:
             raise Trouble(f"the list of adapters cannot be read: a scale is no number: {error}") from None
-        self.names = {Path(str(entry.get("path", ""))).stem: entry["id"] for entry in entries}
+        self.names = {Path(str(entry.get("path", ""))).stem: int(entry["id"]) for entry in entries}
 
     def number(self, model: str) -> int:
         """Raises Trouble."""
