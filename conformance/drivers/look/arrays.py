@@ -144,7 +144,7 @@ class Tried(TorchLayer):
     def through(self, module: nn.Module, x: Tensor) -> Tensor:
         y = with_dimensions(module, x, self.dimensions) if self.dimensions else module(x)
         with torch._C.DisableTorchFunctionSubclass():  # the class of y may say other numbers than it holds
-            return y.as_subclass(Tensor)
+            return y.as_subclass(Tensor) if isinstance(y, Tensor) else y
 
 
 def with_dimensions(module: nn.Module, x: Tensor, dimensions: int) -> Tensor:
