@@ -13,6 +13,7 @@ A question and a path are JSON. The model is the file of base weights; without a
 """
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import sys
@@ -81,6 +82,8 @@ def _writer(name: str, out: str) -> Work:
 def _merger(name: str, out: str) -> Work:
     merge = writers.merge_of(name)
     assert merge is not None
+    if importlib.util.find_spec("transformers") is None:  # merging.py makes the model with it
+        raise readers.NotAvailable("transformers is not installed")
 
     def work(dtype: str, number: int) -> Arrays:
         merge(dtype, f"{out}/{number}")

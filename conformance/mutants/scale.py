@@ -139,7 +139,7 @@ class AlphaOfTheFirstLayer(Honest):
     """All layers have the alpha of the first layer that was built."""
 
     def scale_of(self, config: LayerConfig) -> float:
-        if not hasattr(type(self), "first"):
+        if "first" not in vars(type(self)):
             type(self).first = config.alpha  # type: ignore[attr-defined]
         return self.first / config.rank  # type: ignore[attr-defined]
 

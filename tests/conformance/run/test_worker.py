@@ -95,7 +95,7 @@ def test_offering_nothing_is_void():
         (f"{BROKEN}:RaisesOnBuild", "building a layer raised RuntimeError: cannot build"),
         ("no/such/file.py:Thing", "no file no/such/file.py"),
         ("no_such_module:Thing", "importing no_such_module raised ModuleNotFoundError"),
-        ("no_such_name", "no built-in subject 'no_such_name'; there are adapters, article, flax_nnx"),
+        ("no_such_name", "no built-in subject 'no_such_name'; there are adapters, article, file, flax_nnx"),
     ],
 )
 def test_unloadable(spec, says):
