@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from conformance.subject import Layer, LayerConfig, Subject, Unsupported
 
 __all__ = ["Layer", "LayerConfig", "Loader", "Model", "ModelConfig", "Subject", "Unsupported", "load"]
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 HOMES = {"Loader": "loader"} | dict.fromkeys(("Model", "ModelConfig"), "model") | dict.fromkeys(
     ("Layer", "LayerConfig", "Subject", "Unsupported"), "subject")
 
