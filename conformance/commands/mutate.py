@@ -23,6 +23,8 @@ from conformance.drivers.hosted import own_environment, python
 from conformance.mutate.trial import Ran, Trials
 from conformance.report import json as json_report
 from conformance.report import output, text
+from conformance.report.page import documents
+from conformance.report.page import write as page
 from conformance.report.progress import line
 from conformance.run.examine import plain
 from conformance.run.files import hashed
@@ -83,6 +85,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--at-least", type=positive(float), default=100.0, metavar="PERCENT",
         help="the share of faults that must be caught for exit status 0 (default: 100)")
     add("--json", metavar="F", help="write the results to F as JSON, again after every fault")
+    add("--html", metavar="F.html", help="write the results as a page")
     add("--resume", action="store_true", help="leave out faults that are in F already, if layer and tests are as they were")
 
 
@@ -98,13 +101,17 @@ def run(arguments: argparse.Namespace) -> int:
     command = arguments.command_of_tests
     if command and shutil.which(command[0]) is None:
         raise ValueError(f"{command[0]}: no such command")
-    written = Written(arguments.json)
+    if arguments.html and not page.is_file(arguments.html):
+        raise ValueError(f"--html {arguments.html}: expected a name that ends in .html")
+    written = Written(arguments.json, arguments.html)
     try:
         results = measured(arguments, command, written)
     except Refused as reason:
         print(f"conformance mutate: {reason}", file=sys.stderr)
         return reason.status
     show(results)
+    if arguments.html:
+        written(arguments.html, lambda place: page.write(place, documents.of_tests(results)))
     counted, caught = results["planted"], results["caught"]
     return written.status(3 if not counted else 0 if 100 * caught >= arguments.at_least * counted else 1)
 

@@ -8,8 +8,9 @@ from conformance.report.page import documents, write
 HELP = "make a page, or a site, from JSON reports"
 EPILOG = """\
 A report says by its keys what it is: of `conformance run`, `selftest`,
-`selftest --triggered` or `exchange`, each with --json. Several reports of
-`run` are a history: the page shows the newest of each subject.
+`selftest --triggered`, `exchange` or `mutate`, each with --json. Several
+reports of `run` are a history: the page shows the newest of each subject.
+Reports of `mutate` alone make a page of what tests catch.
 
 examples:
   conformance page report.json --html report.html
@@ -31,7 +32,7 @@ exit status:
 def declare(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add = parser.add_argument
-    add("reports", nargs="+", metavar="REPORT.json", help="a JSON report; at least one of `conformance run --json`")
+    add("reports", nargs="+", metavar="REPORT.json", help="a JSON report; at least one of `run` or of `mutate`")
     add("--html", required=True, metavar="PLACE", help="where to write it: one file if the name ends in .html, else a folder")
 
 

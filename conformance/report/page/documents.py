@@ -24,20 +24,24 @@ KINDS = {  # what it is → the key that tells it, and the shape that it must ha
                                 "survivors": [{"trigger": [str], "effect": str, "build": str}]}),
     "exchange": ("readers", {"readers": [{"reader": str, "missing": str, "cells": [
         {"case": str, "files": str, "clause": str, "valid": bool, "status": str, "words": str}]}]}),
+    "mutate": ("planted", {"layer": str, "command": [str], "planted": int, "caught": int, "faults": [
+        {"fault": str, "words": str, "requirement": str, "caught": bool, "how": str}]}),
     "sentences": ("requirements", {"requirements": {...: SENTENCE}}),
 }
 
 
 @dataclass
 class Documents:
-    """What was read: runs in the order of time, and at most one of each other kind."""
+    """What was read: runs in the order of time, tests of layers, and at most one of each other kind."""
 
     runs: list[dict] = field(default_factory=list)
     others: dict[str, dict] = field(default_factory=dict)  # kind → document
+    tests: list[dict] = field(default_factory=list)  # of conformance mutate
 
 
 def read(paths: Iterable[str]) -> Documents:
-    """Raises ValueError for a file that is no report, for two of a kind other than runs, and if no run is among them."""
+    """Raises ValueError for a file that is no report, for two of a kind of which there can be one, and if there is nothing that
+    makes a page."""
     found = Documents()
     for path in paths:
         try:
@@ -48,15 +52,17 @@ def read(paths: Iterable[str]) -> Documents:
         wrong = misfit(document, KINDS[kind][1]) if kind else "it has none of the keys that tell its kind"
         later = {"run": _misfit_later, "triggered": _misfit_rates}
         if wrong := wrong or (later[kind](document) if kind in later else ""):
-            raise ValueError(f"{path} is no report of conformance run, selftest or exchange: {wrong}")
+            raise ValueError(f"{path} is no report of conformance run, selftest, exchange or mutate: {wrong}")
         if kind in found.others:
-            raise ValueError(f"{path} is the second report of the kind {kind}; only of runs there can be several")
+            raise ValueError(f"{path} is the second report of the kind {kind}; only of run and mutate there can be several")
         if kind == "run":
             found.runs.append(document)
+        elif kind == "mutate":
+            found.tests.append(document)
         else:
             found.others[kind] = document
-    if not found.runs:
-        raise ValueError("a page needs at least one report of conformance run --json")
+    if not found.runs and not found.tests:
+        raise ValueError("a page needs at least one report of conformance run --json or of conformance mutate --json")
     found.runs.sort(key=lambda run: run.get("date", ""))  # runs without a date are the oldest; they stay in the order given
     return found
 
@@ -66,8 +72,13 @@ def of_run(run: dict) -> Documents:
     return Documents([cleaned(run)])
 
 
+def of_tests(results: dict) -> Documents:
+    """The same of one report of conformance mutate."""
+    return Documents(tests=[cleaned(results)])
+
+
 def kind_of(document) -> str:
-    """run, selftest, triggered, exchange, sentences, or "" for anything else."""
+    """One of KINDS, or "" for anything else."""
     keys = document if isinstance(document, dict) else ()
     return next((kind for kind, (key, _) in KINDS.items() if key in keys), "")
 

@@ -132,6 +132,7 @@ class View:
     history: dict[str, list[Entry]]  # slug → all runs of the subject, oldest first
     groups: list[Group]
     runs: list[dict]
+    tests: list[dict]  # of conformance mutate
     others: dict[str, dict | None]  # kind → document
 
     @property
@@ -154,7 +155,7 @@ def view(documents: Documents) -> View:
             entry = Entry(report, run, slug, f"{name} ({last})" if often[names[spec]] > 1 and last != name else name)
             history.setdefault(slug, []).append(entry)
     entries = [every[-1] for every in history.values()]
-    return View(entries, history, _groups(entries, documents), documents.runs,
+    return View(entries, history, _groups(entries, documents), documents.runs, documents.tests,
                 {kind: documents.others.get(kind) for kind in KINDS})
 
 

@@ -66,7 +66,9 @@ def write(place: str, documents: Documents) -> None:
 
 def site(shown: View) -> dict[str, str]:
     """The files of a site: name → text."""
-    found = {"index.html": page(shown, site=True), "open.html": _fill("open.html", catalogue=catalogue(all_requirements()))}
+    found = {"index.html": page(shown, site=True)}
+    if shown.entries:
+        found["open.html"] = _fill("open.html", catalogue=catalogue(all_requirements()))
     for entry in shown.entries:
         found[f"badges/{entry.slug}.svg"] = badge(entry)
         found[f"subjects/{entry.slug}.html"] = _fill(
@@ -76,12 +78,15 @@ def site(shown: View) -> dict[str, str]:
 
 
 def page(shown: View, site: bool) -> str:
-    """The whole page in one file. As the index of a site it has links to the other pages."""
+    """The whole page in one file. As the index of a site it has links to the other pages. Without a run it shows what tests
+    catch."""
+    if not shown.entries:
+        return _fill("of_tests.html", view=shown, by_id={}, catalogue=_catalogue())
     selftest, triggered = shown.others["selftest"], shown.others["triggered"]
     strips = plots.strips(shown.groups, shown.entries)
     return _fill(
-        "page.html", view=shown, site=site, by_id=_by_id(shown), profiles=_profiles(shown), strips=strips,
-        formats=[name for name in ("all", *plots.FORMATS) if any(name in strip.marks for strip in strips)],
+        "page.html", view=shown, site=site, by_id=_by_id(shown), catalogue=_catalogue(), profiles=_profiles(shown),
+        strips=strips, formats=[name for name in ("all", *plots.FORMATS) if any(name in strip.marks for strip in strips)],
         kills=plots.kills(selftest) if selftest else None, dots=plots.dots(selftest) if selftest else None,
         powers=plots.powers(triggered) if triggered else None, **files.matrix(shown.others["exchange"] or {"readers": []}))
 
@@ -96,6 +101,10 @@ def badge(entry: Entry) -> str:
 def _profiles(shown: View) -> list[str]:
     asked = {name for entry in shown.entries for name in entry.report["profiles"]}
     return [name for name in profiles() if name in asked] + sorted(asked - set(profiles()))
+
+
+def _catalogue() -> dict[str, dict]:
+    return catalogue(all_requirements())["requirements"]
 
 
 def _by_id(shown: View) -> dict:

@@ -103,7 +103,7 @@ def project(tmp_path_factory) -> Path:
 
 
 def tree(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "out.json"]
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("out.")]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -112,7 +112,7 @@ def test_the_score_of_a_scratch_project(project, monkeypatch, capsys):
     monkeypatch.chdir(project)
     before = tree(project)
     command = ["mutate", "test_layers.py", "--layer", "layers.py:Small", "--json", "out.json", "--jobs", "1"]
-    command += ["--fault", *CHOSEN]
+    command += ["--html", "out.html", "--fault", *CHOSEN]
     assert main(command) == 1
     told = capsys.readouterr().out
     assert "your 2 tests caught 1 of 2 faults (50 %)" in told
@@ -123,6 +123,9 @@ def test_the_score_of_a_scratch_project(project, monkeypatch, capsys):
     found = json.loads((project / "out.json").read_text())
     rows = {row["fault"]: row for row in found["faults"]}
     assert rows["scale-is-alpha"]["how"] == "test_layers.py::test_delta"
+    assert "2 tests caught 1 of 2 faults" in (project / "out.html").read_text(encoding="utf-8")
+    assert main(["page", "out.json", "--html", "out.again.html"]) == 0
+    assert (project / "out.again.html").read_bytes() == (project / "out.html").read_bytes()
     assert tree(project) == before
     assert _done("out.json", found) == rows  # what --resume takes from the file
     with pytest.raises(ValueError, match="they have changed"):
@@ -182,6 +185,7 @@ def test_a_command_of_the_users(project, monkeypatch, capsys, code, status, said
     (("--layer", "layers.py:None"), 4, "has no attribute"),
     (("--layer", "layers.py:Small", "--fault", "none"), 2, "no such fault"),
     (("--layer", "layers.py:Small", "--resume"), 2, "--resume needs --json"),
+    (("--layer", "layers.py:Small", "--html", "folder"), 2, "ends in .html"),
     (("--layer", "layers.py:Small", "--", "no-such-command"), 2, "no such command"),
 ])
 def test_wrong_arguments(project, monkeypatch, capsys, arguments, status, said):

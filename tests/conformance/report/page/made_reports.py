@@ -69,9 +69,14 @@ def small() -> Documents:
     before = [row(n, "fail" if n == 7 else "pass", level) for n, level in enumerate(levels)]
     older = run([report("good", before, "nonconformant", version="0.9")], "2026-01-01")
     newer = run([report("good", good, "conformant"), report("bad", bad, "nonconformant"), report("empty", empty, "void")])
-    return Documents([older, newer], OTHERS)
+    return Documents([older, newer], OTHERS, [TESTS])
 
 
+TESTS = {
+    "layer": "layers.py:Mine", "command": ["pytest", "-x", "-q", "tests"], "tests": 12, "planted": 2, "caught": 1, "faults": [
+        {"fault": "scale-is-one", "words": "The scale is 1.", "requirement": "G00-01", "caught": True, "how": "1 failed"},
+        {"fault": "b-is-lost", "words": "B is not in the file.", "requirement": "G01-02", "caught": False, "how": ""},
+        {"fault": "merged-twice", "words": "It adds A B twice.", "requirement": "", "caught": False, "how": "no"}]}
 OTHERS = {
     "selftest": {"seconds": 9.0, "score": 1.0, "honest": [{"name": "Honest", "verdict": "conformant"}], "mutants": [
         {"name": "Twice", "group": "G00", "rows": ["BUG-01"], "killed": True, "by": ["G00-01", "G01-02"]},
@@ -100,4 +105,6 @@ def hostile() -> Documents:
     report_ = report(words, rows, "void", words, words)
     report_["profiles"][words] = words
     report_["message"] = words
-    return Documents([run([report_], words=words)], others)
+    fault = {"fault": words, "words": words, "requirement": words, "caught": False, "how": words}
+    tests = {**TESTS, "layer": words, "command": [words], "tests": words, "faults": [fault, {**fault, "requirement": ""}]}
+    return Documents([run([report_], words=words)], others, [tests])

@@ -160,7 +160,8 @@ def test_another_report_is_opened(opened, site, tmp_path):
 @pytest.mark.parametrize(("scheme", "viewport"), [("light", DESK), ("dark", PHONE)], ids=("light desk", "dark phone"))
 def test_accessibility(opened, site, scheme, viewport):
     """axe finds nothing, with everything opened, and no page is wider than the screen."""
-    for name in ("index.html", "subjects/bad.py-Layer.html", "open.html"):
+    write.write(str(site / "tests.html"), Documents(tests=[made_reports.TESTS]))
+    for name in ("index.html", "subjects/bad.py-Layer.html", "open.html", "tests.html"):
         page = opened(site / name, color_scheme=scheme, viewport=viewport)
         if name == "open.html":
             page.set_input_files("#file", files={"name": "a.json", "mimeType": "application/json", "buffer": json.dumps(
@@ -179,7 +180,7 @@ def test_accessibility(opened, site, scheme, viewport):
 def test_hostile_text_does_nothing(opened, tmp_path):
     """Neither in a page nor in a report that is opened in the browser does any text become markup or a script."""
     found = made_reports.hostile()
-    write.write(str(tmp_path / "site"), Documents(documents.cleaned(found.runs), documents.cleaned(found.others)))
+    write.write(str(tmp_path / "site"), Documents(*map(documents.cleaned, (found.runs, found.others, found.tests))))
     (tmp_path / "report.json").write_text(json.dumps(found.runs[0]))
     for path in (tmp_path / "site").rglob("*.html"):
         page = opened(path)

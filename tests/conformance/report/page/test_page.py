@@ -55,7 +55,7 @@ def page(found: Documents) -> Parsed:
 
 
 def cleaned(found: Documents) -> Documents:
-    return Documents(documents.cleaned(found.runs), documents.cleaned(found.others))
+    return Documents(*map(documents.cleaned, (found.runs, found.others, found.tests)))
 
 
 def test_a_large_report_is_small():
@@ -63,8 +63,8 @@ def test_a_large_report_is_small():
     assert len(write.page(view(made_reports.large()), site=False).encode()) < 2 * MIB
 
 
-@pytest.mark.parametrize("found", [made_reports.small(), cleaned(made_reports.hostile()), made_reports.large(4, 40)],
-                         ids=("small", "hostile", "large"))
+@pytest.mark.parametrize("found", [made_reports.small(), cleaned(made_reports.hostile()), made_reports.large(4, 40),
+                                   Documents(tests=[made_reports.TESTS])], ids=("small", "hostile", "large", "tests alone"))
 def test_links_lead_somewhere_and_nothing_is_asked_for(found):
     """Each link into a page has its target, ids are unique, and no page names anything outside of the site."""
     files = {name: Parsed(text) for name, text in write.site(view(found)).items() if name.endswith(".html")}
@@ -126,6 +126,16 @@ def test_it_says_what_the_report_says():
         assert words in text, words
 
 
+def test_what_tests_catch():
+    """Beside what runs say, and alone."""
+    for found in (made_reports.small(), Documents(tests=[made_reports.TESTS])):
+        words = " ".join(page(found).words.split())
+        assert "12 tests caught 1 of 2 faults." in words and "50 %" in words
+        assert words.index("Got through") < words.index("b-is-lost") < words.index("Caught 1") < words.index("scale-is-one")
+        assert "do not show in this layer: merged-twice" in words
+    assert set(write.site(view(Documents(tests=[made_reports.TESTS])))) == {"index.html"}
+
+
 def test_the_history_of_a_subject():
     text = " ".join(Parsed(write.site(view(made_reports.small()))["subjects/good.py-Layer.html"]).words.split())
     assert "no longer failing 1.0 2026-11-30 0.3.0 conformant 20/20 G00-08 0.9 2026-01-01 0.3.0 nonconformant 19/20" in text
@@ -184,6 +194,7 @@ def test_the_command(tmp_path):
 @pytest.mark.parametrize(("content", "said"), [
     ("[1", "is no JSON"), ("[]", "it has none of the keys"), ('{"reports": 7}', "is no report"),
     ('{"readers": []}', "at least one report of conformance run"),
+    ('{"planted": 1, "layer": "a", "command": [], "caught": 1, "faults": [{}]}', "has no 'fault'"),
     ('{"environment": {}, "reports": [{"subject": {"name": 1}}]}', "has no 'verdict'"),
 ])
 def test_what_is_no_report_is_refused(tmp_path, content, said):
