@@ -8,6 +8,7 @@ ABOUT in run/judge.py.
 import inspect
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from conformance.drivers.look.arguments import beside
 from conformance.drivers.look.arrays import with_dimensions
-from conformance.drivers.look.methods import MODES, called, found_methods, small_numbers
+from conformance.drivers.look.methods import MODES, Methods, called, found_methods, small_numbers, switches_of_merging
 from conformance.drivers.look.recognised import Found
 from conformance.drivers.look.refused import NotRecognised
 from conformance.drivers.look.settled import call_freezer, recognised
@@ -164,7 +165,8 @@ class ModuleSubject(Subject):
     def freezes(self) -> str:
         if isinstance(self._found, NotRecognised) or self._found is None:
             return ""
-        return self._found.freezer or ("the caller, who gives it W" if self._found.base_trains and self._found.given else "")
+        theirs = self._found.given and self._found.base_trains != self._found.unreached
+        return self._found.freezer or ("the caller, who gives it W" if theirs and self._found.base_trains else "")
 
     @property
     def compensates(self) -> dict[str, str]:
@@ -178,17 +180,18 @@ class ModuleSubject(Subject):
             said[SCALE] = "the scale is alpha: it is not divided by the rank"
         if self._ignores_alpha:
             said[ALPHA] = f"alpha is taken and has no effect: the scale is {found.rule}"
-        if found.base_trains and not found.freezer and not found.given:
-            some = " and ".join(found.base_trains)
+        trains = [name for name in found.base_trains if name not in found.unreached]
+        if trains and not found.freezer and not found.given:
+            some = " and ".join(trains)
             said[FREEZING] = f"{some} {'trains' if ' ' not in some else 'train'}, and nothing beside the class freezes it"
-        elif found.thawed and not found.freezer:
-            said[FREEZING] = f"the class makes {' and '.join(found.thawed)} train, also where it was given frozen"
+        elif (thawed := [name for name in found.thawed if name in trains]) and not found.freezer:
+            said[FREEZING] = f"the class makes {' and '.join(thawed)} train, also where it was given frozen"
         if found.places.dimensions:
             said[DIMENSIONS] = f"x must have {'three' if found.places.dimensions == 3 else 'four'} dimensions"
         return said
 
     def build(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None) -> Layer:
-        found = self.found
+        methods, found = self.merging, self.found
         if config.bias not in found.bias:
             raise Unsupported("a bias" if config.bias else "a layer without a bias")
         if found.rank not in (None, config.rank):
@@ -202,7 +205,7 @@ class ModuleSubject(Subject):
         layer = found.places.layer(kind, module, config.bias)
         if isinstance(layer, Reshaped):
             layer.dimensions = found.places.dimensions
-        (layer.merges, layer.unmerges), layer.beside = self._methods, beside(self.cls)
+        layer.merges, layer.unmerges, layer.beside = methods.merge, methods.unmerge, beside(self.cls)
         if found.plan.around == "linear" and not found.way:
             layer.wrap = lambda linear: found.plan.built(config, linear)
         self._freeze(layer)
@@ -230,9 +233,18 @@ class ModuleSubject(Subject):
                     layer.tensor(name).requires_grad_(False)
 
     @cached_property
-    def _methods(self) -> tuple[str, str]:
-        methods = found_methods(self.numbered, beside(self.cls))
-        return methods.merge, methods.unmerge
+    def merging(self) -> Methods:
+        """What merges the layer. If nothing does, the arguments are tried that may switch merging on: then the layer is built
+        with the one that does."""
+        plan, methods = self.found.plan, found_methods(self.numbered, beside(self.cls))
+        for name in [] if methods.merge else switches_of_merging(plan):
+            self.found.plan = replace(plan, literals=plan.literals | {name: True})
+            with suppress(Exception):
+                switched = found_methods(self.numbered, beside(self.cls))
+                if switched.merge:
+                    return switched
+        self.found.plan = plan
+        return methods
 
     def fresh(self) -> ModuleLayer:
         """A layer as the class makes it, of a configuration that it takes."""

@@ -48,7 +48,7 @@ def found(spec: str) -> Layer:
         file = inspect.getsourcefile(type(owner)) or ""
         if _is_theirs(type(owner)):
             inside = {name: path[len(place) :].lstrip(".") for name, path in paths.items() if path.startswith(place)}
-            methods = subject._methods
+            methods = subject.merging
             mode = place == ""
             return Layer(subject, type(owner), {
                 "file": os.path.realpath(file), "class": type(owner).__qualname__,

@@ -14,8 +14,6 @@ from typing import Any
 
 from torch import nn
 
-from conformance.drivers.look.arguments import beside
-from conformance.drivers.look.methods import found_methods
 from conformance.drivers.look.refused import NotRecognised
 from conformance.drivers.look.words import told
 from conformance.drivers.look.writing import named, subject
@@ -55,7 +53,7 @@ def looked(call: Any, name: str, place: str) -> dict[str, Any]:
     made = ModuleSubject(call)
     found = made.found
     zero = tuple(letter for letter in "AB" if not made.fresh().adapter()[letter].any())
-    methods = found_methods(made.numbered, beside(call))
+    methods = made.merging
     return {"name": name, "rows": told(found, methods, zero), "subject": subject(found, methods, name, place),
             "subject_name": f"{named(name)}Subject", "compensates": made.compensates}
 

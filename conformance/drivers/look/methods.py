@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
+from conformance.drivers.look.arguments import Plan
+from conformance.drivers.look.plans import signature
 from conformance.torch import TorchLayer
 
 MERGES = ("merge", "fuse", "fold", "bake", "absorb")
@@ -43,10 +45,11 @@ def found_methods(make: Callable[[], TorchLayer], beside: dict[str, Any]) -> Met
         except Exception as error:
             notes.append(f"{call} raises {type(error).__name__}")
             continue
-        if isinstance(result, nn.Module) and result is not layer.module:
-            notes.append(f"{call} gives another module")
-            continue
         moved = _state(layer)
+        if isinstance(result, nn.Module) and result is not layer.module:
+            also = ", and changes W in the layer, too" if moved[0] != before[0] else ""
+            notes.append(f"{call} gives another module{also}")
+            continue
         if moved == before:
             notes += [f"{call} changes nothing"] if call not in MODES else []
             continue
@@ -61,6 +64,12 @@ def found_methods(make: Callable[[], TorchLayer], beside: dict[str, Any]) -> Met
     if half:
         notes.append(f"{half} merges, and nothing undoes it")
     return Methods(half, "", tuple(notes))
+
+
+def switches_of_merging(plan: Plan) -> list[str]:
+    """The arguments that are False unless the caller says otherwise, and whose names say that they are about merging."""
+    return [a.name for a in signature(plan.call)[0] if a.default is False and a.name not in (*plan.roles, *plan.literals)
+            and any(word in a.name.lower() for word in MERGES)]
 
 
 def called(module: nn.Module, call: str, beside: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from torch import nn
 from conformance.drivers.look import arrays, building
 from conformance.drivers.look.arguments import PLACE, Plan
 from conformance.drivers.look.arrays import SEEN, SIZES, Places
+from conformance.drivers.look.choices import chosen
 from conformance.drivers.look.names import ROLES
 from conformance.drivers.look.plans import plans, turned
 from conformance.drivers.look.refused import NotRecognised, fused, reason
@@ -42,6 +43,7 @@ class Found:
     direct: str = ""  # the argument that is the scale itself, and is called so
     rank: int | None = None  # if no other can be chosen
     base_trains: tuple[str, ...] = ()  # of W and b, those that are not frozen
+    unreached: tuple[str, ...] = ()  # of those, the ones that no gradient reaches
     thawed: tuple[str, ...] = ()  # of those, the ones that the call makes trainable although they were given frozen
     also_trains: tuple[str, ...] = ()  # the paths of parameters that train and are none of W, b, A and B
     freezer: str = ""  # the function beside the class that freezes them
@@ -129,6 +131,8 @@ class Search:
     def _further(self, plan: Plan) -> Iterator[Plan]:
         if self.best is not None:
             yield turned(plan)  # those who think of W as (in, out) call its first size in
+        if not self.seen:
+            yield from chosen(plan)
         if not self.seen or not plan.offers("rank"):
             yield from completed(plan)
         with suppress(Exception):

@@ -22,6 +22,7 @@ from conformance.truth.compare import same_number
 from conformance.truth.rules import SCALES
 
 OTHERS = ((3, 6.0), (3, 9.0), (2, 8.0), (5, 20.0))  # rank and alpha
+OF_ALPHA = ("alpha / rank", "alpha / √rank", "alpha")
 FREEZES = ("freeze", "only_lora", "lora_only", "trainable", "requires_grad", "frozen", "init", "prepare", "setup")
 
 
@@ -41,6 +42,7 @@ def recognised(call: Callable[..., Any]) -> Found:
     one.base_trains = tuple(name for name in "Wb" if one.places.paths.get(name) in trains)
     one.also_trains = tuple(sorted(trains - set(one.places.paths.values())))
     if one.base_trains:
+        one.unreached = _unreached(one)
         one.freezer = _freezer(one)
         one.thawed = _thawed(one) if one.given else ()
     one.formats = _refused_formats(one)
@@ -127,16 +129,36 @@ def _rule(one: Found) -> str:
 
 
 def _take_a_factor_for_the_scale(one: Found) -> None:
-    """A layer without alpha may have a factor of its own, as LoRALinear(…, scale=1.0) does. Then this is the scale itself."""
+    """A layer without alpha may have a number of its own: as in LoRALinear(…, scale=1.0) it is the scale itself, and divided by
+    the rank it is alpha. It is called a scale, or its default is what was measured; a trial decides."""
+    measured = one.rule.removeprefix("always ").removesuffix(" / rank")
     for argument in signature(one.plan.call)[0]:
-        if role_of(argument.name) in ("multiplier", "scaling") and not isinstance(argument.default, str | bool):
+        role, default = role_of(argument.name), argument.default
+        if isinstance(default, str | bool):
+            continue
+        measures = role is None and isinstance(default, int | float) and f"{default:.17g}" == measured
+        if role in ("multiplier", "scaling") or measures:
             plan = replace(one.plan, roles=one.plan.roles | {argument.name: "alpha"})
-            if _rule(tried := replace(one, plan=plan)) == "alpha":
-                one.plan, one.rule, one.direct = tried.plan, "alpha", argument.name
+            rule = _rule(replace(one, plan=plan))
+            if rule in OF_ALPHA:
+                one.plan, one.rule, one.direct = plan, rule, argument.name if rule == "alpha" else ""
                 return
 
 
 # --- freezing ----------------------------------------------------------------------------------------------------------------
+
+
+def _unreached(one: Found) -> tuple[str, ...]:
+    """Of W and b, those that are marked as trainable, and get no gradient."""
+    with suppress(Exception):
+        module = one.module(one.probe)
+        x = torch.ones(2, one.probe.in_features, dtype=getattr(torch, one.probe.dtype))
+        dimensions = one.places.dimensions
+        y = arrays.with_dimensions(module, x, dimensions) if dimensions else module(x)
+        y.sum().backward()
+        have = dict(module.named_parameters())
+        return tuple(name for name in one.base_trains if have[one.places.paths[name]].grad is None)
+    return ()
 
 
 def _thawed(one: Found) -> tuple[str, ...]:

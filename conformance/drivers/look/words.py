@@ -53,8 +53,10 @@ def _freezing(found: Found) -> str:
         return "the class"
     if found.freezer:
         return f"{found.freezer.removeprefix('.')}()"
+    if found.unreached == found.base_trains:
+        return f"the class: no gradient reaches {' and '.join(found.unreached)}, though marked as trainable"
     left = " and ".join(found.base_trains)
-    if found.thawed:
+    if set(found.thawed) - set(found.unreached):
         return f"nobody: the class makes {' and '.join(found.thawed)} train, also where the caller froze it"
     return f"the caller, who gives it {left}" if found.given else f"nobody freezes {left}, which the class makes"
 
@@ -63,5 +65,6 @@ def _array(found: Found, name: str, zero: tuple[str, ...]) -> str:
     if name not in found.places.paths:
         return "none"
     axes = AXES[name][::-1] if name in found.places.transposed else AXES[name]
-    more = ", trains" if name in found.base_trains else ", zero at the start" if name in zero else ""
+    trains = name in found.base_trains and name not in found.unreached
+    more = ", trains" if trains else ", zero at the start" if name in zero else ""
     return f"{found.places.paths[name]} ({', '.join(axes)}){more}"

@@ -63,7 +63,70 @@ class Strength(nn.Module):
         return self.linear(x) + self.lora_up(self.lora_down(x)) * self.scale
 
 
+class Gain(nn.Module):
+    """The number that is divided by the rank is called a scale."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int, scale: float = 1.0, bias: bool = True):
+        super().__init__()
+        self.fc = nn.Linear(in_features, out_features, bias).requires_grad_(False)
+        self.A, self.B = _factors(in_features, out_features, rank)
+        self.gain = scale / rank
+
+    def forward(self, x):
+        return self.fc(x) + self.gain * (x @ self.A @ self.B)
+
+
+class Numerator(nn.Module):
+    """No name says what is divided by the rank, only its default."""
+
+    def __init__(self, layer: nn.Linear, r: int = 8, numerator: float = 32.0):
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.A, self.B = _factors(layer.in_features, layer.out_features, r)
+        self.r, self.numerator = r, numerator
+
+    def forward(self, x):
+        return self.layer(x) + (x @ self.A @ self.B) * self.numerator / self.r
+
+
+class NamedRule(nn.Module):
+    """A word names the rule of the scale. It must be given, and any other is refused."""
+
+    def __init__(self, in_features, out_features, rank, rule, bias=True):
+        super().__init__()
+        if rule not in ("plain", "over_rank"):
+            raise ValueError(f"unknown rule {rule}")
+        self.proj = nn.Linear(in_features, out_features, bias).requires_grad_(False)
+        self.A, self.B = _factors(in_features, out_features, rank)
+        self.rule, self.rank = rule, rank
+
+    def forward(self, x):
+        delta = x @ self.A @ self.B
+        return self.proj(x) + (delta if self.rule == "plain" else delta / self.rank)
+
+
 # ---- switches
+
+
+class MergesIfTold(nn.Module):
+    """The layer merges in inference mode if the caller says so."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, fuse_on_eval: bool = False):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.A, self.B = _factors(base.in_features, base.out_features, rank)
+        self.scale, self.fuse_on_eval, self.fused = alpha / rank, fuse_on_eval, False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.fuse_on_eval and self.fused == mode:
+            sign = -1 if mode else 1
+            self.base.weight.data += sign * self.scale * (self.A @ self.B).T
+            self.fused = not mode
+        return self
+
+    def forward(self, x):
+        return self.base(x) if self.fused else self.base(x) + self.scale * (x @ self.A @ self.B)
 
 
 class OffAtFirst(nn.Module):
@@ -84,6 +147,21 @@ class OffAtFirst(nn.Module):
     def forward(self, x):
         y = self.base(x)
         return y + self.scale * (x @ self.A @ self.B) if self._live else y
+
+
+class BehindNoGrad(nn.Module):
+    """The base is marked as trainable. It is called without a graph, so it never trains."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        self.base = base.requires_grad_(True)
+        self.A, self.B = _factors(base.in_features, base.out_features, rank)
+        self.scale = alpha / rank
+
+    def forward(self, x):
+        with torch.no_grad():
+            y = self.base(x)
+        return y + self.scale * (x @ self.A @ self.B)
 
 
 class FixedDropout(nn.Module):
@@ -534,6 +612,12 @@ READY = (
     Layer("InverseRank", "sizes", "base.weight", "A", "B", "base.bias", scale="1 / rank"),
     Layer("SixteenOverRank", "linear", "layer.weight", "A", "B", "layer.bias", scale="16 / rank"),
     Layer("Strength", "sizes", "linear.weight", "lora_down.weight", "lora_up.weight", "linear.bias", "AB", scale="scale"),
+    Layer("Gain", "sizes", "fc.weight", "A", "B", "fc.bias"),
+    Layer("Numerator", "linear", "layer.weight", "A", "B", "layer.bias"),
+    Layer("NamedRule", "sizes", "proj.weight", "A", "B", "proj.bias", scale="always 1"),
+    Layer("MergesIfTold", "linear", "base.weight", "A", "B", "base.bias", merges="eval()", unmerges="train()"),
+    Layer("BehindNoGrad", "linear", "base.weight", "A", "B", "base.bias", trains=("W", "b"),
+          fault="No gradient goes through the base.", wrong=("GRAD",)),
     Layer("FixedDropout", "linear", "linear.weight", "A", "B", "linear.bias", merges="merge_into_base(module)",
           unmerges="unmerge_from_base(module)"),
     Layer("OffAtFirst", "linear", "base.weight", "A", "B", "base.bias"),

@@ -14,8 +14,6 @@ from look_corpus import CORPUS, Layer
 from look_corpus_ready import READY, REFUSED
 
 from conformance import LayerConfig
-from conformance.drivers.look.arguments import beside
-from conformance.drivers.look.methods import found_methods
 from conformance.drivers.look.refused import NotRecognised
 from conformance.drivers.look.ways import BESIDE, MODEL, PARAMETRISED, REPLACED
 from conformance.drivers.torch_module import ModuleSubject
@@ -52,7 +50,7 @@ def test_what_is_found_is_true(layer):
     assert bool(found.base_trains) == bool(layer.trains) or found.way
     if layer.freezer:  # where the class has none of its own, one of another class of the file may do
         assert found.freezer in (layer.freezer, "mark_only_lora_as_trainable")
-    methods = found_methods(subject.numbered, beside(subject.cls))
+    methods = subject.merging
     assert (methods.merge, methods.unmerge) == (layer.merges.replace("train(False)", "eval()"), layer.unmerges)
     if not layer.fault:
         assert (found.direct or found.rule) == layer.scale
