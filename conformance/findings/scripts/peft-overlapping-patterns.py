@@ -1,8 +1,11 @@
 """peft 0.21.2: an adapter comes back with another strength where two patterns match one module.
 
-why: the first pattern that matches counts, and save_pretrained sorts the patterns.
+requirements:
+since: FILE-26
+kind: fault
+why: The first pattern that matches a module counts, and save_pretrained writes the patterns in another order: that of their
+    texts.
 upstream: none found
-run: python peft-overlapping-patterns.py, where peft is installed
 """
 import tempfile
 
