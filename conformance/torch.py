@@ -271,8 +271,8 @@ class TorchLayer(Layer):
     def _fact(self, name: str, fact: Any) -> Any:
         if not isinstance(fact, Tensor):
             return fact
-        turned = name.split()[-1] in set("AB") & set(self.transposed) and fact.dim() == 2
-        return to_array(fact.t() if turned else fact)
+        turned = name.split()[-1] in set("AB") & set(self.transposed) and fact.dim() >= 2
+        return to_array(fact.mT if turned else fact)
 
     def _name(self, path: str) -> str:
         return next((name for name, known in self.paths.items() if known == path), path)

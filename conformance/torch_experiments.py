@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 Own = nn.Parameter
@@ -78,8 +79,9 @@ def found_by_name(kind: type) -> bool:
     return found is kind or kind.__reduce_ex__ is not object.__reduce_ex__
 
 
-def copied(module: nn.Module, call: Through, A: Own, x: Tensor, how: str) -> Facts:
-    """A copy of the module, made by copy.deepcopy or torch.save. Then A of the copy is negated, and then A of the module."""
+def copied(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, how: str) -> Facts:
+    """A copy of the module, made by copy.deepcopy or torch.save. Then A of the copy is negated, and then A of the module. The
+    same is done with B."""
     if how == "deepcopy":
         other = copy.deepcopy(module)
     else:
@@ -91,13 +93,16 @@ def copied(module: nn.Module, call: Through, A: Own, x: Tensor, how: str) -> Fac
         torch.save(module, file)
         file.seek(0)
         other = torch.load(file, weights_only=False)
-    facts = {"y of the copy": now(call(other, x))}
-    theirs = twin(module, other, A)
-    negate(theirs)
-    facts |= {"y": now(call(module, x)), "y of the changed copy": now(call(other, x))}
-    negate(theirs)
-    negate(A)
-    return facts | {"y of the changed module": now(call(module, x)), "y of the copy again": now(call(other, x))}
+    facts = {"y of the copy": now(call(other, x)), **part_modes(other)}
+    for name, own in (("A", A), ("B", B)):
+        theirs = twin(module, other, own)
+        negate(theirs)
+        facts |= {f"{name}: y": now(call(module, x)), f"{name}: y of the changed copy": now(call(other, x))}
+        negate(theirs)
+        negate(own)
+        facts |= {f"{name}: y of the changed module": now(call(module, x)), f"{name}: y of the copy": now(call(other, x))}
+        negate(own)
+    return facts
 
 
 def reloaded(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor) -> Facts:
@@ -160,8 +165,21 @@ def retained(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Te
     x = leaf(x)
     y = call(module, x)
     y.backward(dy, retain_graph=True)
+    first = {f"first {name}": gradient for name, gradient in gradients_of(x=x, A=A, B=B).items()}
     y.backward(dy)
-    return gradients_of(x=x, A=A, B=B)
+    return gradients_of(x=x, A=A, B=B) | first
+
+
+def second_through(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor, name: str) -> Facts:
+    """The gradients of Σ dA, or of Σ dB, where dA and dB are the gradients of A and B. An error is a refusal."""
+    x, dy = leaf(x), leaf(dy)
+    y = call(module, x)
+    try:
+        gradient, = torch.autograd.grad(y, A if name == "A" else B, dy, create_graph=True)
+        gradient.sum().backward()
+    except RuntimeError as error:
+        return {"refused": str(error)}
+    return gradients_of(x=x, dy=dy, A=A, B=B)
 
 
 def second(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor, v: Tensor) -> Facts:
@@ -191,9 +209,10 @@ def in_modes(module: nn.Module, call: Through, x: Tensor) -> Facts:
     return facts
 
 
-def autocast(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor, dtype: str) -> Facts:
-    """A forward pass under autocast, and a backward pass after it."""
-    x = leaf(x)
+def autocast(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor, dtype: str, half: bool = False) -> Facts:
+    """A forward pass under autocast, and a backward pass after it. With `half` x comes in the format of autocast, as from a
+    layer before."""
+    x = leaf(x.to(getattr(torch, dtype)) if half else x)
     with torch.autocast(x.device.type, getattr(torch, dtype)):
         y = call(module, x)
     y.backward(dy.to(y.dtype))
@@ -244,6 +263,139 @@ def within(module: nn.Module, call: Through, x: Tensor, where: str) -> Facts:
     y = passes(module, call, x, where)
     module.eval()
     return {"y": y, "y in inference mode": passes(module, call, x, where)}
+
+
+def served(module: nn.Module, call: Through, x: Tensor, where: str) -> Facts:
+    """y in inference mode, in this context, of an x (rows, in) that lies in memory in other ways, and that has other leading
+    dimensions. Beside it lies NaN, or in 16 bits 0. "later" is the same output after all other passes."""
+    beside = torch.full_like(x, 0.0 if x.element_size() == 2 else torch.nan)
+    forms = {
+        "plain": x, "transposed": x.t().contiguous().t(), "strided": torch.stack([x, beside], -1)[..., 0],
+        "cut out": torch.cat([x, beside], -1)[:, : x.shape[1]],
+        "shifted": torch.cat([beside.view(-1)[:1], x.reshape(-1)])[1:].view(x.shape), "one row": x[:1].expand(x.shape),
+        "a vector": x[0], "three dimensions": x[None], "four dimensions": x[None, None], "no rows": x[:0],
+        "samples and tokens exchanged": torch.stack([x, -x]).transpose(0, 1),
+    }
+    module.eval()
+    facts, outputs = {}, {}
+    with CONTEXTS[where](x.device.type):
+        for name, given in forms.items():
+            outputs[name] = call(module, given)
+            facts |= {f"y: {name}": now(outputs[name])}
+        return facts | {f"later: {name}": now(y) for name, y in outputs.items()}
+
+
+def followed(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, W: Tensor, what: str, where: str) -> Facts:
+    """y in inference mode, in this context, after B alone was negated, or W, or after A was made larger by a millionth."""
+    module.eval()
+    passes(module, call, x, where)
+    module.train()
+    if what == "W":
+        rebased(module, A, B, W)
+    with torch.no_grad():
+        if what == "B":
+            B.neg_()
+        elif what == "A":
+            A.mul_(1 + 2.0**-20)
+    module.eval()
+    return {"y": passes(module, call, x, where)}
+
+
+def entered(kept: dict[str, Any], where: str, device: str) -> Facts:
+    """What the layer does from now on, it does in this context."""
+    context = CONTEXTS[where](device)
+    context.__enter__()
+    kept["context"] = context
+    return {}
+
+
+def left(kept: dict[str, Any]) -> Facts:
+    """The context of `entered` ends."""
+    kept.pop("context").__exit__(None, None, None)
+    return {}
+
+
+def in_a_model(module: nn.Module, call: Through, A: Own, x: Tensor) -> Facts:
+    """A model that holds the module and a copy of it with −A. Its state_dict is kept, both A are negated, and it is loaded."""
+    try:
+        other = copy.deepcopy(module)
+    except Exception as error:
+        raise Impossible(f"deepcopy: {type(error).__name__}") from None
+    model = nn.ModuleDict({"first": module, "second": other})
+    theirs = twin(module, other, A)
+    negate(theirs)
+    state = {key: value.clone() if isinstance(value, Tensor) else value for key, value in model.state_dict().items()}
+    negate(A)
+    negate(theirs)
+    model.load_state_dict(state)
+    odd = [key for key in state if not key.startswith(("first.", "second."))]
+    return {"keys without a prefix": sorted(odd), "y of the first": call(module, x), "y of the second": call(other, x)}
+
+
+def loaded(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, W: Tensor, how: str) -> Facts:
+    """A state_dict with −A is loaded: in another number format, or with assign=True and with −W, too. Or it is changed after
+    it was loaded ("kept by the caller"). An error is a refusal."""
+    state = {key: value.clone() for key, value in module.state_dict().items() if isinstance(value, Tensor)}
+    name = next((name for name, parameter in module.named_parameters() if parameter is A and name in state), None)
+    if name is None:
+        raise Impossible("A is not in the state_dict under its name")
+    state[name] = -state[name]
+    before = A.dtype
+    if how == "in another format":
+        other = torch.float32 if before == torch.float64 else torch.float64
+        state = {key: value.to(other) if value.is_floating_point() else value for key, value in state.items()}
+    if how == "with assign=True":
+        for key, value in state.items():
+            if key != name and any(value.shape == W_.shape and torch.equal(value, W_) for W_ in (W, W.t())):
+                state[key] = -value
+    try:
+        module.load_state_dict(state, assign=how == "with assign=True")
+    except Exception as error:
+        return {"refused": f"{type(error).__name__}: {error}"}
+    if how == "kept by the caller":
+        for value in state.values():
+            value.zero_()
+    found = dict(module.named_parameters())[name]
+    return {"y": call(module, x), "dtype of A stays": found.dtype == before}
+
+
+class Negated(nn.Module):
+    """A parametrization: the negative of what is stored."""
+
+    def forward(self, stored: Tensor) -> Tensor:
+        return -stored
+
+
+def reparametrised(module: nn.Module, call: Through, A: Own, x: Tensor, how: str) -> Facts:
+    """A is parametrized by its negative, or pruned to zero. Then that is removed."""
+    path, _, name = name_of(module, A).rpartition(".")
+    if torch.jit.is_scripting() or isinstance(module, torch.jit.ScriptModule):
+        raise Impossible("a parametrization of TorchScript")
+    owner = module.get_submodule(path)
+    if parametrize.is_parametrized(owner):
+        raise Impossible("a parametrization of what is one already")
+    if how == "parametrized":
+        parametrize.register_parametrization(owner, name, Negated())
+    else:
+        prune.custom_from_mask(owner, name, torch.zeros_like(A))
+    facts = {"y": now(call(module, x))}
+    if how == "parametrized":
+        parametrize.remove_parametrizations(owner, name, leave_parametrized=False)
+        facts["y after it was removed"] = now(call(module, x))
+    return facts
+
+
+def per_sample(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor) -> Facts:
+    """The gradients of each row alone, by torch.vmap over torch.func.grad: dA (rows, …) and dB."""
+    outer, own = Called(module, call), {"A": A, "B": B}
+
+    def loss(factors: dict[str, Tensor], row: Tensor, d: Tensor) -> Tensor:
+        given = {name_of(outer, own[name]): factors[name] for name in own}
+        return (torch.func.functional_call(outer, given, (row[None],)) * d).sum()
+
+    names = {name: tensor.detach() for name, tensor in own.items()}
+    found = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(names, x, dy)
+    return {"d A": found["A"], "d B": found["B"]}
 
 
 def written(module: nn.Module, call: Through, A: Own, x: Tensor, how: str, where: str, stay: bool) -> Facts:
@@ -496,5 +648,6 @@ def ended(A: Own, B: Own, dy: Tensor, kept: dict[str, Any]) -> Facts:
 EXPERIMENTS = (
     copied, reloaded, hold, held, held_under, used_twice, retained, second, in_modes, autocast, modes, part_modes, within,
     written, rebased, seed, surroundings, wrapped, moved, functional, checkpointed, hooked, compiled, compiled_pass,
-    transformed, zeroed, frozen, changed_between, begun, ended,
+    transformed, zeroed, frozen, changed_between, begun, ended, second_through, served, followed, entered, left, in_a_model,
+    loaded, reparametrised, per_sample,
 )

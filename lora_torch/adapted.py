@@ -133,6 +133,10 @@ class Adapted(nn.Module):
 
     def with_adapters(self) -> nn.Parameter:
         """W with all active adapters in it, rounded once, as a new Parameter."""
+        with torch.inference_mode(False):  # no backward pass may use a tensor that was made under inference_mode
+            return nn.Parameter(self._with_adapters(), requires_grad=False)
+
+    def _with_adapters(self) -> Tensor:
         adapters = self.at_work()
         A, B, scale = adapters[0].lora_A, adapters[0].lora_B, adapters[0].scale
         if len(adapters) > 1:
@@ -140,7 +144,7 @@ class Adapted(nn.Module):
             B, scale = torch.cat([adapter.scale * adapter.lora_B.detach().double() for adapter in adapters]), 1.0
         if not isinstance(self.pre_trained_weight, nn.Linear):  # W is (in, out)
             A, B = B.T, A.T
-        return nn.Parameter(merged_weight(self.weight, A, B, scale), requires_grad=False)
+        return merged_weight(self.weight, A, B, scale)
 
     def merging(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """What put_at_once has to change for the layer to be merged."""

@@ -201,8 +201,9 @@ class LinearLoRA(nn.Module):
                 "LinearLoRA.merge: the layer is merged, expected an unmerged one, because A B would be added twice"
             )
         W = self.pre_trained_weight.weight
-        merged = merged_weight(W, self.lora_A, self.lora_B, self.scale)    # (out, in)
-        put_turned(self, turn, nn.Parameter(merged, requires_grad=False), W)
+        with torch.inference_mode(False):  # no backward pass may use a tensor that was made under inference_mode
+            merged = nn.Parameter(merged_weight(W, self.lora_A, self.lora_B, self.scale), requires_grad=False)    # (out, in)
+        put_turned(self, turn, merged, W)
 
     def unmerge(self) -> None:
         """Put W back as it was, bit for bit, whatever A and B are by now. RuntimeError if the layer is not merged."""
@@ -212,7 +213,9 @@ class LinearLoRA(nn.Module):
                 "LinearLoRA.unmerge: the layer is not merged, expected a merged one, because there is no W to put back"
             )
         # The same Parameter as before merge(), unless .to() has made another tensor of it meanwhile.
-        put_turned(self, turn, W if isinstance(W, nn.Parameter) else nn.Parameter(W, requires_grad=False), None)
+        with torch.inference_mode(False):
+            unmerged = W if isinstance(W, nn.Parameter) else nn.Parameter(W, requires_grad=False)
+        put_turned(self, turn, unmerged, None)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's. But if it raises, nothing of this layer was changed."""

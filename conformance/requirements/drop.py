@@ -121,9 +121,10 @@ def base_path_is_not_dropped(subject, case):
 def inverted_scaling(subject, case):
     """With A = B = I the mask can be read off the output. This shows a rate that is never used, and p used in place of 1 − p.
     It also shows a rate that is off by 0.02, since 131,072 entries are read at each rate. Two of the rates are usual, one is
-    not. If all rows share a mask (which DROP-07 forbids), fewer draws are read, each of them once."""
+    not, and two are so small that eight random bits cannot give them. If all rows share a mask (which DROP-07 forbids), fewer
+    draws are read, each of them once."""
     ratios = []
-    for rate in (0.75, 0.125, 0.05):
+    for rate in (0.75, 0.125, 0.05, 0.001, 0.0021):
         found = drawn(subject, case.replace(dropout=rate))
         kept = found != 0
         if rate == 0.75:  # 1 / (1 − p) = 4 is exact
@@ -211,6 +212,11 @@ def masks_differ(subject, case):
     expect(len(set(map(tuple, columns))) == K, "entries that are dropped independently", len(set(map(tuple, columns))), K)
     expect_few_in_common(first.reshape(-1, K) != 0, second.reshape(-1, K) != 0,
                          "rows of a mask that were rows of the one before")
+    layer, one = revealing(subject, case), np.ones(K, case.dtype)
+    repeated = wide(layer.forward(np.broadcast_to(one, (4, 16, K)))) / case.scale
+    for axis, name in enumerate(("of the samples of a batch", "of the rows of a sample")):
+        expect((repeated != repeated.take([0], axis)).any(), f"the masks {name}, which is one row that was expanded",
+               "all equal", "different")
 
 
 @requirement(
@@ -352,6 +358,10 @@ def masks_never_come_again(subject, case):
     tall, shape = masks.many_rows(case)
     mask = mask_of(revealing(subject, tall), tall, shape)
     ratios = [ratio, expect_unlike(mask != 0, 0.5, f"entries of the mask for x {shape}")]
+    broad, shape, columns = masks.many_columns(case)
+    kept = wide(prepared(subject, broad, training=True).forward(np.ones(shape, broad.dtype))) != 0
+    alike = len({column.tobytes() for column in np.ascontiguousarray(kept.T)})
+    expect(alike == len(columns), f"features of x {shape} with a mask of their own, among {len(columns)}", alike, len(columns))
     for number, rate in enumerate(RATES):
         made, shape = form(case.replace(dropout=rate), number)
         layer = revealing(subject, made)

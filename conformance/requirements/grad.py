@@ -10,7 +10,7 @@ from conformance.record.trace import SubjectError, refuses
 from conformance.requirements import HIGHAM, PAPER, Group, requirement
 from conformance.requirements.helpers.layers import exactly, gradient, gradients, judged, prepared, set_mode, within_bound
 from conformance.requirements.helpers.sequences import RATE
-from conformance.requirements.helpers.variants import LARGE, layouts, regauged
+from conformance.requirements.helpers.variants import large_or_round, layouts, regauged
 from conformance.subject import Unsupported
 from conformance.truth.case import Case, exact_in_any_order
 from conformance.truth.compare import Mismatch, expect, expect_equal, wide
@@ -348,10 +348,10 @@ def layers_are_independent(subject, case):
 @requirement(
     "GRAD-19",
     "Gradients MUST be right for sizes and ranks larger than a tile.",
-    formula="dx, dA, dB as for small sizes", sources=SOURCES, needs=NEEDS, faults="53", cases=LARGE, examples=0.15,
+    formula="dx, dA, dB as for small sizes", sources=SOURCES, needs=NEEDS, faults="53", cases=large_or_round, examples=1.25,
 )
 def gradients_of_large_sizes(subject, case):
-    """in and out from 257 to 322, ranks of 128 and 256, up to 67 rows."""
+    """The sizes of FWD-19, and up to 1000 rows."""
     return judged(gradients(prepared(subject, case, training=True), case.x, case.dy), case, exactly)
 
 

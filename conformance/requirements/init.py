@@ -1,10 +1,14 @@
 """INIT: the state of a layer before any training."""
 
+from contextlib import nullcontext, suppress
+
 import numpy as np
 
 from conformance.record.trace import refuses
 from conformance.requirements import LORALIB, PAPER, PEFT, Group, requirement
 from conformance.requirements.helpers.layers import fresh, set_mode
+from conformance.subject import Unsupported
+from conformance.truth.case import DTYPES
 from conformance.truth.compare import expect, expect_equal, expect_same_spread, expect_within, expect_zero_mean, wide
 from conformance.truth.strategies import exact, rounding, sized
 
@@ -49,9 +53,12 @@ def keeps_given_weights(subject, case):
 def exactly_one_factor_is_zero(subject, case):
     """With neither zero the model is altered before the first step; with both zero both gradients are zero, and it
     never learns. Which of the two is zero is a convention: the paper zeroes B, embeddings often A."""
-    arrays = fresh(subject, case).adapter()
-    zero = {name: not wide(arrays[name]).any() for name in ("A", "B")}
-    expect(sum(zero.values()) == 1, "which factors are zero in a fresh layer", zero, "exactly one")
+    for dtype in DTYPES:
+        with nullcontext() if dtype == case.config.dtype else suppress(Unsupported):
+            b = None if case.b is None else case.b.astype(DTYPES[dtype])
+            arrays = fresh(subject, case.replace(dtype=dtype, W=case.W.astype(DTYPES[dtype]), b=b)).adapter()
+            zero = {name: not wide(arrays[name]).any() for name in ("A", "B")}
+            expect(sum(zero.values()) == 1, f"which factors are zero in a fresh layer in {dtype}", zero, "exactly one")
 
 
 @requirement(

@@ -124,17 +124,35 @@ def pickles(subject, case):
 
 def check_copies(subject, case: Case, how: str) -> None:
     y, other = (plain(subject, c)["y"] for c in (case, with_negated_A(case)))
-    facts = tried(prepared(subject, case, training=True), "copied", x=case.x, how=how)
+    layer = prepared(subject, case, training=True)
+    before, facts = tried(layer, "part_modes")["modes"], tried(layer, "copied", x=case.x, how=how)
     facts.equal("y of the copy", y)
-    facts.equal("y", y, "y of the module after A of its copy was negated")
-    facts.equal("y of the changed copy", other, "y of the copy after its A was negated")
-    facts.equal("y of the changed module", other, "y of the module after its A was negated")
-    facts.equal("y of the copy again", y, "y of the copy after A of the module was negated")
+    for name in ("A", "B"):
+        facts.equal(f"{name}: y", y, f"y of the module after {name} of its copy was negated")
+        facts.equal(f"{name}: y of the changed copy", other, f"y of the copy after its {name} was negated")
+        facts.equal(f"{name}: y of the changed module", other, f"y of the module after its {name} was negated")
+        facts.equal(f"{name}: y of the copy", y, f"y of the copy after {name} of the module was negated")
+    expect(facts["modes"] == before, "modes of the copy", facts["modes"], before)
+    with suppress(Unsupported):
+        scaled_otherwise(subject, case, how)
+    layer = prepared(subject, case, training=True)
+    layer.train(False)
+    before, found = tried(layer, "part_modes")["modes"], tried(layer, "copied", x=case.x, how=how)["modes"]
+    expect(found == before, "modes of the copy of a layer in inference mode", found, before)
     layer = prepared(subject, case, training=True)
     with suppress(Unsupported):
         layer.merge()
         y = layer.forward(case.x)
         tried(layer, "copied", x=case.x, how=how).equal("y of the copy", y, "y of the copy of a merged layer")
+
+
+def scaled_otherwise(subject, case: Case, how: str) -> None:
+    """The same of a layer with rank-stabilised scaling, whose copy may compute its scale anew."""
+    other = case.replace(scaling="rslora", alpha=case.scale * case.config.rank**0.5)
+    assume(exact_in_any_order(other))
+    y = plain(subject, other)["y"]
+    facts = tried(prepared(subject, other, training=True), "copied", x=case.x, how=how)
+    facts.equal("y of the copy", y, "y of the copy of a layer with rank-stabilised scaling")
 
 
 @requirement(
@@ -318,6 +336,10 @@ def retained_graph(subject, case):
     """A backward pass that works in the tensors which it was left leaves others for the next one."""
     facts = tried(prepared(subject, case, training=True), "retained", x=case.x, dy=case.dy)
     facts.gradients(plain(subject, case), "of two backward passes through one graph", times=2)
+    with suppress(Unsupported):
+        facts = tried(prepared(subject, case.replace(dropout=0.5), training=True), "retained", x=case.x, dy=case.dy)
+        once = {name: facts[f"first d {name}"] for name in ("x", "A", "B") if f"first d {name}" in facts}
+        facts.gradients(once, "of two backward passes through one graph with dropout, against one", tuple(once), times=2)
 
 
 @requirement(
@@ -342,6 +364,22 @@ def second_derivatives(subject, case):
     if np.array_equal(wide(found["x"]), case.truth.dx):  # otherwise dx is no derivative of y
         bias = 0 if case.b is None else wide(case.b)
         facts.equal("d dy", wide(want["y"]) - bias, "∂/∂dy of Σ v · dx")
+        through_the_gradients_of_the_factors(subject, case)
+
+
+def through_the_gradients_of_the_factors(subject, case: Case) -> None:
+    """Training through a step of training (MAML) needs these. Σ dA is the LoRA part of ⟨dy, y⟩ with 1 in the place of A."""
+    ones = {name: np.ones_like(array) for name, array in case.adapter.items()}
+    for name, other in (("A", "B"), ("B", "A")):
+        changed, without = case.replace(**{name: ones[name]}), case.replace(**{name: 0 * ones[name]})
+        assume(exact_in_any_order(changed))
+        facts = tried(prepared(subject, case, training=True), "second_through", x=case.x, dy=case.dy, name=name)
+        if "refused" in facts:
+            return
+        want, base = plain(subject, changed), plain(subject, without)
+        facts.equal(f"d {other}", want[other], f"∂/∂{other} of Σ d{name}")
+        facts.equal("d x", wide(want["x"]) - wide(base["x"]), f"∂/∂x of Σ d{name}")
+        facts.equal("d dy", wide(want["y"]) - wide(base["y"]), f"∂/∂dy of Σ d{name}")
 
 
 @requirement(
@@ -352,10 +390,11 @@ def second_derivatives(subject, case):
 )
 def x_stays(subject, case):
     """Autograd forbids some writes into x, and under no_grad it allows them all. The block that x came from adds x again."""
-    for words, layer in states(subject, case):
-        facts = tried(layer, "in_modes", x=case.x)
+    x = np.sin(np.arange(1.0, 1 + case.x.size)).reshape(case.x.shape).astype(case.dtype)  # × scale / scale changes last bits
+    for words, layer in states(subject, case.replace(alpha=1.1 * case.config.alpha)):
+        facts = tried(layer, "in_modes", x=x)
         for name in MODES:
-            facts.equal(f"x after {name}", case.x, f"x after a forward pass in {name}, {words}")
+            facts.equal(f"x after {name}", x, f"x after a forward pass in {name}, {words}")
 
 
 @requirement(
@@ -408,6 +447,9 @@ def under_autocast(subject, case):
         got, known = facts["y"].dtype, (DTYPES[dtype], case.dtype)
         expect(got in known, f"dtype of y {words}", got, " or ".join(dict.fromkeys(map(str, known))))
         facts.gradients(want, words)
+        facts = tried(prepared(subject, case, training=True), "autocast", x=case.x, dy=case.dy, dtype=dtype, half=True)
+        facts.equal("y", want["y"], f"y {words}, with x in {dtype}")
+        facts.gradients(want, f"{words}, with x in {dtype}")
 
 
 @requirement(
@@ -755,8 +797,9 @@ def merges_what_was_loaded(subject, case):
 def compiled_dropout(subject, case):
     """What is in the way of a compiler is left out while it looks, and nobody sees that the compiled model trains without."""
     x = np.ones((4, 16, case.config.in_features), case.dtype)
-    y = tried(revealing(subject, case), "compiled_pass", x=x)["y"]
-    expect(bool((wide(y) == 0).any()), "dropped entries of a compiled pass in training mode", 0, f"about {x.size // 2}")
+    found = wide(tried(revealing(subject, case), "compiled_pass", x=x)["y"]) / case.scale
+    expect(bool((found == 0).any()), "dropped entries of a compiled pass in training mode", 0, f"about {x.size // 2}")
+    expect_equal(found, np.where(found == 0, 0.0, 2.0), "entries of a compiled pass in training mode, as multiples of x")
 
 
 @requirement(

@@ -71,13 +71,15 @@ FACTORS = (
     Factor("mode", ("training", "inference", "dropout"), "training without dropout, inference, training with dropout"),
     Factor("rate", (0.0, 0.1, 0.5, 0.9), "dropout rate of the configuration"),
     Factor("x lies", ("plain", "transposed", "strided", "cut out", "reversed", "broadcast", "shifted"), "x in memory"),
-    Factor("dy lies", ("plain", "transposed", "strided", "broadcast", "one number", "shifted"), "dy in memory"),
-    Factor("needs", ("all", "not x", "not A", "not B", "only x"), "what gets a gradient, of x, A and B"),
+    Factor("dy lies", ("plain", "transposed", "strided", "broadcast", "one token", "one number", "shifted"),
+           "dy in memory; one token: the same in all rows of a sample"),
+    Factor("needs", ("all", "not x", "not A", "not B", "only x", "only A", "only B", "nothing"),
+           "what gets a gradient, of x, A and B"),
     Factor("merged", (False, True), "whether the layer is merged"),
     Factor("history", ("set", "stepped", "loaded", "unmerged", "cycled", "set again"), "what happened to the layer before"),
     Factor("calls", ("once", "two before backward", "accumulated", "other mode before backward", "other shape first",
                      "x changed in place"), "the calls around the one that is judged"),
-    Factor("content", ("few bits", "many bits", "NaN", "infinity", "zeros", "tiny", "huge"), "the numbers"),
+    Factor("content", ("few bits", "many bits", "NaN", "infinity", "zeros", "tiny", "huge", "tiny dy"), "the numbers"),
 )
 PLAIN: Levels = {factor.name: factor.plain for factor in FACTORS}
 NAMES = tuple(factor.name for factor in FACTORS)

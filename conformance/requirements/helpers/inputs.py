@@ -24,6 +24,8 @@ def laid(array: np.ndarray, how: str) -> np.ndarray:
         return np.flip(np.ascontiguousarray(np.flip(array, axis)), axis)
     if how == "broadcast" and axis >= 0:
         return np.broadcast_to(array.take([0], axis), array.shape)
+    if how == "one token" and array.ndim > 1:
+        return np.broadcast_to(array[..., :1, :].copy(), array.shape)
     if how == "one number":
         return np.broadcast_to(array.reshape(-1)[:1].copy(), array.shape)
     if how == "shifted":  # by one element, so that no address is a multiple of more than that
@@ -43,7 +45,7 @@ def laid(array: np.ndarray, how: str) -> np.ndarray:
 
 
 class Odd(NamedTuple):
-    """A case of which some numbers of x are not finite, zero, very small or very large."""
+    """A case of which some numbers of x are not finite, zero, very small or very large, or all of dy are very small."""
 
     even: Case  # the case without them
     lost: dict[str, Any] = {}  # of each answer, the index of what cannot be finite
@@ -61,7 +63,7 @@ class Odd(NamedTuple):
 
 
 def odd(levels: Levels, case: Case, true: Answers) -> tuple[Case, Answers, Odd]:
-    """The case with an x as `content` says, and its right answers."""
+    """The case with an x or dy as `content` says, and its right answers."""
     content, how = levels["content"], str(levels["x lies"])
     x, row = case.x.copy(), (case.x.size // case.x.shape[-1]) // 2
     rows = x.reshape(-1, x.shape[-1])
@@ -78,6 +80,10 @@ def odd(levels: Levels, case: Case, true: Answers) -> tuple[Case, Answers, Odd]:
         changed = case.replace(x=laid(x, how))
         return changed, lattice.truth(changed), Odd(changed)
     power = EXPONENT[case.config.dtype] * (1 if content == "huge" else -1)
+    if content == "tiny dy":
+        dy = laid(np.ldexp(wide(case.dy), power).astype(case.dtype), str(levels["dy lies"]))
+        dx, dA, dB = (np.ldexp(array, power) for array in (true.dx, true.dA, true.dB))
+        return case.replace(dy=dy), true._replace(dx=dx, dA=dA, dB=dB), Odd(case)
     changed = case.replace(x=laid(np.ldexp(wide(x), power).astype(case.dtype), how))
     b = np.broadcast_to(0.0 if case.b is None else case.b.astype(np.float64), true.y.shape)
     product = np.ldexp(true.y - b, power)

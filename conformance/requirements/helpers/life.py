@@ -26,7 +26,9 @@ from lora_ref import lora
 from lora_ref.error import bounds
 
 ADDED = 4  # gradients that are added up: a power of two, so that their sum has no more bits than one of them
-NEEDLESS = {"all": "", "not x": "", "not A": "A", "not B": "B", "only x": "AB"}  # the factors that need no gradient
+NEEDLESS = {"all": "", "not x": "", "not A": "A", "not B": "B", "only x": "AB", "only A": "B", "only B": "A",
+            "nothing": "AB"}  # the factors that need no gradient
+WITHOUT_X = ("not x", "only A", "only B", "nothing")  # where x needs none
 
 
 class Broken(Exception):
@@ -100,7 +102,7 @@ def live(subject: Subject, levels: Levels, case: Case, drops_x: bool = False, th
         _passes(layer, before, case, true, drops_x)
         set_mode(layer, True)
         layer.zero_grad()
-    if levels["needs"] == "not x":
+    if levels["needs"] in WITHOUT_X:
         layer.input_needs_grad(False)
     for name in NEEDLESS[str(levels["needs"])]:
         layer.factor_needs_grad(name, False)
@@ -327,10 +329,11 @@ class _Pass:
         """The gradients, or none where a backward pass may be refused. x and y are those of the forward pass."""
         try:
             found = self.layer.backward(dy)
-            self.passes.append(dropped.Pass(x, dy, y, found.get("x") if self.levels["needs"] != "not x" else None))
+            self.passes.append(dropped.Pass(x, dy, y, found.get("x") if self.levels["needs"] not in WITHOUT_X else None))
             return found
         except SubjectError as refusal:
             usual = self.training and not self.merged and self.levels["calls"] != "other mode before backward"
+            usual &= self.levels["needs"] != "nothing"
             if refusal.broke or usual:
                 raise Broken("dx", refusal) from refusal
             self.refused = True
@@ -338,14 +341,14 @@ class _Pass:
 
     def judge_gradients(self, found: dict[str, np.ndarray]) -> None:
         needs = self.levels["needs"]
-        if not found and (self.refused or not self.training or self.merged):
+        if not found and (self.refused or not self.training or self.merged or needs == "nothing"):
             return
-        if "x" in found and needs != "not x" and not self.random:
+        if "x" in found and needs not in WITHOUT_X and not self.random:
             with asked("format of dx"):
                 expect(found["x"].dtype == self.case.x.dtype, "dtype of dx", found["x"].dtype, self.case.x.dtype)
             with asked("dx"):
                 self.same(found["x"], "dx", "dx")
-        elif "x" not in found and needs != "not x":
+        elif "x" not in found and needs not in WITHOUT_X:
             with asked("dx"):
                 raise Mismatch("gradients after backward", f"only {sorted(found)}", "that of x among them")
         if self.merged:
@@ -410,7 +413,7 @@ class _Pass:
     @cached_property
     def must_be_equal(self) -> bool:
         lie, config = (self.levels["x lies"], self.levels["dy lies"]), self.case.config
-        if self.levels["content"] == "many bits" and not {"broadcast", "one number"} & {*lie}:  # one term a sum
+        if self.levels["content"] == "many bits" and not {"broadcast", "one token", "one number"} & {*lie}:  # one term a sum
             divisor = config.rank if config.scaling == "standard" else config.rank**0.5
             by = self.case.scale  # a division by a number that is no power of two is rounded
             return _power(divisor) == divisor and (not by or _root_is_a_power(by))

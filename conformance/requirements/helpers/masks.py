@@ -52,6 +52,20 @@ def many_rows(case: Case) -> tuple[Case, tuple[int, ...]]:
     return case.replace(in_features=2, out_features=2, rank=2, alpha=2 * case.scale, seed=seed), (2**16 + 512, 2)
 
 
+def many_columns(case: Case) -> tuple[Case, tuple[int, int], np.ndarray]:
+    """A form of the case with many features, of which A lets through these columns, the shape of an x, and the columns. Among
+    them every distance from 1 to in − 1 occurs. 256 rows have equal masks of two features with a probability of 2⁻²⁵⁶."""
+    near, far = np.arange(32), 32 * np.arange(2, 33) - 1
+    columns, n_in = np.concatenate([near, far]), 1024
+    A = np.zeros((n_in, len(columns)), case.dtype)
+    A[columns, np.arange(len(columns))] = 1
+    eye = np.eye(len(columns), dtype=case.dtype)
+    config = {"in_features": n_in, "out_features": len(eye), "rank": len(eye), "alpha": case.scale * len(eye)}
+    zeros = np.zeros((len(eye), n_in), case.dtype)
+    b = None if case.b is None else zeros[:, 0]
+    return case.replace(**config, W=zeros, b=b, A=A, B=eye, seed=case.config.seed + SEEDS - 2), (256, n_in), columns
+
+
 def revealing(subject: Subject, case: Case) -> Layer:
     """A training-mode layer of the case's configuration, with W = 0, b = 0 and A = B = I."""
     eye = np.eye(case.config.in_features, dtype=case.dtype)

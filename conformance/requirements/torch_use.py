@@ -1,0 +1,215 @@
+"""TORCH, continued: a layer in use. It serves, it is a part of a model, and it goes through what torch has for modules.
+
+As in torch.py, what is right is what a plain pass of a fresh layer gives, on cases that are exact in any order.
+"""
+
+from contextlib import contextmanager, suppress
+
+import numpy as np
+from hypothesis import assume
+
+from conformance.record.trace import refuses
+from conformance.requirements import requirement
+from conformance.requirements.helpers.layers import merge, prepared
+from conformance.requirements.helpers.masks import revealing
+from conformance.requirements.torch import AUTOGRAD, GROUP, MODULE, NEEDS, SINGLE, plain, tried, with_negated_A
+from conformance.subject import Layer, Unsupported
+from conformance.truth.case import Case, exact_in_any_order
+from conformance.truth.compare import expect, expect_equal, wide
+from conformance.truth.strategies import any_size, exact, sized
+
+__all__ = ["GROUP"]  # a file of requirements has one
+SERVING = ("under no_grad", "under inference_mode")
+NO_GRAD = f"{AUTOGRAD}: Locally disabling gradient computation"
+LITTLE = 1 + 2.0**-20  # float64 holds the product of this and a small number
+LOADED = ("in another format", "with assign=True", "kept by the caller")
+
+
+def rows_of(case: Case) -> Case:
+    """The case with x and dy as (rows, …), and with at least two rows."""
+    x, dy = (array.reshape(-1, array.shape[-1]) for array in (case.x, case.dy))
+    twice = 1 if len(x) > 1 else 2
+    return case.replace(x=np.concatenate([x] * twice), dy=np.concatenate([dy] * twice))
+
+
+@requirement(
+    "TORCH-33",
+    "In inference mode and without a graph y MUST be right for x of any layout and shape, and MUST stay when the layer runs "
+    "on.",
+    formula="no_grad, inference_mode: y = x Wᵀ + b + scale · (x A) B", sources=(NO_GRAD, f"{MODULE}.forward"),
+    needs=f"{NEEDS} train", cases=any_size(), examples=0.25,
+)
+def serves(subject, case):
+    """A layer that serves may take another way: it reads x by addresses, and reuses its memory."""
+    case = rows_of(case)
+    x, (y, opposite) = case.x, (plain(subject, c)["y"] for c in (case, case.replace(x=-case.x)))
+    want = dict.fromkeys(("plain", "transposed", "strided", "cut out", "shifted"), y)
+    want |= {"one row": np.broadcast_to(y[:1], y.shape), "a vector": y[0], "three dimensions": y[None], "no rows": y[:0],
+             "four dimensions": y[None, None], "samples and tokens exchanged": np.stack([y, opposite], 1)}
+    for where in SERVING:
+        facts = tried(prepared(subject, case, training=True), "served", x=x, where=where)
+        for name, right in want.items():
+            facts.equal(f"y: {name}", right, f"y {where}, of x that is {name}")
+            facts.equal(f"later: {name}", right, f"y {where}, of x that is {name}, after further passes")
+
+
+@requirement(
+    "TORCH-34",
+    "In inference mode and without a graph y MUST follow a change of B alone, of W alone, and a small one of A.",
+    formula="A ← (1 + 2⁻²⁰) A ⇒ y = x Wᵀ + b + scale · (x A) B with that A", sources=(NO_GRAD, f"{MODULE}.load_state_dict"),
+    needs=f"{NEEDS} train", faults="110", cases=any_size(only=SINGLE), examples=0.25,
+)
+def serving_follows(subject, case):
+    """A product that is kept while the layer serves must be made anew after each step of training. In between the layer is in
+    training mode, since some layers merge in inference mode."""
+    changes = {"B": case.replace(B=-case.B), "W": case.replace(W=-case.W)}
+    if case.config.dtype == "float64":
+        changes["A"] = case.replace(A=case.A * LITTLE)
+    for what, other in changes.items():
+        assume(what == "A" or exact_in_any_order(other))
+        for where in SERVING:
+            with suppress(Unsupported):
+                given = {"x": case.x, "W": case.W, "what": what, "where": where}
+                y = tried(prepared(subject, case, training=True), "followed", **given)["y"]
+                fresh = tried(prepared(subject, other, training=True), "within", x=case.x, where=where)
+                words = f"y in inference mode {where}, after {'a little was added to A' if what == 'A' else what + ' changed'}"
+                expect_equal(y, fresh["y in inference mode"], words)
+
+
+@requirement(
+    "TORCH-35",
+    "In training mode there MUST be dropout under no_grad and under inference_mode, too, with a new mask in every pass.",
+    formula="train(): x̃ = x · m / (1 − p)",
+    sources=("Gal and Ghahramani 2016, Dropout as a Bayesian Approximation, arXiv:1506.02142", NO_GRAD), needs=NEEDS,
+    optional=True, cases=sized(32, 32, 32, 128.0, dropout=0.5), examples=0.1,
+)
+def drops_without_a_graph(subject, case):
+    """The mode decides about dropout, and not whether somebody wants a gradient. Monte Carlo dropout is computed so."""
+    x = np.ones((4, 16, case.config.in_features), case.dtype)
+    for where in SERVING:
+        layer = revealing(subject, case)
+        first, second = (wide(tried(layer, "within", x=x, where=where)["y"]) / case.scale for _ in range(2))
+        expect_equal(first, np.where(first == 0, 0.0, 2.0), f"entries of a pass in training mode {where}, as multiples of x")
+        expect(bool((first == 0).any()), f"dropped entries in training mode {where}", 0, f"about {x.size // 2}")
+        expect(not np.array_equal(first, second), f"masks of two passes in training mode {where}", "equal", "different")
+
+
+@requirement(
+    "TORCH-36",
+    "In the state_dict of a model every key of the layer MUST have the prefix of its place, and MUST be loaded from there.",
+    formula="model.load_state_dict(model.state_dict()) restores every layer", sources=(f"{MODULE}.state_dict: prefix",),
+    needs=NEEDS, faults="115", cases=any_size(), examples=0.25,
+)
+def a_part_of_a_model(subject, case):
+    """Models hold many such layers. Without a prefix each of them overwrites the one before."""
+    facts = tried(prepared(subject, case, training=True), "in_a_model", x=case.x)
+    keys = facts.names("keys without a prefix")
+    expect(not keys, "keys without the prefix of their layer", keys, "none")
+    facts.equal("y of the first", plain(subject, case)["y"], "y of the first of two layers of a model that was loaded")
+    facts.equal("y of the second", plain(subject, with_negated_A(case))["y"], "y of the second of two layers, with −A")
+
+
+@requirement(
+    "TORCH-37",
+    "A state_dict in another number format MUST be converted, one that the caller keeps MUST stay the caller's, and "
+    "assign=True MUST be followed or refused.",
+    formula="load_state_dict(other) ⇒ y of the other A, dtype as before",
+    sources=(f"{MODULE}.load_state_dict: copies parameters and buffers; assign: their properties are kept or not",),
+    needs=NEEDS, cases=any_size(only=SINGLE), examples=0.25,
+)
+def loads_as_torch_does(subject, case):
+    """Files are in the format of the training. Layers that share the tensors of one dict train each other. Models that were
+    made on the meta device are loaded with assign=True."""
+    want = plain(subject, with_negated_A(case))["y"]
+    for how in LOADED:
+        facts = tried(prepared(subject, case, training=True), "loaded", x=case.x, W=case.W, how=how)
+        if "refused" in facts and how == "with assign=True":
+            continue
+        expect("refused" not in facts, f"load_state_dict {how}", facts.facts.get("refused"), "no error")
+        right = want
+        if how == "with assign=True" and np.array_equal(facts["y"], other_base(subject, case)):  # W was found in the state
+            right = facts["y"]
+        facts.equal("y", right, f"y after load_state_dict {how}, with −A")
+        if how != "with assign=True":
+            facts.true("dtype of A stays")
+
+
+def other_base(subject, case: Case) -> np.ndarray:
+    other = with_negated_A(case).replace(W=-case.W)
+    assume(exact_in_any_order(other))
+    return plain(subject, other)["y"]
+
+
+@contextmanager
+def inside(layer: Layer, where: str, case: Case):
+    """What the layer does in the block, it does in this context."""
+    tried(layer, "entered", where=where, device=case.config.device)
+    try:
+        yield
+    finally:
+        tried(layer, "left")
+
+
+@requirement(
+    "TORCH-38",
+    "A merge and an unmerge under autocast or inference_mode MUST be as exact as others, and training MUST go on after them.",
+    formula="under autocast: W' = W + scale · (A B)ᵀ in the format of W",
+    sources=("PyTorch documentation, torch.amp: Autocast Op Reference, matmul", "PyTorch documentation, Inference Mode"),
+    needs=f"{NEEDS} merge unmerge", cases=any_size(only=SINGLE), examples=0.25,
+)
+def merges_in_contexts(subject, case):
+    """An evaluation in the middle of training is under one of them, or both. Inside, torch multiplies in half precision, or
+    makes tensors that no backward pass may use."""
+    case = case.replace(A=(case.A * (1 + 2.0**-10)).astype(case.dtype))  # more bits than half formats have
+    assume(exact_in_any_order(case))
+    want = plain(subject, case)
+    for where in ("under autocast", "under inference_mode"):
+        layer = prepared(subject, case, training=True)
+        with inside(layer, where, case):
+            refused = refuses(layer.merge) and refuses(lambda layer=layer: merge(layer, training=True))
+        if refused:
+            continue
+        with suppress(Unsupported):
+            expect_equal(layer.weight(), case.truth.merged, f"W after a merge {where}")
+        expect_equal(layer.forward(case.x), want["y"], f"y after a merge {where}")
+        with inside(layer, where, case):
+            layer.unmerge()
+        with suppress(Unsupported):
+            layer.train(True)
+        expect_equal(layer.forward(case.x), want["y"], f"y after merge and unmerge {where}")
+        found = layer.backward(case.dy)
+        for name in ("A", "B"):
+            expect(name in found, f"d{name} after merge and unmerge {where}", "none", "a gradient")
+            expect_equal(found[name], want[name], f"d{name} after merge and unmerge {where}")
+
+
+@requirement(
+    "TORCH-39",
+    "A parametrization of A, and pruning of A, SHOULD have their effect.",
+    formula="A parametrized as −A ⇒ y = x Wᵀ + b − scale · (x A) B; pruned to 0 ⇒ y = x Wᵀ + b",
+    sources=("PyTorch documentation, torch.nn.utils.parametrize, torch.nn.utils.prune",), needs=NEEDS, optional=True,
+    cases=any_size(), examples=0.25,
+)
+def reparametrised(subject, case):
+    """Both put a computed tensor in the place of the Parameter. A layer that looks for the Parameter itself misses it."""
+    want, other = plain(subject, case)["y"], plain(subject, with_negated_A(case))["y"]
+    facts = tried(prepared(subject, case, training=True), "reparametrised", x=case.x, how="parametrized")
+    facts.equal("y", other, "y where A is parametrized as its negative")
+    facts.equal("y after it was removed", want, "y after the parametrization was removed")
+    facts = tried(prepared(subject, case, training=True), "reparametrised", x=case.x, how="pruned")
+    facts.equal("y", plain(subject, case.replace(A=0 * case.A))["y"], "y where A is pruned to zero")
+
+
+@requirement(
+    "TORCH-40",
+    "Gradients of single rows, by torch.vmap over torch.func.grad, SHOULD be those of a pass with this row alone.",
+    formula="dAᵢ = scale · xᵢᵀ(dyᵢ Bᵀ)", sources=("PyTorch tutorials, Per-sample-gradients",), needs=NEEDS, optional=True,
+    cases=exact(), examples=0.25,
+)
+def per_sample_gradients(subject, case):
+    """Private training clips the gradient of each sample. A backward pass written by hand may add up over all of them."""
+    case = rows_of(case)
+    facts = tried(prepared(subject, case, training=True), "per_sample", x=case.x, dy=case.dy)
+    for name in ("A", "B"):
+        one = [plain(subject, case.replace(x=case.x[i : i + 1], dy=case.dy[i : i + 1]))[name] for i in range(len(case.x))]
+        facts.equal(f"d {name}", np.stack(one), f"d{name} of each row alone")
