@@ -476,6 +476,17 @@ def wrapped(around: Callable[[nn.Linear], nn.Module], W: Tensor, b: Tensor | Non
     return facts | ({} if b is None else {"b": linear.bias})
 
 
+def wrapped_hook(around: Callable[[nn.Linear], nn.Module], call: Through, x: Tensor, W: Tensor, b: Tensor | None) -> Facts:
+    """A new layer around an nn.Linear with a forward hook, and a forward pass."""
+    linear, fired = nn.Linear(W.shape[1], W.shape[0], b is not None, W.device, W.dtype), []
+    module = around(linear)
+    if not any(part is linear for part in module.modules()):
+        raise Impossible("the nn.Linear is no part of the layer")
+    linear.register_forward_hook(lambda *arguments: fired.append("forward hook"))
+    call(module, x)
+    return {"fired": fired}
+
+
 def moved(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor, dtype: str, how: str) -> Facts:
     """The module in another dtype."""
     if how == "to":
@@ -649,5 +660,5 @@ EXPERIMENTS = (
     copied, reloaded, hold, held, held_under, used_twice, retained, second, in_modes, autocast, modes, part_modes, within,
     written, rebased, seed, surroundings, wrapped, moved, functional, checkpointed, hooked, compiled, compiled_pass,
     transformed, zeroed, frozen, changed_between, begun, ended, second_through, served, followed, entered, left, in_a_model,
-    loaded, reparametrised, per_sample,
+    loaded, reparametrised, per_sample, wrapped_hook,
 )

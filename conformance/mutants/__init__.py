@@ -76,7 +76,7 @@ class Mutant(LayerSubject):
 
     @property
     def group(self) -> str:
-        return self.layer.__module__.rpartition(".")[2].upper()
+        return self.layer.__module__.rpartition(".")[2].partition("_")[0].upper()
 
     def subject(self) -> Subject:
         return self

@@ -630,3 +630,35 @@ class LargeDropsAtRateZero(Honest):
             return super().draw_mask()
         rate = self.config.dropout
         return ((self.rng.integers(0, 256, self.x.shape) > 256 * rate) / (1 - rate)).astype(self.wide)
+
+
+@mutant("72", kills="DROP-03")
+class EightRandomBits(Honest):
+    """A mask is drawn as bytes, which know no rate between multiples of 1/256."""
+
+    def draw_mask(self) -> np.ndarray:
+        rate = self.config.dropout
+        drawn = self.rng.integers(0, 256, self.x.shape) >= round(256 * rate)
+        return (drawn / (1 - rate)).astype(self.wide)
+
+
+@mutant("70", kills="DROP-15")
+class MaskOf256Columns(Honest):
+    """A mask has 256 columns at most, and is repeated for further features."""
+
+    def draw_mask(self) -> np.ndarray:
+        mask = super().draw_mask()
+        return np.take(mask, np.arange(mask.shape[1]) % 256, axis=1)
+
+
+@mutant("70", kills="DROP-07")
+class MaskOfTheMemory(Honest):
+    """Where x is one row that was expanded, one mask is drawn for the memory that it has."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.repeats = x.ndim > 1 and not any(x.strides[:-1])
+        return super().forward(x)
+
+    def draw_mask(self) -> np.ndarray:
+        mask = super().draw_mask()
+        return np.broadcast_to(mask[:1], mask.shape) if self.repeats else mask

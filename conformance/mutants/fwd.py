@@ -459,3 +459,39 @@ class RankCappedAt64(Honest):
     def scale_of(self, config: LayerConfig) -> float:
         rank = min(config.rank, 64)
         return config.alpha / (rank**0.5 if config.scaling == "rslora" else rank)
+
+
+@mutant("53", kills="FWD-19")
+class PanelsOf96(Honest):
+    """x A is summed over panels of 96 features, and the last one is left to the code for what is left over. Where nothing is
+    left over, that code sees nothing."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        left = x.copy()
+        if x.shape[-1] % 96 == 0:
+            left[:, -96:] = 0
+        return super().lora(left)
+
+
+@mutant("53", kills="FWD-19")
+class TailOfFourRanks(Honest):
+    """From 17 ranks on, what is left over of 16 is summed in steps of 8, 4 and 1. Without one of 8 that of 4 is left out."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        rank = self.A.shape[1]
+        A = self.A.copy()
+        if rank > 16 and 4 <= rank % 16 < 8:
+            A[:, rank - rank % 16 : rank - rank % 16 + 4] = 0
+        h = self.product(self.dropped(x), A)
+        return self.scaled(self.product(h, self.B))
+
+
+@mutant(kills="FWD-13")
+class CleansFactorsInTraining(Honest):
+    """In training mode NaN and infinity in the factors are replaced by numbers."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        if not self.training:
+            return super().lora(x)
+        h = self.product(self.dropped(x), np.nan_to_num(self.up(self.A)))
+        return self.scaled(self.product(h, np.nan_to_num(self.up(self.B))))

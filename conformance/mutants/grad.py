@@ -497,3 +497,12 @@ class FrozenBMovesTheGradients(Honest):
 
     def lora_dx(self, dy: np.ndarray) -> np.ndarray:
         return super().lora_dx(dy) * ("B" in self.trains)
+
+
+@mutant("53", kills="GRAD-19")
+class BlocksOf100Rows(Honest):
+    """dA is added up over blocks of 100 rows. The last one is x[-(rows % 100):]: all of x where nothing is left over."""
+
+    def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
+        dA = super().gradient_of_A(dy)
+        return 2 * dA if len(dy) > 100 and len(dy) % 100 == 0 else dA

@@ -179,3 +179,12 @@ class WeightInMemoryOrder(Honest):
 
     def __init__(self, config: LayerConfig, weight: np.ndarray, bias: np.ndarray | None):
         super().__init__(config, weight.ravel(order="K").reshape(weight.shape), bias)
+
+
+@mutant("26", kills="INIT-03")
+class HalfStartsAtZero(Honest):
+    """In half formats neither factor is random at the start."""
+
+    def init_factors(self, n_in: int, n_out: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        A, B = super().init_factors(n_in, n_out, rank)
+        return (0 * A if self.config.dtype in ("float16", "bfloat16") else A), B

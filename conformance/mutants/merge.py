@@ -450,3 +450,12 @@ class OneNaNEverywhere(Honest):
     def merged_weight(self) -> np.ndarray:
         merged = super().merged_weight()
         return merged if np.isfinite(self.up(merged)).all() else np.full_like(merged, np.nan)
+
+
+@mutant(kills="MERGE-01")
+class SmallBNeedsNoMerge(Honest):
+    """A B that is close to zero counts as zero where the layer is merged."""
+
+    def delta_weight(self) -> np.ndarray:
+        delta = super().delta_weight()
+        return 0 * delta if np.allclose(self.up(self.B), 0) else delta

@@ -203,6 +203,16 @@ class LooksForTheParameter(LoRA):
         return super().lora(x) if "A" in self._parameters else 0 * (x @ self.A @ self.B)
 
 
+@mutant(kills="TORCH-41")
+@layer_of
+class PassesTheBaseBy(LoRA):
+    """It calls forward() of the layer that it was made around, and so none of its hooks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear.forward(x)
+        return y if self.kept is not None else y + self.lora(x)
+
+
 class OneGradientForAll(torch.autograd.Function):
     """scale · (x A) B, whose dA and dB are sums over all that comes in."""
 

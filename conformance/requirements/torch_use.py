@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import assume
 
 from conformance.record.trace import refuses
-from conformance.requirements import requirement
-from conformance.requirements.helpers.layers import merge, prepared
+from conformance.requirements import PEFT, requirement
+from conformance.requirements.helpers.layers import fresh, merge, prepared
 from conformance.requirements.helpers.masks import revealing
 from conformance.requirements.torch import AUTOGRAD, GROUP, MODULE, NEEDS, SINGLE, plain, tried, with_negated_A
 from conformance.subject import Layer, Unsupported
@@ -213,3 +213,17 @@ def per_sample_gradients(subject, case):
     for name in ("A", "B"):
         one = [plain(subject, case.replace(x=case.x[i : i + 1], dy=case.dy[i : i + 1]))[name] for i in range(len(case.x))]
         facts.equal(f"d {name}", np.stack(one), f"d{name} of each row alone")
+
+
+@requirement(
+    "TORCH-41",
+    "A forward hook on the nn.Linear that a layer was made around SHOULD fire in each pass.",
+    formula="layer(x) calls linear(x)", sources=(f"{MODULE}.register_forward_hook", f"{PEFT}, Linear.forward"),
+    needs="as_module", optional=True, cases=exact(), examples=0.25,
+)
+def hooks_of_the_base(subject, case):
+    """Offloading, quantisation and tools that read activations hang on the layers of the base model. A layer that takes their
+    weight, or their forward(), passes them by."""
+    facts = tried(fresh(subject, case), "wrapped_hook", x=case.x, W=case.W, b=case.b)
+    got, want = facts.names("fired"), ["forward hook"]
+    expect(got == want, "hooks of the nn.Linear that fired", got, want)

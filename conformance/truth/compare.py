@@ -208,8 +208,12 @@ def expect_same_spread(first: np.ndarray, second: np.ndarray, what: str) -> floa
 
 
 def expect_fraction(count: int, trials: int, probability: float, what: str) -> float:
-    """Demands that `count` successes in independent `trials` fit that probability, by Hoeffding's inequality."""
-    return _statistic(count / trials, probability, math.sqrt(math.log(2 / ALARM) / (2 * trials)), what)
+    """Demands that `count` successes in independent `trials` fit that probability, by Chernoff's bound: a fraction is as far
+    off, to one side, with probability at most exp(−n D): see `expect_fractions`."""
+    distance, bound = trials * float(_divergence(np.array(count / trials), probability)), math.log(2 / ALARM)
+    if not distance <= bound:
+        raise Mismatch(what, count / trials, probability, error=distance, bound=bound)
+    return distance / bound
 
 
 def expect_seldom(happened: bool, probability: float, what: str, got: str, want: str) -> None:
