@@ -494,7 +494,8 @@ def moved(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tenso
     else:
         getattr(module, {"float64": "double", "float32": "float"}.get(dtype, how))()
     tensors = [*module.named_parameters(), *module.named_buffers()]
-    stayed = sorted(name for name, tensor in tensors if tensor.is_floating_point() and tensor.dtype != getattr(torch, dtype))
+    stayed = sorted(name for name, tensor in tensors  # a single number promotes nothing, and may keep its digits
+                    if tensor.is_floating_point() and tensor.dim() and tensor.dtype != getattr(torch, dtype))
     x = leaf(x.to(getattr(torch, dtype)))
     y = call(module, x)
     y.backward(dy.to(y.dtype))

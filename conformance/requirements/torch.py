@@ -574,13 +574,13 @@ def given_layers_stay(subject, case):
 
 @requirement(
     "TORCH-19",
-    "to(dtype), double(), half() and bfloat16() MUST convert everything, and the layer MUST be right in its new dtype.",
-    formula="every floating-point tensor has the new dtype",
+    "to(dtype), double(), half() and bfloat16() MUST convert every array, and the layer MUST be right in its new dtype.",
+    formula="every floating-point tensor of one dimension or more has the new dtype",
     sources=(f"{MODULE}.to, .double, .half, .bfloat16: all floating point parameters and buffers",), needs=NEEDS, faults="129",
     optional=True, cases=exact(only=("float32",), small=True), examples=0.5,
 )
 def converted(subject, case):
-    """A scale or a mask that is a plain attribute stays behind, and then promotes the output or is refused. So does the copy of
+    """A mask that is a plain attribute stays behind, and then promotes the output or is refused. So does the copy of
     W that a merged layer keeps. A layer that remembers its first dtype goes on to compute in it."""
     found = plain(subject, case)
     has_all_digits(subject, case)

@@ -152,7 +152,8 @@ def inside(layer: Layer, where: str, case: Case):
 
 @requirement(
     "TORCH-38",
-    "A merge and an unmerge under autocast or inference_mode MUST be as exact as others, and training MUST go on after them.",
+    "A merge and an unmerge under autocast or inference_mode SHOULD be as exact as others, and training SHOULD go on after "
+    "them.",
     formula="under autocast: W' = W + scale · (A B)ᵀ in the format of W",
     sources=("PyTorch documentation, torch.amp: Autocast Op Reference, matmul", "PyTorch documentation, Inference Mode"),
     needs=f"{NEEDS} merge unmerge", cases=any_size(only=SINGLE), examples=0.25,
