@@ -369,7 +369,7 @@ class Negated(nn.Module):
 def reparametrised(module: nn.Module, call: Through, A: Own, x: Tensor, how: str) -> Facts:
     """A is parametrized by its negative, or pruned to zero. Then that is removed."""
     path, _, name = name_of(module, A).rpartition(".")
-    if torch.jit.is_scripting() or isinstance(module, torch.jit.ScriptModule):
+    if isinstance(module, torch.jit.ScriptModule):
         raise Impossible("a parametrization of TorchScript")
     owner = module.get_submodule(path)
     if parametrize.is_parametrized(owner):
