@@ -211,8 +211,8 @@ class Sweeper:
     def drops_x(self) -> bool:
         """Whether dropout acts on entries of x, and the gradient of x shows them. It is tried on a case of 31 rows and 9 ranks.
         With a mask of x A some of their halves are dropped, and that looks like no mask of x."""
-        levels = self.offered(PLAIN | {"mode": "dropout", "rate": 0.5, "rows": 31, "rank": 9})
-        return levels["mode"] == "dropout" and life.drops_x(self.subject, life.prepared(levels, self.seed))
+        levels = self.offered(PLAIN | {"mode": "dropout", "rate": 0.5, "rows": 31, "in": 16, "out": 17, "rank": 9})
+        return levels["mode"] == "dropout" and life.drops_x(Traced(self.subject), life.prepared(levels, self.seed))
 
     def seed_of(self, number: int) -> int:
         """The seed of the numbers of a case."""
