@@ -235,11 +235,13 @@ def part_modes(module: nn.Module) -> Facts:
     return {"modes": [f"{path or 'the layer'}: {part.training}" for path, part in module.named_modules()]}
 
 
-CONTEXTS: dict[str, Callable[[str], Any]] = {
-    "in grad mode": lambda device: torch.enable_grad(), "under no_grad": lambda device: torch.no_grad(),
-    "under inference_mode": lambda device: torch.inference_mode(),
-    "under autocast": lambda device: torch.autocast(device, torch.bfloat16),
-}
+def context(where: str, device: str) -> Any:
+    """What stands after `with`."""
+    if where == "in grad mode":
+        return torch.enable_grad()
+    if where == "under no_grad":
+        return torch.no_grad()
+    return torch.inference_mode() if where == "under inference_mode" else torch.autocast(device, torch.bfloat16)
 
 
 def held_under(module: nn.Module, call: Through, x: Tensor, x2: Tensor, where: str) -> Facts:
@@ -253,7 +255,7 @@ def held_under(module: nn.Module, call: Through, x: Tensor, x2: Tensor, where: s
 
 def passes(module: nn.Module, call: Through, x: Tensor, where: str) -> Tensor:
     """y of a pass in this context. The one of autocast is without a gradient."""
-    with CONTEXTS["under no_grad" if where == "under autocast" else where](x.device.type), CONTEXTS[where](x.device.type):
+    with context("under no_grad" if where == "under autocast" else where, x.device.type), context(where, x.device.type):
         return now(call(module, x))
 
 
@@ -278,7 +280,7 @@ def served(module: nn.Module, call: Through, x: Tensor, where: str) -> Facts:
     }
     module.eval()
     facts, outputs = {}, {}
-    with CONTEXTS[where](x.device.type):
+    with context(where, x.device.type):
         for name, given in forms.items():
             outputs[name] = call(module, given)
             facts |= {f"y: {name}": now(outputs[name])}
@@ -303,9 +305,8 @@ def followed(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, W: Ten
 
 def entered(kept: dict[str, Any], where: str, device: str) -> Facts:
     """What the layer does from now on, it does in this context."""
-    context = CONTEXTS[where](device)
-    context.__enter__()
-    kept["context"] = context
+    kept["context"] = context(where, device)
+    kept["context"].__enter__()
     return {}
 
 
