@@ -632,7 +632,7 @@ class LargeDropsAtRateZero(Honest):
         return ((self.rng.integers(0, 256, self.x.shape) > 256 * rate) / (1 - rate)).astype(self.wide)
 
 
-@mutant("72", kills="DROP-03")
+@mutant(kills="DROP-03")
 class EightRandomBits(Honest):
     """A mask is drawn as bytes, which know no rate between multiples of 1/256."""
 
