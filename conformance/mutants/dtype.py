@@ -178,3 +178,12 @@ class Bfloat16ByWayOfFloat16(Honest):
 
     def shaped(self, rows: np.ndarray) -> np.ndarray:
         return super().shaped(rows.astype(np.float16) if self.dtype == BFLOAT16 else rows)
+
+
+@mutant(kills="DTYPE-11")
+class ScalesXFirst(Honest):
+    """x is multiplied by the scale before anything else, and rounded to its format."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        h = self.product(self.rounded(self.scaled(self.dropped(x))), self.A)
+        return self.product(h, self.B)

@@ -168,3 +168,18 @@ def whole_range(subject, case):
             found = layer.backward(dy)
             if "x" in found:
                 expect_equal(found["x"], np.ldexp(case.truth.dx, k), f"dx of 2^{k} dy, against 2^{k} dx")
+
+
+@requirement(
+    "DTYPE-11",
+    "In float16 nothing on the way SHOULD overflow where x, x A, (x A) B and y fit, each with the scale and without it.",
+    formula="scale = 64, x ≤ 2¹²: 64 x overflows, 64 (x A) B does not", sources=SOURCES, needs=NEEDS, optional=True,
+    cases=exact(only=("float16",), small=True), examples=0.25,
+)
+def scaled_where_it_fits(subject, case):
+    """A scale that is applied to x at once takes some of the range of x away, which is small in float16."""
+    power, config = 2.0**12, case.config
+    large = case.replace(alpha=64.0 * (config.rank if config.scaling == "standard" else config.rank**0.5),
+                         x=(case.x * power).astype(case.dtype), A=(case.A / power).astype(case.dtype),
+                         W=(case.W / power).astype(case.dtype))
+    return expect_equal(prepared(subject, large).forward(large.x), large.truth.y, "y of a large x, with a scale of 64")

@@ -36,7 +36,7 @@ def test_the_levels_of_the_specification():
     """Exactly the requirements in this list are a SHOULD. All others are a MUST."""
     should = {r.id for r in REQUIREMENTS if r.level == "SHOULD"}
     assert should == {
-        "ADAPT-08", "INIT-07", "INIT-10", "MERGE-08", "STATE-07", "STATE-08", "DTYPE-07",
+        "ADAPT-08", "INIT-07", "INIT-10", "MERGE-08", "STATE-07", "STATE-08", "DTYPE-07", "DTYPE-11",
         "FILE-17", "FILE-20", "FILE-21",
         "INPUT-04", "INPUT-05", "INPUT-06", "INPUT-07", "INPUT-08", "INPUT-09", "INPUT-10",
         "TORCH-02", "TORCH-06", "TORCH-24", "TORCH-25", "TORCH-28", "TORCH-31", "TORCH-32", "TORCH-38",
