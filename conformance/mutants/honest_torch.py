@@ -133,7 +133,8 @@ class Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, A, B = ctx.saved_tensors
-        dx, dA, dB = products(x, A, B, ctx.scale * dy.to(x.dtype))
+        dx, dA, dB = products(x.to(A.dtype), A, B, ctx.scale * dy.to(A.dtype))  # under autocast x may be in half precision
+        dx = dx.to(x.dtype)
         wanted = ctx.needs_input_grad
         return dx if wanted[0] else None, dA if wanted[1] else None, dB if wanted[2] else None, None
 

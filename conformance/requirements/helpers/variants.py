@@ -30,11 +30,12 @@ def large_or_round(dtypes: tuple[str, ...]) -> st.SearchStrategy[Case]:
     if not formats:
         raise Unsupported("float32 or float64")
     around = st.builds(int.__add__, st.sampled_from(ROUND) | st.sampled_from(ROUNDEST), st.sampled_from((0, 0, 0, 0, -1, 1)))
-    small = {name: st.integers(2, 9) for name in ("rows", "in", "out")}
-    ranks = st.sampled_from(RANKS)
-    kinds = {"rows": around, "rank": st.integers(1, 4)}, {"in": around, "rank": ranks}, {"out": around, "rank": ranks}
-    rest = {"format": st.sampled_from(formats), "bias": st.booleans(), "scale": st.sampled_from(("4", "-1/4"))}
-    drawn = st.one_of(*(st.fixed_dictionaries(small | kind | rest) for kind in kinds))
+    few, low, above, ranks = st.integers(2, 5), st.integers(4, 9), st.integers(max(RANKS), 131), st.sampled_from(RANKS)
+    kinds = ({"rows": around, "in": low, "out": low, "rank": st.integers(1, 4)},  # no rank is above in or out
+             {"rows": few, "in": around, "out": above, "rank": ranks}, {"rows": few, "in": above, "out": around, "rank": ranks})
+    rest = {"format": st.sampled_from(formats), "bias": st.booleans(), "scale": st.sampled_from(("4", "1/4"))}
+    drawn = st.one_of(*(st.fixed_dictionaries(kind | rest) for kind in kinds))
+    drawn = drawn.filter(lambda levels: levels["rank"] <= min(levels["in"], levels["out"]))
     made = st.builds(lambda levels, seed: lattice.build(PLAIN | levels, seed), drawn, st.integers(0, 2**31))
     return st.one_of(LARGE(dtypes), *(made.filter(exact_in_any_order),) * 7)
 
