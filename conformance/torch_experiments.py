@@ -437,7 +437,7 @@ def rebased(module: nn.Module, A: Own, B: Own, W: Tensor) -> Facts:
              and value.data_ptr() not in (A.data_ptr(), B.data_ptr())}
     found = {key: -value for key, value in state.items() if value.dtype == W.dtype
              and any(value.shape == known.shape and torch.equal(value, known) for known in (W, W.t()))}
-    if not found:
+    if not found or not W.any():  # other tensors may be zeros, too
         raise Impossible("the state_dict does not hold W")
     module.load_state_dict(module.state_dict() | found)
     return {"loaded": sorted(found)}

@@ -1,7 +1,6 @@
 """adapters 1.3.0: an adapter that is changed or loaded while it is merged is taken out of W instead of the one that was merged.
 
-requirements: MERGE-11 MERGE-17 STATE-09
-since: MERGE-19 STATE-12
+requirements: MERGE-11 MERGE-17 MERGE-19 STATE-09 STATE-12
 kind: fault
 why: LoRALinear.reset_adapter (methods/lora.py) subtracts the delta of the factors as they are by then, and load_adapter
 overwrites those of a merged adapter without an error. The difference of the two deltas stays in the base weight.

@@ -1,7 +1,6 @@
 """keras 3.15.1: in a float64 layer the factors are float32, and so is their product.
 
-requirements: FWD-02 GRAD-04 SCALE-02 MERGE-02 MERGE-04
-since: GRAD-02
+requirements: FWD-02 GRAD-02 GRAD-04 SCALE-02 MERGE-02 MERGE-04
 kind: convention
 why: Dense.enable_lora (layers/core/dense.py) gives both factors dtype="float32", lest they underflow in half precision,
     as a comment there says; for float64 that is a loss. The merged kernel is float64 and right to 7 digits.

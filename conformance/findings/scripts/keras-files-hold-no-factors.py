@@ -1,7 +1,6 @@
 """keras 3.15.1: a file holds the merged kernel; the factors are not saved, and the base kernel is not given back.
 
-requirements: STATE-01 STATE-03 STATE-05 STATE-07 STATE-09 STATE-12
-since: STATE-15 STATE-16 STATE-17
+requirements: STATE-01 STATE-03 STATE-05 STATE-07 STATE-09 STATE-12 STATE-15 STATE-16 STATE-17
 kind: convention
 why: Dense.save_own_variables (layers/core/dense.py) stores kernel + scale · A B, as the docstring of
     _get_kernel_with_merged_lora says, "for deploying the model or for continuing training after permanently applying the

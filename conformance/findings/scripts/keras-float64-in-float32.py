@@ -1,7 +1,7 @@
 """keras 3.15.1: a float64 layer multiplies in float32.
 
-requirements: FWD-02 INIT-09 GRAD-04 SCALE-02 MERGE-04 DTYPE-01
-since: FWD-01 FWD-07 GRAD-01
+requirements: FWD-01 FWD-02 INIT-09 GRAD-01 GRAD-04 SCALE-02 MERGE-04 DTYPE-01
+since: FWD-07
 kind: fault
 why: Dense.call (layers/core/dense.py) uses ops.matmul, and on PyTorch that (backend/torch/numpy.py) takes the dtype from
     dtypes.result_type, which makes float32 of two float64. It is so without LoRA, too. A bias that is added last makes

@@ -1,7 +1,6 @@
 """litgpt 0.5.13: in bfloat16, LoRAQKVLinear gives wrong numbers on a CPU with one thread.
 
-requirements:
-since: DROP-04 DTYPE-08
+requirements: DROP-04 DTYPE-08
 kind: fault
 why: LoRAQKVLinear.conv1d (lora.py) has torch's conv1d multiply by B. In bfloat16, with one thread, a kernel of 1 and more
     than 64 outputs, torch 2.13.0 with oneDNN gives wrong sums on this CPU (Xeon, AVX-512). With two threads, without oneDNN,

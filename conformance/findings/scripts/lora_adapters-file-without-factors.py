@@ -1,7 +1,7 @@
 """lora-adapters 0.1.4: lora_state_dict holds the base weight and neither lora_A nor lora_B: what was trained is not saved.
 
-requirements: STATE-01 STATE-02 STATE-03 STATE-04 STATE-05 STATE-06 STATE-07 STATE-09 STATE-10 STATE-12 STATE-13
-since: STATE-08 STATE-15 STATE-16 STATE-17
+requirements: STATE-01 STATE-02 STATE-03 STATE-04 STATE-05 STATE-06 STATE-07 STATE-08 STATE-09 STATE-10 STATE-12
+    STATE-13 STATE-15 STATE-16 STATE-17
 kind: fault
 why: lora_state_dict (utils.py) collects module.weight of every LoRA layer. In training mode, in which its README calls
     it, that is the frozen W: the file is of full size and the fine-tuning is lost. In inference mode it is the merged W,

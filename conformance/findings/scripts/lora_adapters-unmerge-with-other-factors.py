@@ -1,7 +1,6 @@
 """lora-adapters 0.1.4: when the factors are set or stepped while merged, train() subtracts the new delta, and W is lost.
 
-requirements: MERGE-11 STATE-09
-since: MERGE-19
+requirements: MERGE-11 MERGE-19 STATE-09
 kind: fault
 why: LoraLinear.train (layers.py) recomputes weight_delta when it unmerges; nothing keeps what eval() added. Factors that
     change in inference mode damage the pretrained weights, without an error.

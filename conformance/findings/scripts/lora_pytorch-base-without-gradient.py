@@ -1,8 +1,7 @@
 """lora-pytorch 0.2.0: the base layer passes no gradient to its input; what lies below learns from the LoRA path alone.
 
-requirements: GRAD-01 GRAD-04 GRAD-05 GRAD-07 GRAD-11 GRAD-12 GRAD-14 GRAD-17 GRAD-18 GRAD-19 GRAD-20 DTYPE-05 DTYPE-08
-    DTYPE-09 DTYPE-10
-since: GRAD-21
+requirements: GRAD-01 GRAD-04 GRAD-05 GRAD-07 GRAD-11 GRAD-12 GRAD-14 GRAD-17 GRAD-18 GRAD-19 GRAD-20 GRAD-21 DTYPE-05
+    DTYPE-08 DTYPE-09 DTYPE-10
 kind: fault
 why: LoRA.forward (lora.py) computes the base module under torch.set_grad_enabled(False), to keep gradients off the frozen
     weight; that cuts dx = dy W as well. In a model of several layers every LoRA below another gets a wrong gradient, and

@@ -1,7 +1,6 @@
 """loralib 0.1.2: a layer without dropout cannot be saved whole.
 
-requirements:
-since: TORCH-02
+requirements: TORCH-02
 kind: fault
 why: LoRALayer (layers.py) keeps `lambda x: x` as self.lora_dropout when the rate is 0. pickle finds no function under that
     name. With a rate above 0 it keeps nn.Dropout, and the layer can be saved.

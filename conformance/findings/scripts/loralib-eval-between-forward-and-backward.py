@@ -1,7 +1,6 @@
 """loralib 0.1.2: when eval() merges between a forward and a backward pass, dx has the LoRA part twice.
 
-requirements:
-since: GRAD-20 TORCH-32
+requirements: GRAD-20 TORCH-32
 kind: fault
 why: Linear.train (layers.py) adds the delta to self.weight.data, which autograd does not see. The backward pass of a forward
     pass in training mode then computes dx with the merged weight, and the LoRA part of the same forward pass adds its share

@@ -1,7 +1,6 @@
 """loralib 0.1.2: train() and eval() return None, so `layer = layer.eval()` loses the layer.
 
-requirements:
-since: TORCH-15
+requirements: TORCH-15
 kind: fault
 why: Linear.train (layers.py) calls nn.Linear.train and returns nothing. torch documents that train() and eval() return the
     module.

@@ -1,7 +1,6 @@
 """loralib 0.1.2: when the factors are set, loaded or stepped while merged, train() subtracts the new delta, and W is lost.
 
-requirements: MERGE-11 MERGE-17 STATE-09
-since: MERGE-19 STATE-12
+requirements: MERGE-11 MERGE-17 MERGE-19 STATE-09 STATE-12
 kind: fault
 why: Linear.train (layers.py) recomputes lora_B @ lora_A when it unmerges; nothing keeps what eval() added. Loading an
     adapter into a model in inference mode and training on damages the pretrained weights, without an error.

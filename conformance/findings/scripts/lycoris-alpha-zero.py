@@ -1,7 +1,6 @@
 """lycoris-lora 4.1.3: an alpha of 0 is taken for the rank: the scale is 1 in place of 0.
 
-requirements: SCALE-06
-since: MERGE-01
+requirements: SCALE-06 MERGE-01
 kind: convention
 why: LoConModule.__init__ (modules/locon.py) says so in its docstring ("if alpha == 0 or None, alpha is rank (no
     scaling)"), as kohya's LoRA does. A scale of 0, to compare with the base model, has to be set as the multiplier.

@@ -1,7 +1,6 @@
 """lycoris-lora 4.1.3: dropout has no effect unless bypass_mode is set, which it is not by default.
 
-requirements: DROP-03 DROP-05 DROP-07 DROP-11 DROP-12 DROP-13 DROP-14
-since: DROP-15 DROP-16
+requirements: DROP-03 DROP-05 DROP-07 DROP-11 DROP-12 DROP-13 DROP-14 DROP-15 DROP-16 DROP-17 TORCH-30
 kind: fault
 why: LoConModule.forward (modules/locon.py) uses self.dropout in bypass_forward_diff alone; the usual way, which rebuilds
     the weight, never does, as a comment in modules/base.py says. create_lycoris takes dropout=0.5, logs "Use Dropout

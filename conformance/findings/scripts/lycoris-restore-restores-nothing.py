@@ -1,7 +1,7 @@
 """lycoris-lora 4.1.3: on a CPU onfly_restore() leaves the merged weights in the model.
 
-requirements: FWD-07 MERGE-06 MERGE-07 MERGE-08 MERGE-10 MERGE-11 MERGE-13 MERGE-16 MERGE-17 STATE-09 STATE-12
-since: MERGE-19
+requirements: FWD-07 MERGE-06 MERGE-07 MERGE-08 MERGE-10 MERGE-11 MERGE-13 MERGE-16 MERGE-17 MERGE-19 STATE-09 STATE-12
+    TORCH-19
 kind: fault
 why: onfly_merge (modules/base.py) keeps self.org_weight.data.cpu(), which on a CPU is the weight itself and no copy, and
     then copies the merged weight into it; onfly_restore puts that back. The base weights are lost, and with the wrapper

@@ -1,7 +1,6 @@
 """lycoris-lora 4.1.3: the state_dict holds a copy of B, and not B: what is written into it changes nothing.
 
-requirements:
-since: TORCH-28
+requirements: TORCH-28
 kind: convention
 why: LoConModule.custom_state_dict (modules/locon.py) multiplies lora_up.weight by self.scalar, which is a buffer of one unless
     use_scalar is given, so that a file needs no scalar. The product is a new tensor, on a graph. lora_down.weight is given as

@@ -1,7 +1,6 @@
 """mlora 0.5.2: a forward pass of the default operator under autocast cannot be followed by a backward pass.
 
-requirements:
-since: TORCH-14
+requirements: TORCH-14
 kind: fault
 why: LoraFunction (modules/lora_linear.py) has no torch.amp.custom_fwd and custom_bwd. Under autocast its forward pass keeps a
     product in bfloat16, and its backward pass multiplies that by a float32 gradient. The other operator, which

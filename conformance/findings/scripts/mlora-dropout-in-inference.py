@@ -1,7 +1,6 @@
 """mlora 0.5.2: dropout stays on in inference.
 
-requirements: DROP-01 DROP-05 STATE-04
-since: DROP-18
+requirements: DROP-01 DROP-05 DROP-18 STATE-04
 kind: fault
 why: LoraFunction.forward (modules/lora_linear.py), the default operator, calls F.dropout whatever the mode is: it looks neither
 at inference_mode_, which the evaluator and the generator set, nor at training. The other operator has an nn.Dropout, but

@@ -1,7 +1,6 @@
 """mlora 0.5.2: one factor cannot be frozen alone, and with both frozen the default operator leaves LoRA out of y.
 
-requirements:
-since: GRAD-21 TORCH-27
+requirements: GRAD-21 TORCH-27
 kind: fault
 why: LoraFunction.forward (modules/lora_linear.py) asserts that both factors need a gradient or neither does. If neither does,
     it skips the adapter, so y and dx are those of the base layer alone, without an error. The other operator, which

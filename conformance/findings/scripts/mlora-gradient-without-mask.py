@@ -1,7 +1,6 @@
 """mlora 0.5.2: with dropout the gradients of A and of x are those of a pass in which nothing was dropped, times 1 / (1 - p).
 
-requirements: DROP-04 DROP-13
-since: DROP-17
+requirements: DROP-04 DROP-13 DROP-17 TORCH-09
 kind: fault
 why: LoraFunction.backward (modules/lora_linear.py), of the default operator, does not keep the mask: it multiplies by the input
 that was not dropped, and by scaling / (1 - dropout). It is not the gradient of what was computed, and not the mean of that over

@@ -1,6 +1,6 @@
 """mlorax 0.9.5: dropout drops the same entries of x in every row and every sample of a batch.
 
-requirements: DROP-07
+requirements: DROP-07 DROP-15
 kind: convention
 why: _lora_merge in mlorax/utils.py multiplies A by a mask of shape (in, 1) and merges, so one mask of the features holds for
      the whole batch; its comment derives it as diag(mask). It is dropout of features per step, not per entry: the noise of a

@@ -1,7 +1,6 @@
 """mlx-lm 0.32.2: resuming from an adapter file of another rank or another size is accepted.
 
-requirements: STATE-03 STATE-08
-since: STATE-15
+requirements: STATE-03 STATE-08 STATE-15
 kind: fault
 why: train_model (lora.py) loads --resume-adapter-file with load_weights(strict=False), which does not check shapes, and puts
 the arrays of the file in the layer's place. Another size fails in the next forward pass. With another rank training goes

@@ -1,7 +1,6 @@
 """peft 0.21.2: a file whose tensors have no place in the model, or that lacks some, is loaded with a warning at most.
 
-requirements:
-since: FILE-14 FILE-15 FILE-16 FILE-35
+requirements: FILE-14 FILE-15 FILE-16 FILE-35
 kind: fault
 why: PeftModel.from_pretrained reads the tensors with strict=False. Of keys that the model does not have nothing is said at all,
     and what the file lacks keeps the numbers that it was made with: a warning says so. With all names of another library, or of

@@ -1,7 +1,6 @@
 """peft 0.21.2: a merge between the forward and the backward pass gives a wrong gradient of x, and no error.
 
-requirements:
-since: TORCH-32
+requirements: TORCH-32
 kind: convention
 why: merge() adds to weight.data. autograd counts what is written in place into a tensor that it has saved, and raises an error,
     but not what is written through .data. The backward pass then takes the merged W and adds the LoRA path again.

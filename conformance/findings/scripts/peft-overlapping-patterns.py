@@ -1,7 +1,6 @@
 """peft 0.21.2: an adapter comes back with another strength where two patterns match one module.
 
-requirements:
-since: FILE-26
+requirements: FILE-26
 kind: fault
 why: The first pattern that matches a module counts, and save_pretrained writes the patterns in another order: that of their
     texts.

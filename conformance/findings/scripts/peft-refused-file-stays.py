@@ -1,7 +1,6 @@
 """peft 0.21.2: a file that is refused leaves a random adapter on the model, and what it replaced is gone.
 
-requirements:
-since: FILE-23
+requirements: FILE-23
 kind: fault
 why: load_adapter first puts fresh factors on every layer, and copies those of the file afterwards. If that fails, the new
     adapter stays. With PeftModel.from_pretrained the model that the caller gave is changed, too: its layers are those of the

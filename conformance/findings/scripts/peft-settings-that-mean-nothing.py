@@ -1,7 +1,6 @@
 """peft 0.21.2: settings and numbers of a file are taken as they come: text for a switch, one setting twice, NaN.
 
-requirements:
-since: FILE-18 FILE-20 FILE-21
+requirements: FILE-18 FILE-20 FILE-21
 kind: convention
 why: adapter_config.json goes through json.load into a dataclass, which checks no types: the text "false" is true. Of two
     settings of one name json keeps the last. Nobody looks at the numbers of the tensors.

@@ -1,7 +1,6 @@
 """peft 0.21.2: a setting that it does not know is left out with a warning, also if it changes what the file means.
 
-requirements:
-since: FILE-17
+requirements: FILE-17
 kind: convention
 why: PeftConfig.from_peft_type warns of the names that it leaves out, so that files of later versions can be read. Who does not
     read warnings serves another function than the one that was trained.

@@ -1,7 +1,6 @@
 """peft 0.21.2: when the factors are set, loaded or stepped while merged, unmerge subtracts the new delta, and W is lost.
 
-requirements: MERGE-11 MERGE-17 STATE-09
-since: MERGE-19 STATE-12
+requirements: MERGE-11 MERGE-17 MERGE-19 STATE-09 STATE-12
 kind: fault
 why: Linear.unmerge (tuners/lora/layer.py) subtracts get_delta_weight() of the factors as they are by then; nothing keeps
     what was added. set_peft_model_state_dict and load_adapter into a merged adapter are not refused. set_adapter, by

@@ -1,7 +1,6 @@
 """pytora 0.0.4: apply_lora does not freeze the base: W and b train along with A and B.
 
-requirements: GRAD-10 PARAM-01 PARAM-02 PARAM-03 PARAM-04 STATE-09 STATE-12 STATE-14 LEARN-01
-since: MERGE-01
+requirements: GRAD-10 PARAM-01 PARAM-02 PARAM-03 PARAM-04 MERGE-01 DROP-01 STATE-09 STATE-12 STATE-14 LEARN-01
 kind: fault
 why: apply_lora (utils.py) sets module.weight.requires_grad = False after register_parametrization. By then module.weight
     is a tensor that is computed anew at every access; the parameter is parametrizations.weight.original, which goes on

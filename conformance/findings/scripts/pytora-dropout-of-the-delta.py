@@ -1,7 +1,6 @@
 """pytora 0.0.4: dropout falls on the entries of scale · A B, with one mask for all samples of a batch.
 
-requirements: DROP-07
-since: DROP-15 DROP-17
+requirements: DROP-07 DROP-15 DROP-17
 kind: convention
 why: LoraLayer (lora_layer.py) is a parametrization of the weight, and never sees x: its lora_dropout drops weights of the
     delta, as DropConnect does. Each pass draws a mask, and each entry is kept with 1 − p over many passes; but the rows

@@ -1,6 +1,6 @@
 """qwix 0.1.8: LoraRule(dropout=…) drops in inference mode too, and model.eval() does not end it.
 
-requirements: DROP-01 DROP-05 STATE-04
+requirements: FWD-13 DROP-01 DROP-05 DROP-18 STATE-04 STATE-09
 kind: fault
 why: LoraProvider.dot_general in qwix/_src/providers/lora.py makes nnx.Dropout(rule.dropout, deterministic=False) in every call,
      so nothing that the model is told can switch it off: eval() finds no `deterministic` to set, and without qwix_rngs the call

@@ -1,7 +1,6 @@
 """TinyPEFT 1.0.0: load_lora_state_dict takes factors of any shape.
 
-requirements: STATE-03 STATE-08
-since: STATE-15
+requirements: STATE-03 STATE-08 STATE-15
 kind: fault
 why: load_lora_state_dict (lora/lora.py) puts the file's tensors in the place of module.A.data and module.B.data without a
     look at their shapes. A file of another rank is run with this layer's alpha / r; one of another model fails later, in

@@ -1,7 +1,6 @@
 """TinyPEFT 1.0.0: when the factors are set, loaded or stepped while merged, unmerge subtracts the new delta, and W is lost.
 
-requirements: MERGE-11 MERGE-17 STATE-09
-since: MERGE-19
+requirements: MERGE-11 MERGE-17 MERGE-19 STATE-09
 kind: fault
 why: unmerge_lora_weights (lora/lora.py) recomputes B @ A from the factors as they are by then; nothing keeps what was
     added. load_lora_state_dict on a merged layer is neither refused nor followed by a new merge, so the base model is
