@@ -341,7 +341,7 @@ def loaded(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, W: Tenso
     if name is None:
         raise Impossible("A is not in the state_dict under its name")
     state[name] = -state[name]
-    before = A.dtype
+    before, turned = A.dtype, []
     if how == "in another format":
         other = torch.float32 if before == torch.float64 else torch.float64
         state = {key: value.to(other) if value.is_floating_point() else value for key, value in state.items()}
@@ -349,6 +349,7 @@ def loaded(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, W: Tenso
         for key, value in state.items():
             if key != name and any(value.shape == W_.shape and torch.equal(value, W_) for W_ in (W, W.t())):
                 state[key] = -value
+                turned.append(key)
     try:
         module.load_state_dict(state, assign=how == "with assign=True")
     except Exception as error:
@@ -357,7 +358,7 @@ def loaded(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, W: Tenso
         for value in state.values():
             value.zero_()
     found = dict(module.named_parameters())[name]
-    return {"y": call(module, x), "dtype of A stays": found.dtype == before}
+    return {"y": call(module, x), "dtype of A stays": found.dtype == before, "W turned": turned}
 
 
 class Negated(nn.Module):
