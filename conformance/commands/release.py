@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 3
     whole = json.loads(PART.read_text(encoding="utf-8"))
     for report in whole["reports"]:  # where it was made is of no interest
-        report.pop("files", None), report.pop("taken_from", None)
+        report |= {"files": {}, "taken_from": ""}
     options, today = whole["options"], datetime.date.today().isoformat()
     asked = page.Asked(options["version"], options["code"], today, page.worded_now())
     for path, content in ((page.FULL, whole), (page.ASKED, asked.as_dict())):
