@@ -351,6 +351,19 @@ def test_a_module_that_shares_its_weight_never_sees_a_merge():
     assert model.head.weight is model.embed.weight and same_bits(model.embed.weight, bits)
 
 
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_training_goes_on_after_a_merge_under_inference_mode(kind):
+    model, x, dy = integer_layer(kind, torch.float64, adapters=2)
+    x.requires_grad_()
+    want = torch.autograd.grad(model["it"](x), x, dy)[0]
+    with torch.inference_mode():
+        merge(model)
+    assert_same(torch.autograd.grad(model["it"](x), x, dy)[0], want)
+    with torch.inference_mode():
+        unmerge(model)
+    assert_same(torch.autograd.grad(model["it"](x), x, dy)[0], want)
+
+
 def test_a_merge_allocates_the_new_weights_and_one_tile():
     model = nn.Sequential(nn.Linear(COLUMNS, ROWS, bias=False), nn.Linear(COLUMNS, ROWS, bias=False))
     attach(model, 4, 4, ["0", "1"])
