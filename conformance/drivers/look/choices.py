@@ -1,7 +1,6 @@
 """The words among which an argument chooses, as the code of a class or function tells them."""
 
 import ast
-import enum
 import inspect
 import textwrap
 import typing
@@ -17,19 +16,16 @@ MOST = 8  # values that are tried for one argument
 
 
 def chosen(plan: Plan) -> Iterator[Plan]:
-    """The plan, with one of its values for an argument that must be given and chooses among words or members of an Enum."""
+    """The plan, with one of its values for an argument that must be given and chooses among words: those of its annotation, as
+    Literal["a", "b"], and those that the code compares it with."""
     compared = _compared(plan.call)
     for argument in parameters_of(plan.call):
         if argument.default is argument.empty and argument.name in plan.roles:
-            for value in (_annotated(argument.annotation) or compared.get(argument.name, []))[:MOST]:
+            annotation = argument.annotation
+            named = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
+            for value in [*named, *compared.get(argument.name, [])][:MOST]:
                 roles = {name: role for name, role in plan.roles.items() if name != argument.name}
                 yield replace(plan, roles=roles, literals=plan.literals | {argument.name: value})
-
-
-def _annotated(annotation: Any) -> list[Any]:
-    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        return list(annotation)
-    return list(typing.get_args(annotation)) if typing.get_origin(annotation) is typing.Literal else []
 
 
 def _compared(call: Callable[..., Any]) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ look_corpus.py does. REFUSED holds those that are no single LoRA layer, and what
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +103,21 @@ class NamedRule(nn.Module):
     def forward(self, x):
         delta = x @ self.A @ self.B
         return self.proj(x) + (delta if self.rule == "plain" else delta / self.rank)
+
+
+class AnnotatedRule(nn.Module):
+    """The word stands in the annotation alone. It is a key of a dict."""
+
+    RULES = {"plain": lambda rank: 1.0, "over_rank": lambda rank: 1 / rank}
+
+    def __init__(self, in_features: int, out_features: int, rank: int, rule: Literal["plain", "over_rank"]):
+        super().__init__()
+        self.proj = nn.Linear(in_features, out_features).requires_grad_(False)
+        self.A, self.B = _factors(in_features, out_features, rank)
+        self.gain = self.RULES[rule](rank)
+
+    def forward(self, x):
+        return self.proj(x) + self.gain * (x @ self.A @ self.B)
 
 
 # ---- switches
@@ -615,6 +630,7 @@ READY = (
     Layer("Gain", "sizes", "fc.weight", "A", "B", "fc.bias"),
     Layer("Numerator", "linear", "layer.weight", "A", "B", "layer.bias"),
     Layer("NamedRule", "sizes", "proj.weight", "A", "B", "proj.bias", scale="always 1"),
+    Layer("AnnotatedRule", "sizes", "proj.weight", "A", "B", "proj.bias", scale="always 1"),
     Layer("MergesIfTold", "linear", "base.weight", "A", "B", "base.bias", merges="eval()", unmerges="train()"),
     Layer("BehindNoGrad", "linear", "base.weight", "A", "B", "base.bias", trains=("W", "b"),
           fault="No gradient goes through the base.", wrong=("GRAD",)),
