@@ -61,8 +61,9 @@ def read(paths: Iterable[str]) -> Documents:
             found.tests.append(document)
         else:
             found.others[kind] = document
-    if not found.runs and not found.tests:
-        raise ValueError("a page needs at least one report of conformance run --json or of conformance mutate --json")
+    if not found.runs and (found.others or not found.tests):
+        raise ValueError("a page needs at least one report of conformance run --json, or shows reports of conformance mutate "
+                         "--json alone")
     found.runs.sort(key=lambda run: run.get("date", ""))  # runs without a date are the oldest; they stay in the order given
     return found
 

@@ -136,6 +136,15 @@ def test_what_tests_catch():
     assert set(write.site(view(Documents(tests=[made_reports.TESTS])))) == {"index.html"}
 
 
+def test_what_has_no_place_without_a_run_is_refused(tmp_path):
+    """Beside reports of mutate alone, others would be left out without a word."""
+    for name, document in (("mutate", made_reports.TESTS), ("exchange", made_reports.OTHERS["exchange"])):
+        (tmp_path / name).write_text(json.dumps(document))
+    assert documents.read([str(tmp_path / "mutate")]).tests
+    with pytest.raises(ValueError, match="at least one report of conformance run"):
+        documents.read([str(tmp_path / "mutate"), str(tmp_path / "exchange")])
+
+
 def test_the_history_of_a_subject():
     text = " ".join(Parsed(write.site(view(made_reports.small()))["subjects/good.py-Layer.html"]).words.split())
     assert "no longer failing 1.0 2026-11-30 0.3.0 conformant 20/20 G00-08 0.9 2026-01-01 0.3.0 nonconformant 19/20" in text
