@@ -347,7 +347,7 @@ def loaded(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, W: Tenso
         state = {key: value.to(other) if value.is_floating_point() else value for key, value in state.items()}
     if how == "with assign=True":
         for key, value in state.items():
-            if key != name and any(value.shape == W_.shape and torch.equal(value, W_) for W_ in (W, W.t())):
+            if key != name and any(value.shape == known.shape and torch.equal(value, known) for known in (W, W.t())):
                 state[key] = -value
                 turned.append(key)
     try:

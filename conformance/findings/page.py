@@ -168,7 +168,7 @@ def summary(found: list[Finding], ran: list[dict]) -> str:
     new = sum(not finding.requirements for finding in found)
     return (f"{len(ran)} implementations that nobody here wrote, in {len(kinds)} environments of their own: "
             f"{len(faults)} faults in {len(faulty)} of them, {len(found) - len(faults)} choices that a requirement is against"
-            + (f"; {new} of them were found after the full run" if new else ""))
+            + (f"; found after the full run: {new}" if new else ""))
 
 
 def since(then: Asked) -> list[str]:

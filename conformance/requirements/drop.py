@@ -120,7 +120,7 @@ def base_path_is_not_dropped(subject, case):
 )
 def inverted_scaling(subject, case):
     """With A = B = I the mask can be read off the output. This shows a rate that is never used, and p used in place of 1 − p.
-    It also shows a rate that is off by 0.02, since 131,072 entries are read at each rate. Two of the rates are usual, one is
+    It also shows a rate that is off by 0.01, since 131,072 entries are read at each rate. Two of the rates are usual, one is
     not, and two are so small that eight random bits cannot give them. If all rows share a mask (which DROP-07 forbids), fewer
     draws are read, each of them once."""
     ratios = []

@@ -172,7 +172,7 @@ def whole_range(subject, case):
 
 @requirement(
     "DTYPE-11",
-    "In float16 nothing on the way SHOULD overflow where x, x A, (x A) B and y fit, each with the scale and without it.",
+    "In float16 no intermediate result SHOULD overflow where x, y, and x A and (x A) B with the scale and without it, fit.",
     formula="scale = 64, x ≤ 2¹²: 64 x overflows, 64 (x A) B does not", sources=SOURCES, needs=NEEDS, optional=True,
     cases=exact(only=("float16",), small=True), examples=0.25,
 )

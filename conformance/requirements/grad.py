@@ -351,7 +351,7 @@ def layers_are_independent(subject, case):
     formula="dx, dA, dB as for small sizes", sources=SOURCES, needs=NEEDS, faults="53", cases=large_or_round, examples=1.25,
 )
 def gradients_of_large_sizes(subject, case):
-    """The sizes of FWD-19, and up to 1000 rows."""
+    """The sizes of FWD-19. There are up to 2401 rows."""
     return judged(gradients(prepared(subject, case, training=True), case.x, case.dy), case, exactly)
 
 

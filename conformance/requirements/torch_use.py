@@ -71,9 +71,9 @@ def serving_follows(subject, case):
             with suppress(Unsupported):
                 given = {"x": case.x, "W": case.W, "what": what, "where": where}
                 y = tried(prepared(subject, case, training=True), "followed", **given)["y"]
-                fresh = tried(prepared(subject, other, training=True), "within", x=case.x, where=where)
+                want = tried(prepared(subject, other, training=True), "within", x=case.x, where=where)
                 words = f"y in inference mode {where}, after {'a little was added to A' if what == 'A' else what + ' changed'}"
-                expect_equal(y, fresh["y in inference mode"], words)
+                expect_equal(y, want["y in inference mode"], words)
 
 
 @requirement(
@@ -111,8 +111,8 @@ def a_part_of_a_model(subject, case):
 
 @requirement(
     "TORCH-37",
-    "A state_dict in another number format MUST be converted, one that the caller keeps MUST stay the caller's, and "
-    "assign=True MUST be followed or refused.",
+    "load_state_dict MUST convert tensors of another number format, MUST NOT go on using the caller's tensors, and MUST "
+    "follow assign=True or refuse it.",
     formula="load_state_dict(other) ⇒ y of the other A, dtype as before",
     sources=(f"{MODULE}.load_state_dict: copies parameters and buffers; assign: their properties are kept or not",),
     needs=NEEDS, cases=any_size(only=SINGLE), examples=0.25,
@@ -126,10 +126,9 @@ def loads_as_torch_does(subject, case):
         if "refused" in facts and how == "with assign=True":
             continue
         expect("refused" not in facts, f"load_state_dict {how}", facts.facts.get("refused"), "no error")
-        right = want
-        if facts.names("W turned"):
-            right = other_base(subject, case)
-        facts.equal("y", right, f"y after load_state_dict {how}, with −A{' and −W' if facts.names('W turned') else ''}")
+        turned = facts.names("W turned")
+        right, words = (other_base(subject, case), " and −W") if turned else (want, "")
+        facts.equal("y", right, f"y after load_state_dict {how}, with −A{words}")
         if how != "with assign=True":
             facts.true("dtype of A stays")
 
