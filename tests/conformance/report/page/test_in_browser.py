@@ -18,6 +18,7 @@ CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=WANTED.format("chromium"))
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--headless", "--disable-background-networking", "--no-first-run",
              "--disable-component-update", "--disable-sync")
+# To wait, sync_api.expect: wait_for_function polls with eval, which the policy of the page forbids.
 PHONE, DESK = {"width": 360, "height": 780}, {"width": 1280, "height": 900}
 
 
@@ -76,7 +77,7 @@ def test_filters(opened, site):
     page.select_option("[name=profile]", "inference")
     assert rows(page) == []
     page.click("text=Show all")
-    page.wait_for_function("document.querySelector('.filter output').textContent === ''")
+    sync_api.expect(page.locator(".filter output")).to_have_text("")
     page.select_option("[name=group]", "G01")
     assert rows(page) == [id for id in sorted(asked) if id.startswith("G01")]
 
@@ -102,7 +103,7 @@ def test_a_cell_opens(opened, site):
 def test_copying(opened, site):
     page = opened(site / "index.html", "#bad.py-Layer.G00-04", permissions=["clipboard-read", "clipboard-write"])
     page.locator("[id='bad.py-Layer.G00-04'] button.copy").click()
-    page.wait_for_function("document.querySelector('[id=\"bad.py-Layer.G00-04\"] button.copy').textContent === 'Copied'")
+    sync_api.expect(page.locator('[id="bad.py-Layer.G00-04"] button.copy')).to_have_text("Copied")
     assert page.evaluate("navigator.clipboard.readText()") == made_reports.SCRIPT
 
 
@@ -153,7 +154,7 @@ def test_another_report_is_opened(opened, site, tmp_path):
                   "conformance run all"):
         assert words in text, words
     page.set_input_files("#file", tmp_path / "other.json")
-    page.wait_for_function("document.getElementById('said').textContent.includes('is no report')")
+    sync_api.expect(page.locator("#said")).to_contain_text("is no report")
     assert page.locator(".report").count() == 0
 
 
