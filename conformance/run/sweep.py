@@ -40,8 +40,8 @@ NEEDED = {
     "unmerge": (("history", "unmerged"), ("history", "cycled")),
     "save": (("history", "loaded"),), "load": (("history", "loaded"),),
     "backward": (("history", "stepped"), ("calls", "accumulated")), "step": (("history", "stepped"),),
-    "zero_grad": (("history", "stepped"),), "input_needs_grad": (("needs", "not x"),),
-    "factor_needs_grad": (("needs", "not A"), ("needs", "not B"), ("needs", "only x")),
+    "zero_grad": (("history", "stepped"),), "input_needs_grad": tuple(("needs", level) for level in life.WITHOUT_X),
+    "factor_needs_grad": tuple(("needs", level) for level, names in life.NEEDLESS.items() if names),
 }
 
 

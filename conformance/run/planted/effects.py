@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from conformance.run.planted.observed import NEVER_AT, ODD, SEEN_AT
+from conformance.run.planted.observed import NEEDS, NEVER_AT, ODD, SEEN_AT
 from conformance.subject import Arrays
 from conformance.truth.case import DTYPES
 from conformance.truth.space import BY_NAME, Level
@@ -19,19 +19,21 @@ if TYPE_CHECKING:
 
 FEWER = {"float64": 24, "float32": 11, "float16": 8, "bfloat16": 4}  # bits of the next narrower format; of float32: tf32
 TILE = 8
+# For x, A and B, the levels of "needs" with which it gets no gradient.
+WITHHELD = {name: tuple(level for names, level in NEEDS.items() if name in names) for name in "xAB"}
 # Where an effect cannot show, by the definition of the space: levels that hide it, under the name of what it changes.
 SHOWS: dict[str, dict[str, tuple[Level, ...]]] = {
     "LoRA": {"scale": ("0",)},  # the LoRA part is zero, and so are its gradients and its steps
     "scale": {"scale": ("0", "1")},  # to leave out the scale changes nothing, or the part is zero
-    "x": {"needs": ("not x",)},  # no gradient of x is asked for
-    "A": {"needs": ("not A", "only x"), "merged": (True,)},  # no gradient is asked for; a merged layer may withhold it
+    "x": {"needs": WITHHELD["x"]},  # no gradient of x is asked for
+    "A": {"needs": WITHHELD["A"], "merged": (True,)},  # no gradient is asked for; a merged layer may withhold it
     # A number in x that is not finite makes all of dB so.
-    "B": {"needs": ("not B", "only x"), "merged": (True,), "content": ("NaN", "infinity")},
+    "B": {"needs": WITHHELD["B"], "merged": (True,), "content": ("NaN", "infinity")},
     "no mask": {"mode": ("dropout",)},  # the effect is computed without a mask
     "merged": {"merged": (True,)},  # then the LoRA part, with its mask and its gradients, is not computed
     "rows": {"rows": (1,), "leading": (0,)},  # another order of one row is the same
     "written x": {"x lies": ("broadcast",)},  # such an array cannot be written to
-    "written dy": {"dy lies": ("broadcast", "one number")},
+    "written dy": {"dy lies": ("broadcast", "one token", "one number")},
 }
 
 
@@ -58,7 +60,7 @@ class Effect(NamedTuple):
         if any(levels.get(name) not in allowed for name, allowed in self.needs.items()):
             return False
         one_row = levels.get("rows") == 1 or levels.get("leading") == 0
-        if one_row and {levels.get("x lies"), levels.get("dy lies")} & {"transposed", "broadcast"}:
+        if one_row and {levels.get("x lies"), levels.get("dy lies")} & {"transposed", "broadcast", "one token"}:
             return False  # one row lies in memory as it does in any array
         if levels.get("mode") == "dropout" and levels.get("content") in ODD:
             return False  # such numbers are tried without dropout
@@ -187,7 +189,8 @@ for _name in "AB":
     _add(f"d{_name} has the factors before the last change", "state", "backward",
          found(lambda t, g, name=_name: t.gradient(name, factors=t.before), _name), f"LoRA, {_name}, no mask", history=CHANGED)
     _add(f"d{_name} is there though {_name} needs none", "gradients", "backward",
-         lambda t, now, name=_name: now | {name: t.gradient(name)}, "LoRA, merged", needs=(f"not {_name}",))
+         lambda t, now, name=_name: now | {name: t.gradient(name)}, "LoRA, merged",
+         needs=tuple(level for level in WITHHELD[_name] if level != "nothing"))  # then the pass may be refused
     _add(f"{_name} is not loaded", "state", "load", lambda t, now, name=_name: {name: t.before[name]}, history=("loaded",))
     _add(f"{_name} takes no step", "state", "step", lambda t, now, name=_name: {name: t.before[name]}, "LoRA",
          history=("stepped",))

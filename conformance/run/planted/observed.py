@@ -20,13 +20,17 @@ SEEN_AT = {
     "set": STATE, "load": STATE, "step": STATE, "zero": STATE, "unmerge": STATE, "merge": (*STATE, "mode", "needs", "merged"),
     "forward": FORWARD, "backward": (*FORWARD, "dy lies"),
 }
-ODD = ("NaN", "infinity", "zeros", "tiny", "huge")  # levels of content that x alone shows
-# Levels that such a call can never show: x alone shows them, or they come about after it.
+ODD = ("NaN", "infinity", "zeros", "tiny", "huge", "tiny dy")  # levels of content that x shows, and the last one dy
+# Levels that such a call can never show: x or dy alone shows them, or they come about after it.
 NEVER_AT = {
     **{call: {"content": ODD} for call in ("load", "step", "zero", "unmerge", "merge")},
     "set": {"content": ODD, "history": ("stepped", "loaded", "unmerged", "cycled")},
-    "forward": {"calls": ("other mode before backward",)}, "backward": {},
+    "forward": {"calls": ("other mode before backward",), "content": ("tiny dy",)}, "backward": {},
 }
+# For what gets no gradient, the level of "needs".
+NEEDS = {frozenset(names): level for names, level in (
+    ("", "all"), ("x", "not x"), ("A", "not A"), ("B", "not B"), ("AB", "only x"), ("xB", "only A"), ("xA", "only B"),
+    ("xAB", "nothing"))}
 ALIGNED = 16  # the address of an array that NumPy makes is a multiple of it
 
 
@@ -110,15 +114,11 @@ class Observer:
             training = self.training if self.dy is None else self.mode_then  # a backward pass counts with its forward pass
             return ("inference" if not training else "dropout" if self.rate else "training",)
         if name == "needs":
-            known = {(): "all", ("x",): "not x", ("A",): "not A", ("B",): "not B", ("A", "B"): "only x"}
-            return tuple(level for names, level in known.items() if set(names) == self.withheld)
+            return (NEEDS[frozenset(self.withheld)],)
         if name == "content":
             return self._content()
         if name == "dy lies":
-            if self.dy is None:
-                return ()
-            one = not any(s for s, size in zip(self.dy.strides, self.dy.shape, strict=True) if size > 1) and self.dy.size > 1
-            return (lies(self.dy),) if not one else ("one number",) if self.dy.shape[-1] > 1 else ("one number", "broadcast")
+            return () if self.dy is None else lies_dy(self.dy)
         if self.x is None:
             return ()
         if name == "rows":
@@ -136,6 +136,11 @@ class Observer:
             (count["step"], "stepped"), (count["load"], "loaded"), (count["unmerge"] > 1, "cycled"),
             (count["unmerge"], "unmerged"), (count["set"] > 1, "set again"), (True, "set")) if holds),)
 
+    @property
+    def _unit(self) -> float:
+        """A number that the usual entries of x and dy are near."""
+        return 1 / 16 if self.format == "float16" else 1.0
+
     def _content(self) -> Seen:
         x = None if self.x is None else self.x.astype(np.float64)
         if x is not None and np.isnan(x).any():
@@ -144,14 +149,16 @@ class Observer:
             return ("infinity",)
         if self._by_weights is None:
             self._by_weights = any(has_many_bits(array, BITS[self.format]) for array in self.weights.values())
+        if self.dy is not None and self.dy.size and float(np.abs(self.dy.astype(np.float64)).max()) < self._unit / 2:
+            return ("tiny dy",)
         if self._by_weights or any(a is not None and has_many_bits(a, BITS[self.format]) for a in (self.x, self.dy)):
             return ("many bits",)
         if x is not None:
-            unit, most = 1 / 16 if self.format == "float16" else 1.0, float(np.abs(x).max(initial=0.0))
+            most = float(np.abs(x).max(initial=0.0))
             if x.size and not x.any(-1).all():
                 return ("zeros",)
-            if not unit / 2 < most < 4 * unit:
-                return ("tiny" if most < unit else "huge",)
+            if not self._unit / 2 < most < 4 * self._unit:
+                return ("tiny" if most < self._unit else "huge",)
         return ("few bits",)
 
 
@@ -166,6 +173,17 @@ def can_be_seen(levels: Levels) -> bool:
     """Whether an observer can see these levels together. One row is contiguous, however it was cut out or transposed."""
     one_row = levels.get("leading") == 0 or levels.get("rows") == 1
     return not one_row or not {"cut out", "transposed"} & {levels.get("x lies"), levels.get("dy lies")}
+
+
+def lies_dy(dy: np.ndarray) -> Seen:
+    """How dy lies in memory: levels of "dy lies". Numbers that are there once fit several levels, where dy has few dimensions."""
+    repeats = [axis for axis, (stride, size) in enumerate(zip(dy.strides, dy.shape, strict=True)) if size > 1 and not stride]
+    if not repeats:
+        return (lies(dy),)
+    long = [axis for axis, size in enumerate(dy.shape) if size > 1]
+    fits = {"broadcast": repeats == long[:1] and repeats[0] < dy.ndim - 1, "one token": repeats == [dy.ndim - 2],
+            "one number": repeats == long}
+    return tuple(level for level, holds in fits.items() if holds)
 
 
 def lies(array: np.ndarray) -> str:

@@ -213,7 +213,7 @@ OFFERS = section(
     A("no_gradients_of_negative_numbers", "Offers no gradients for some dy.", only=("GRAD-02",)),
     R("gradients_at_random", "Offers every second backward pass, by chance.", only=("GRAD-02",)),
     R("merges_only_zeros", "Offers to merge a B of zeros alone.", ("nonconformant", "void"), only=("MERGE-01",)),
-    A("merges_now_and_then", "Offers every third merge.", only=("MERGE-01",)),
+    A("merges_now_and_then", "Offers every third merge.", only=("MERGE-02",)),
     R("MethodsOfTheDay", "Is wrong, and offers LoRA on some days alone.", ("nonconformant", "error", "void")),
     A("right_for_five_builds", "Is right in the first five layers of a process."),
     R("right_in_the_first_calls", "Is right in the first six calls of a process."),
