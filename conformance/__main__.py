@@ -61,10 +61,11 @@ def main(argv: list[str] | None = None) -> int:
     """Gives the exit status. It is 0 or 1 only if the command says so, whatever breaks."""
     open_streams()
     catch_signals()
+    argv = sys.argv[1:] if argv is None else argv
     arguments = argparse.Namespace(command="")
     try:
         try:
-            parser().parse_args(argv, arguments)
+            parser(argv[:1]).parse_args(argv, arguments)
             return command(arguments.command).run(arguments)
         finally:
             sys.stdout.flush()
@@ -130,13 +131,15 @@ def command(name: str) -> ModuleType:
     return import_module(f"conformance.commands.{name.replace('-', '_')}")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(first: list[str]) -> argparse.ArgumentParser:
+    """The parser of a command line that begins with `first`, which has at most one word. If it is a command, no other one is
+    imported: all of them together take seconds."""
     options: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     found = argparse.ArgumentParser(
         "conformance", description="Tells, with proof, whether a LoRA implementation is right.", epilog=EXAMPLES, **options)
     found.add_argument("--version", action="version", version=f"conformance {__version__}")
     commands = found.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
-    for name in COMMANDS:
+    for name in [name for name in COMMANDS if name in first] or COMMANDS:
         module = command(name)
         epilog = EXAMPLES if name == "run" else getattr(module, "EPILOG", None)
         module.declare(commands.add_parser(name, help=module.HELP, description=module.HELP, epilog=epilog, **options))
