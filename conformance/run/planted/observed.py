@@ -176,7 +176,7 @@ def can_be_seen(levels: Levels) -> bool:
 
 
 def lies_dy(dy: np.ndarray) -> Seen:
-    """How dy lies in memory: levels of "dy lies". Numbers that are there once fit several levels, where dy has few dimensions."""
+    """How dy lies in memory: levels of "dy lies". With few dimensions, numbers that are there once fit several of them."""
     repeats = [axis for axis, (stride, size) in enumerate(zip(dy.strides, dy.shape, strict=True)) if size > 1 and not stride]
     if not repeats:
         return (lies(dy),)
