@@ -213,6 +213,18 @@ class PassesTheBaseBy(LoRA):
         return y if self.kept is not None else y + self.lora(x)
 
 
+@mutant(kills="TORCH-42")
+@layer_of
+class ScaleIsABuffer(LoRA):
+    """The scale is a buffer of one number, in the format of the layer."""
+
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        scale = torch.tensor(float(self.scale), dtype=self.A.dtype)
+        del self.scale
+        self.register_buffer("scale", scale, persistent=False)
+
+
 class OneGradientForAll(torch.autograd.Function):
     """scale · (x A) B, whose dA and dB are sums over all that comes in."""
 

@@ -15,7 +15,7 @@ from conformance.requirements.helpers.masks import revealing
 from conformance.requirements.torch import AUTOGRAD, GROUP, MODULE, NEEDS, SINGLE, plain, tried, with_negated_A
 from conformance.subject import Layer, Unsupported
 from conformance.truth.case import Case, exact_in_any_order
-from conformance.truth.compare import expect, expect_equal, wide
+from conformance.truth.compare import expect, expect_equal, expect_within, wide
 from conformance.truth.strategies import any_size, exact, sized
 
 __all__ = ["GROUP"]  # a file of requirements has one
@@ -227,3 +227,22 @@ def hooks_of_the_base(subject, case):
     facts = tried(fresh(subject, case), "wrapped_hook", x=case.x, W=case.W, b=case.b)
     got, want = facts.names("fired"), ["forward hook"]
     expect(got == want, "hooks of the nn.Linear that fired", got, want)
+
+
+@requirement(
+    "TORCH-42",
+    "half() and then float() SHOULD leave the scale as it was.",
+    formula="half(), float(): scale = alpha / rank, in the precision of float32",
+    sources=(f"{MODULE}.half, .float: all floating point parameters and buffers",), needs=NEEDS, optional=True,
+    cases=exact(only=("float32",), small=True), examples=0.25,
+)
+def keeps_its_scale(subject, case):
+    """A scale that is a buffer is rounded with all others, and is 0.3333 in place of 1/3 from then on. The numbers of the case
+    have few bits, which float16 holds."""
+    root = case.config.rank if case.config.scaling == "standard" else case.config.rank**0.5
+    third, rounded = case.replace(alpha=root / 3), case.replace(alpha=root * float(np.float16(1 / 3)))
+    assume((np.abs(rounded.truth.y - third.truth.y) > 2 * third.bound.y).any())
+    layer = prepared(subject, third, training=True)
+    for dtype, how in (("float16", "half"), ("float32", "float")):
+        tried(layer, "moved", x=case.x, dy=case.dy, dtype=dtype, how=how)
+    return expect_within(layer.forward(case.x), third.truth.y, third.bound.y, "y after half() and float()")
