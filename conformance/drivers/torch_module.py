@@ -23,7 +23,7 @@ from conformance.drivers.look.arrays import with_dimensions
 from conformance.drivers.look.methods import MODES, Methods, called, found_methods, small_numbers, switches_of_merging
 from conformance.drivers.look.recognised import Found
 from conformance.drivers.look.refused import NotRecognised
-from conformance.drivers.look.settled import call_freezer, recognised
+from conformance.drivers.look.settled import ROOT, call_freezer, recognised
 from conformance.drivers.look.ways import MODEL, Model
 from conformance.record.torch_script import script, source, written
 from conformance.subject import Call, Layer, LayerConfig, Subject, Unsupported
@@ -215,10 +215,10 @@ class ModuleSubject(Subject):
     def _told(self, config: LayerConfig) -> LayerConfig:
         """The configuration that the class is given, so that its scale is that of `config`."""
         found = self.found
-        legitimate = bool(found.direct) or found.rule == "alpha / √rank"
-        if found.rule not in ("alpha", "alpha / √rank") or not config.rank or self.is_raw and not legitimate:
+        legitimate = bool(found.direct) or found.rule == ROOT
+        if found.rule not in ("alpha", ROOT) or not config.rank or self.is_raw and not legitimate:
             return config
-        if found.rule == "alpha / √rank" and self.is_raw and config.scaling == "standard":
+        if found.rule == ROOT and self.is_raw and config.scaling == "standard":
             raise Unsupported("standard scaling: the scale is alpha / √rank")
         scale = config.alpha / (config.rank if config.scaling == "standard" else config.rank**0.5)
         return replace(config, scaling="standard", alpha=scale if found.rule == "alpha" else scale * config.rank**0.5)

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from conformance.drivers.look.names import makes
 from conformance.drivers.look.refused import NotRecognised
 from conformance.drivers.look.words import told
 from conformance.drivers.look.writing import named, subject
@@ -31,7 +32,8 @@ def main(spec: str) -> dict[str, Any]:
     if name and not hasattr(module, name):
         return {"error": f"{place} has no {name}; it has: {', '.join(candidates(module)) or 'nothing of its own'}"}
     found, refused = [], []
-    for each in [name] if name else candidates(module):
+    every = [each for each in candidates(module) if isinstance(getattr(module, each), type) or makes(each)]
+    for each in [name] if name else every:
         try:
             found.append(looked(getattr(module, each), each, place))
         except NotRecognised as reason:

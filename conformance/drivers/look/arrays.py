@@ -114,6 +114,8 @@ def tried(make: Callable[[], nn.Module], paths: dict[str, str], turned: str, siz
             layer.dimensions = dimensions
             try:
                 zero = y(A, 0 * B)
+                if zero.shape != (n_in, n_out):
+                    raise ValueError(f"y is {zero.shape}, expected {(n_in, n_out)}")
                 break
             except Exception as error:
                 failed = failed or error
@@ -121,8 +123,6 @@ def tried(make: Callable[[], nn.Module], paths: dict[str, str], turned: str, siz
             raise failed or RuntimeError("no forward pass")
         failed = None
         base = W.T if b is None else W.T + b
-        if zero.shape != base.shape:
-            raise ValueError(f"y is {zero.shape}, expected {base.shape}")
         both = y(A, B)
         seen += [SEEN[0]]
         seen += [SEEN[1]] * np.array_equal(zero, base)

@@ -16,7 +16,7 @@ class Configuration:
     `fields` holds further ones. What was asked for and is not there is kept in `missing`."""
 
     def __init__(self, values: dict[str, Any], fields: dict[str, Any]):
-        self._values, self._fields = values, fields
+        self._values, self._fields = {"name": "default"} | values, fields
         self._missing: list[str] = []
 
     @property

@@ -45,7 +45,11 @@ def found_methods(make: Callable[[], TorchLayer], beside: dict[str, Any]) -> Met
         except Exception as error:
             notes.append(f"{call} raises {type(error).__name__}")
             continue
-        moved = _state(layer)
+        try:
+            moved = _state(layer)
+        except AttributeError:
+            notes.append(f"{call} puts another module in the place of the layer")
+            continue
         if isinstance(result, nn.Module) and result is not layer.module:
             also = ", and changes W in the layer, too" if moved[0] != before[0] else ""
             notes.append(f"{call} gives another module{also}")

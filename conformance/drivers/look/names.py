@@ -37,13 +37,18 @@ _WORDS = {
 }
 ROLES = {name: role for role, words in _WORDS.items() for name in words.split()}
 # A name that is none of these words, but has one as a part, as weight_rank has.
-PARTS = {"rank": "rank", "alpha": "alpha", "dropout": "dropout", "drop": "dropout"}
+PARTS = {"dropout": "dropout", "drop": "dropout", "rank": "rank", "alpha": "alpha"}
 
 
 def role_of(name: str) -> str | None:
     """The role that a name is in use for."""
     plain = name.lower().lstrip("_")
-    return ROLES.get(name) or ROLES.get(plain) or next((role for part, role in PARTS.items() if part in plain.split("_")), None)
+    return whole(name) or next((role for part, role in PARTS.items() if part in plain.split("_")), None)
+
+
+def whole(name: str) -> str | None:
+    """The role that the whole name is in use for, and not a part of it."""
+    return ROLES.get(name) or ROLES.get(name.lower().lstrip("_"))
 
 
 SIZES = ("in", "out")
@@ -69,3 +74,13 @@ def switches(name: str) -> bool:
     """Whether a method or function of this name may switch a layer on."""
     parts = set(name.lower().strip("_").split("_"))
     return bool(parts & set(_ON.split())) and not parts & set(_OTHERWISE.split()) and not name.startswith("__")
+
+
+# And of functions that make no layer. To call one that saves or uploads could do harm.
+_NO_MAKER = """save write dump export push upload download print count freeze unfreeze mark merge unmerge is has main test train
+               eval evaluate plot parse log"""
+
+
+def makes(name: str) -> bool:
+    """Whether a function of this name may make a layer."""
+    return not set(name.lower().strip("_").split("_")) & set(_NO_MAKER.split())

@@ -11,7 +11,7 @@ from torch import nn
 
 from conformance.drivers.look.arguments import Plan
 from conformance.drivers.look.configurations import holds_a_rank, kind_for
-from conformance.drivers.look.names import AROUND, ONCE, PARTS, ROLES, SURE, role_of
+from conformance.drivers.look.names import AROUND, ONCE, PARTS, ROLES, SURE, role_of, whole
 
 MOST = 400  # plans that are tried for one class
 PART_PLANS = 3  # and for the class of a LoRA part that it is given
@@ -20,7 +20,7 @@ ANYTHING = ("linear", "in", "out", "rank", "alpha", "width", "part", "model", "w
             "name", "false", "true", "convolution", "turned weight", "targets", "down", "up", "sizes", "none")
 BY_KIND = {
     "bool": ("false", "true"), "str": ("name",), "int": ("rank", "in", "out", "alpha", "single", "width"),
-    "float": ("alpha", "zero", "one", "rank"), "Conv1D": ("convolution", "linear"), "Linear": ("linear", "down", "up"),
+    "float": ("alpha", "zero", "one", "rank"), "Linear": ("linear", "down", "up"), "Conv1D": ("convolution", "linear"),
     "Module": ("linear", "part", "model", "convolution", "down", "up"),
     "Tensor": ("weight", "b", "turned weight"), "Parameter": ("weight", "b", "turned weight"),
     "tuple": ("sizes", "targets"), "Tuple": ("sizes", "targets"), "Size": ("sizes",), "dict": ("configuration",),
@@ -33,24 +33,41 @@ def plans(call: Callable[..., Any], with_parts: bool = True) -> Iterator[Plan]:
     """Ways to call it, the likeliest first. Without `with_parts` there are none that give it a ready LoRA module."""
     arguments, positional = signature(call)
     kind = next((found for a in arguments if (found := kind_for(a, call)) is not None), None)
-    options = {a.name: likely(a) for a in arguments}
+    options = _told_apart({a.name: likely(a) for a in arguments}, arguments)
     if not any(found[0] == "rank" for found in options.values()):  # then a width that has a default may be the rank
         options |= {name: ["rank", *found] for name, found in options.items() if found[0] == "width" and len(found) == 1}
+    hidden = {p.name for p in _hidden(call, {p.name for p in parameters_of(call)})}
     every = itertools.islice(ordered(list(options.values())), 20 * MOST)
     roles = ({name: role for name, role in zip(options, chosen, strict=True) if role} for chosen in every)
     for given in itertools.islice(filter(_coherent, roles), MOST):
         plan = Plan(call, given, positional, kind if "configuration" in given.values() else None)
         if "part" not in given.values():
             yield plan
+        if "configuration" in given.values() and hidden & set(given):  # it may have them
+            yield dataclasses.replace(plan, roles={name: role for name, role in given.items() if name not in hidden})
         for part in _parts(call, arguments) if with_parts and "part" in given.values() else ():
             yield dataclasses.replace(plan, part=part)
 
 
+def _told_apart(options: dict[str, list[str]], arguments: list[inspect.Parameter]) -> dict[str, list[str]]:
+    """The options, without those of an optional argument that has a role by a part of its name while another argument has the
+    role: rank_dropout stands beside dropout."""
+    taken = {role for name in options if (role := whole(name))}
+    for argument in arguments:
+        role = options[argument.name][0]
+        if role in PARTS.values() and not whole(argument.name) and argument.default is not argument.empty:
+            if role in taken:
+                options[argument.name] = [""]
+            taken.add(role)
+    return options
+
+
 def _parts(call: Callable[..., Any], arguments: list[inspect.Parameter]) -> Iterator[Plan]:
-    """Ways to make a LoRA module that the call is given: its class is named by an annotation, or stands beside the call."""
+    """Ways to make a LoRA module that the call is given: its class is named by an annotation, or stands beside the call. One that
+    is a linear layer itself is no part of another."""
     beside = [a.annotation for a in arguments] + list(vars(inspect.getmodule(call) or object).values())
     for cls in dict.fromkeys(value for value in beside if _own_module(value) and value is not call):
-        if any(role_of(a.name) == "rank" for a in signature(cls)[0]):
+        if not issubclass(cls, nn.Linear) and any(role_of(a.name) == "rank" for a in signature(cls)[0]):
             whole = (plan for plan in plans(cls, with_parts=False) if plan.offers("rank"))
             yield from itertools.islice(whole, PART_PLANS)
 

@@ -22,7 +22,8 @@ from conformance.truth.compare import same_number
 from conformance.truth.rules import SCALES
 
 OTHERS = ((3, 6.0), (3, 9.0), (2, 8.0), (5, 20.0))  # rank and alpha
-OF_ALPHA = ("alpha / rank", "alpha / √rank", "alpha")
+ROOT = "alpha / √rank"
+OF_ALPHA = ("alpha / rank", ROOT, "alpha")
 FREEZES = ("freeze", "only_lora", "lora_only", "trainable", "requires_grad", "frozen", "init", "prepare", "setup")
 
 

@@ -10,6 +10,7 @@ from conformance.drivers.look.configurations import fields_of
 from conformance.drivers.look.methods import Methods
 from conformance.drivers.look.names import role_of
 from conformance.drivers.look.recognised import Found
+from conformance.drivers.look.settled import ROOT
 from conformance.drivers.look.ways import BESIDE, MODEL, PARAMETRISED, REPLACED
 
 VALUES = {  # of each role, in the text of a subject
@@ -54,7 +55,7 @@ def subject(found: Found, methods: Methods, name: str, place: str) -> str:
     own, paths, plan = named(name), found.places.paths, found.plan
     declined = [words for words, offered in (
         ("config.dropout", plan.offers("dropout") or dropouts(found.module(found.probe))),
-        ('config.scaling != "standard"', plan.offers("scaling") or plan.offers("rslora")),
+        ('config.scaling != "standard"', plan.offers("scaling") or plan.offers("rslora") or found.rule == ROOT),
         ("config.bias", True in found.bias), ("not config.bias", False in found.bias)) if not offered]
     declined += [f'config.dtype == "{dtype}"' for dtype in found.formats or {}]
     refusal = f"        if {' or '.join(declined)}:\n            raise Unsupported('this configuration')\n" if declined else ""
@@ -139,6 +140,8 @@ def _holds_what_was_made(found: Found) -> bool:
 def _making(found: Found) -> list[str]:
     """The lines that make the module."""
     values = VALUES | {"targets": f"[{found.place!r}]"} | ({"alpha": "config.alpha / config.rank"} if found.direct else {})
+    if found.rule == ROOT:
+        values |= {"alpha": 'config.alpha / (config.rank**0.5 if config.scaling == "standard" and config.rank else 1)'}
     call, moved = _call(found.plan, values), ".to(config.device, dtype)" if not found.mixed else ".to(config.device)"
     made = "module" if not found.way else "lora"
     lines = [f"{one.place if isinstance(one.place, dict) else one.place.__name__}.{one.name} = {values[one.role]}"

@@ -47,6 +47,18 @@ def test_what_is_written_is_a_subject(tmp_path):
     assert again.returncode == 2 and "exists already" in again.stderr
 
 
+def test_functions_that_save_or_upload_are_not_called(tmp_path):
+    """`look` tries functions that may make a layer. One that saves may leave a file behind, or upload it."""
+    path = tmp_path / "file.py"
+    names = ("save_adapter", "push_to_hub", "merge_and_export", "download_weights")
+    path.write_text("import pathlib\n" + "".join(
+        f"def {name}(model, rank=4):\n    pathlib.Path({str(tmp_path / name)!r}).touch()\n" for name in names))
+    conformance("look", str(path))
+    assert not [name for name in names if (tmp_path / name).exists()]
+    conformance("look", f"{path}:save_adapter")  # somebody asks for it
+    assert (tmp_path / "save_adapter").exists()
+
+
 def test_what_takes_too_long_is_ended(tmp_path):
     (tmp_path / "slow.py").write_text("import time\ntime.sleep(300)\n", encoding="utf-8")
     done = conformance("look", str(tmp_path / "slow.py"), "--timeout", "3")

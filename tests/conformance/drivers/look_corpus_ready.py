@@ -89,6 +89,19 @@ class Numerator(nn.Module):
         return self.layer(x) + (x @ self.A @ self.B) * self.numerator / self.r
 
 
+class RootOfTheRank(nn.Module):
+    """alpha is divided by the root of the rank, and nobody can choose."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int, alpha: float):
+        super().__init__()
+        self.base = nn.Linear(in_features, out_features).requires_grad_(False)
+        self.A, self.B = _factors(in_features, out_features, rank)
+        self.phi = alpha / math.sqrt(rank)
+
+    def forward(self, x):
+        return self.base(x) + self.phi * (x @ self.A @ self.B)
+
+
 class NamedRule(nn.Module):
     """A word names the rule of the scale. It must be given, and any other is refused."""
 
@@ -233,6 +246,35 @@ def select_task(task: str) -> None:
     _chosen[:] = [task]
 
 
+class Swapped(nn.Module):
+    """use_swapped() puts it in the place of a linear layer, and fuse_swapped() puts a linear layer there again."""
+
+    def __init__(self, inner: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        self.inner = inner.requires_grad_(False)
+        self.A, self.B = _factors(inner.in_features, inner.out_features, rank)
+        self.scale = alpha / rank
+
+    def forward(self, x):
+        return self.inner(x) + self.scale * (x @ self.A @ self.B)
+
+
+def use_swapped(model, rank: int, alpha: float):
+    for name, layer in [*model.named_children()]:
+        if isinstance(layer, nn.Linear):
+            setattr(model, name, Swapped(layer, rank, alpha))
+    return model
+
+
+@torch.no_grad()
+def fuse_swapped(model):
+    for name, layer in [*model.named_children()]:
+        if isinstance(layer, Swapped):
+            layer.inner.weight += layer.scale * (layer.A @ layer.B).T
+            setattr(model, name, layer.inner)
+    return model
+
+
 class PerTask(nn.Module):
     """The layer has factors for each task, and raises as long as none is chosen."""
 
@@ -339,6 +381,72 @@ class FloatBranch(nn.Module):
     def forward(self, x):
         part = F.linear(F.linear(x.to(torch.float32), self.lora_A), self.lora_B)
         return self.linear(x) + (self.scale * part).to(x.dtype)
+
+
+class ThreeDropouts(nn.Module):
+    """The names of two rates have the words rank and module in them."""
+
+    def __init__(self, org_module: nn.Linear, lora_dim=4, alpha=1, dropout=None, rank_dropout=None, module_dropout=None):
+        super().__init__()
+        self.org_module, self.dropout = org_module.requires_grad_(False), dropout
+        self.rank_dropout, self.module_dropout = rank_dropout, module_dropout
+        self.A, self.B = _factors(org_module.in_features, org_module.out_features, lora_dim)
+        self.scale = alpha / lora_dim
+
+    def forward(self, x):
+        y = self.org_module(x)
+        if self.module_dropout is not None and self.training and torch.rand(1) < self.module_dropout:
+            return y
+        low = F.dropout(x, self.dropout or 0.0, self.training) @ self.A
+        return y + self.scale * (F.dropout(low, self.rank_dropout or 0.0, self.training) @ self.B)
+
+
+class LinearOrConv1D(nn.Module):
+    """The annotation allows a Conv1D, too."""
+
+    def __init__(self, module: "nn.Linear | Conv1D", r: int, alpha: float):  # noqa: F821
+        super().__init__()
+        conv = type(module).__name__ == "Conv1D"
+        self.weight = nn.Parameter(module.weight.T if conv else module.weight, requires_grad=False)
+        self.bias = None if module.bias is None else nn.Parameter(module.bias, requires_grad=False)
+        self.A, self.B = _factors(*self.weight.shape[::-1], r)
+        self.scale = alpha / r
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias) + self.scale * (x @ self.A @ self.B)
+
+
+class NamedInConfig(nn.Linear):
+    """The layer reads a dict, in which the adapter has a name. Everything else goes to nn.Linear."""
+
+    def __init__(self, in_features: int, out_features: int, config: dict, **kwargs):
+        super().__init__(in_features, out_features, **kwargs)
+        self.requires_grad_(False)
+        self.first, self.second, self.scaling = nn.ParameterDict(), nn.ParameterDict(), {}
+        self.active = config.get("adapter_name")
+        self.add(self.active, config.get("r"), config.get("lora_alpha"))
+
+    def add(self, name, r, lora_alpha):
+        self.first[name], self.second[name] = _factors(self.in_features, self.out_features, r)
+        self.scaling[name] = lora_alpha / r
+
+    def forward(self, x):
+        part = x @ self.first[self.active] @ self.second[self.active]
+        return super().forward(x) + part * self.scaling[self.active]
+
+
+class BatchFirst(nn.Module):
+    """Whatever x is, y has three dimensions."""
+
+    def __init__(self, fc: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        self.fc = fc.requires_grad_(False)
+        self.A, self.B = _factors(fc.in_features, fc.out_features, rank)
+        self.scale = alpha / rank
+
+    def forward(self, x):
+        y = self.fc(x) + self.scale * (x @ self.A @ self.B)
+        return y.reshape(x.shape[0], -1, self.fc.out_features)
 
 
 class PassesOn(nn.Module):
@@ -638,6 +746,7 @@ READY = (
           unmerges="unmerge_from_base(module)"),
     Layer("OffAtFirst", "linear", "base.weight", "A", "B", "base.bias"),
     Layer("Flagged", "linear", "fc.weight", "A", "B", "fc.bias"),
+    Layer("use_swapped", "model", "q_proj.inner.weight", "q_proj.A", "q_proj.B", "q_proj.inner.bias"),
     Layer("PerTask", "linear", "layer.weight", "first.q_proj", "second.q_proj", "layer.bias"),
     Layer("ManyAdapters", "linear", "base_layer.weight", "lora_A.default", "lora_B.default", "base_layer.bias"),
     Layer("MergedAtFirst", "configuration", "dense.weight", "A", "B", "dense.bias"),
@@ -645,6 +754,11 @@ READY = (
           trains=("W", "b")),
     Layer("OverConv1D", "linear", "conv.weight", "a", "b", "conv.bias", "W"),
     Layer("FloatBranch", "linear", "linear.weight", "lora_A", "lora_B", "linear.bias", "AB"),
+    Layer("ThreeDropouts", "linear", "org_module.weight", "A", "B", "org_module.bias"),
+    Layer("LinearOrConv1D", "linear", "weight", "A", "B", "bias"),
+    Layer("NamedInConfig", "configuration", "weight", "first.default", "second.default", "bias"),
+    Layer("BatchFirst", "linear", "fc.weight", "A", "B", "fc.bias"),
+    Layer("RootOfTheRank", "sizes", "base.weight", "A", "B", "base.bias", scale="alpha / √rank"),
     Layer("PassesOn", "sizes", "linear.weight", "A", "B", "linear.bias"),
     Layer("TensorOrNone", "weight", "weight", "A", "B", "bias", trains=("b",),
           fault="The class makes the bias train, also one that was given frozen.", wrong=("PARAM",)),

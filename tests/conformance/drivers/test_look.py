@@ -56,6 +56,16 @@ def test_what_is_found_is_true(layer):
         assert (found.direct or found.rule) == layer.scale
 
 
+def test_each_dropout_is_told_apart():
+    subject = ModuleSubject(look_corpus_ready.ThreeDropouts)
+    assert subject.found.plan.roles["dropout"] == "dropout"
+    assert not {"rank_dropout", "module_dropout"} & set(subject.found.plan.roles)
+
+
+def test_a_base_may_have_no_bias_though_a_conv1d_always_has_one():
+    assert ModuleSubject(look_corpus_ready.LinearOrConv1D).found.bias == (True, False)
+
+
 @pytest.mark.parametrize(("name", "why"), REFUSED.items())
 def test_what_is_no_single_lora_is_told(name, why):
     with pytest.raises(NotRecognised, match=why):
@@ -78,5 +88,5 @@ def test_what_is_written_down_computes_the_same(layer, tmp_path):
                for rows, columns in ((5, 7), (7, 4), (4, 5)))
     written = subject.build(LayerConfig(7, 5, 4, 4 * scale), W, np.ones(5, np.float32))
     written.set_adapter({"A": A, "B": B})
-    x = np.eye(7, dtype=np.float32)[(None,) * (2 * (layer.name == "ImageTokens"))]
+    x = np.eye(7, dtype=np.float32)[(None,) * {"ImageTokens": 2, "BatchFirst": 1}.get(layer.name, 0)]
     np.testing.assert_array_equal(written.forward(x).reshape(7, 5), W.T + 1 + scale * (A @ B))
