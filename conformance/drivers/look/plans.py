@@ -63,8 +63,8 @@ def _told_apart(options: dict[str, list[str]], arguments: list[inspect.Parameter
 
 
 def _parts(call: Callable[..., Any], arguments: list[inspect.Parameter]) -> Iterator[Plan]:
-    """Ways to make a LoRA module that the call is given: its class is named by an annotation, or stands beside the call. No such
-    class is a linear layer itself."""
+    """Ways to make a LoRA module that the call is given: its class is named by an annotation, or stands beside the call. No
+    such class is a linear layer itself."""
     beside = [a.annotation for a in arguments] + list(vars(inspect.getmodule(call) or object).values())
     for cls in dict.fromkeys(value for value in beside if _own_module(value) and value is not call):
         if not issubclass(cls, nn.Linear) and any(role_of(a.name) == "rank" for a in signature(cls)[0]):
