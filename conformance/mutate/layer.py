@@ -104,6 +104,7 @@ if __name__ == "__main__":  # python -m conformance.mutate.layer SPEC [FAULT …
 
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the layer prints is none of it
+    sys.dont_write_bytecode = True  # nothing is left beside the user's files
 
     def say(message: dict) -> None:
         out.write(json.dumps(message) + "\n")
