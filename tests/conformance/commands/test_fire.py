@@ -81,7 +81,7 @@ def test_closed_streams_change_no_verdict(tmp_path, closed):
 @pytest.mark.parametrize("what", ["a command fails", "a command cannot be imported"])
 def test_a_fault_of_the_harness_is_no_verdict(what):
     breaking = {"a command fails": "from conformance.commands import list as it; it.run = lambda arguments: 1 / 0",
-                "a command cannot be imported": "sys.modules['conformance.commands.gpu'] = None"}[what]
+                "a command cannot be imported": "sys.modules['conformance.commands.list'] = None"}[what]
     code = f"import sys; {breaking}; from conformance.__main__ import main; sys.exit(main(['list']))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 3
