@@ -78,6 +78,17 @@ def test_closed_streams_change_no_verdict(tmp_path, closed):
     assert "Traceback" not in done.stderr and reports(file)[0]["verdict"] == "conformant"
 
 
+@pytest.mark.parametrize("words", [["list"], ["explain", "FWD-02"]], ids=lambda words: words[0])
+def test_a_command_imports_no_other(words):
+    """All of them together import torch, which takes seconds."""
+    code = f"import sys; from conformance.__main__ import main; main({words}); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    loaded = done.stdout.splitlines()[-1]
+    assert f"'conformance.commands.{words[0]}'" in loaded
+    assert "'torch'" not in loaded and "'conformance.commands.probe'" not in loaded
+
+
 @pytest.mark.parametrize("what", ["a command fails", "a command cannot be imported"])
 def test_a_fault_of_the_harness_is_no_verdict(what):
     breaking = {"a command fails": "from conformance.commands import list as it; it.run = lambda arguments: 1 / 0",
