@@ -32,16 +32,12 @@ def test_python_prints_what_it_says(code, printed):
 
 @pytest.mark.parametrize(("command", "lines"), COMMANDS)
 def test_commands_print_what_is_shown(command, lines):
-    """The output contains the lines that are shown, in this order. … stands for a number that differs from run to run. A slow
-    machine has no time for the last cases of the space, and what follows from all of them is not said."""
+    """The output contains the lines that are shown, in this order. … stands for a number that differs from run to run."""
     assert command.startswith("conformance ")
     done = subprocess.run(
-        [sys.executable, "-m", *shlex.split(command)], cwd=ROOT, capture_output=True, text=True, timeout=900
+        [sys.executable, "-m", *shlex.split(command)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     output = "\n".join(line.rstrip() for line in done.stdout.splitlines())
-    lived = re.search(r"the space: (\d+) of (\d+) cases", output)
-    if lived and int(lived[1]) < int(lived[2]):
-        lines = lines[: next(at for at, line in enumerate(lines) if "the space:" in line)]
     pattern = re.escape("\n".join(lines)).replace("…", r"[\d.]+")
     assert re.search(pattern, output), output
 
