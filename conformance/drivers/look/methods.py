@@ -15,6 +15,7 @@ import numpy as np
 from torch import nn
 
 from conformance.drivers.look.arguments import Plan
+from conformance.drivers.look.names import harmless
 from conformance.drivers.look.plans import signature
 from conformance.torch import TorchLayer
 
@@ -93,7 +94,7 @@ def _named(module: nn.Module, beside: dict[str, Any], words: tuple[str, ...], bu
     def add(name: str, function: Any, own: int, order: tuple, place: str = "") -> None:
         text = name.lower()
         wanted = any(word in text for word in words) and not any(word in text for word in but)
-        if not inspect.isfunction(function) or not wanted or text.startswith(NO_ACTION):
+        if not inspect.isfunction(function) or not wanted or text.startswith(NO_ACTION) or not harmless(name):
             return
         needed = [p for p in list(inspect.signature(function).parameters.values())[own:]
                   if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]

@@ -73,14 +73,21 @@ def chooses(name: str) -> bool:
 def switches(name: str) -> bool:
     """Whether a method or function of this name may switch a layer on."""
     parts = set(name.lower().strip("_").split("_"))
-    return bool(parts & set(_ON.split())) and not parts & set(_OTHERWISE.split()) and not name.startswith("__")
+    other = parts & set(_OTHERWISE.split()) or name.startswith("__") or not harmless(name)
+    return bool(parts & set(_ON.split())) and not other
 
 
-# And of functions that make no layer. To call one that saves or uploads could do harm.
-_NO_MAKER = """save write dump export push upload download print count freeze unfreeze mark merge unmerge is has main test train
-               eval evaluate plot parse log"""
+# Of what is never called unless it is asked for by name, since it could do harm.
+_HARMS = "save write dump export push upload download"
+# And of functions that make no layer.
+_NO_MAKER = "print count freeze unfreeze mark merge unmerge is has main test train eval evaluate plot parse log"
+
+
+def harmless(name: str) -> bool:
+    """Whether a method or function of this name neither writes nor sends anything, as far as the name says."""
+    return not set(name.lower().strip("_").split("_")) & set(_HARMS.split())
 
 
 def makes(name: str) -> bool:
     """Whether a function of this name may make a layer."""
-    return not set(name.lower().strip("_").split("_")) & set(_NO_MAKER.split())
+    return harmless(name) and not set(name.lower().strip("_").split("_")) & set(_NO_MAKER.split())

@@ -13,7 +13,7 @@ from torch import nn
 from conformance.drivers.look.actions import Aside, Attribute, FirstPass, Forward, parts_of
 from conformance.drivers.look.arguments import Beside, Plan
 from conformance.drivers.look.configurations import fields_of
-from conformance.drivers.look.names import AROUND, ROLES, chooses, role_of, switches
+from conformance.drivers.look.names import AROUND, ROLES, chooses, harmless, role_of, switches
 from conformance.drivers.look.plans import likely, methods, once, ordered, parameters_of, signature
 
 METHOD_PLANS = 20  # that are tried for a method
@@ -29,7 +29,7 @@ def completed(plan: Plan) -> Iterator[Plan]:
     for name, method in methods(plan.call).items():
         arguments = [a for a in parameters_of(method)[1:] if a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
         gives = {role_of(a.name) for a in arguments} & GIVES
-        if gives and not name.startswith("__") and name != "forward":
+        if gives and not name.startswith("__") and name != "forward" and harmless(name):
             for chosen in itertools.islice(ordered([likely(a) for a in arguments]), METHOD_PLANS):
                 roles = {a.name: role for a, role in zip(arguments, chosen, strict=True) if role}
                 if once(list(roles.values())):
@@ -43,7 +43,7 @@ def constructors(call: Callable[..., Any]) -> list[Callable[..., Any]]:
     if not isinstance(call, type):
         return [call]
     return [call, *(getattr(call, name) for name, value in vars(call).items() if isinstance(value, classmethod | staticmethod)
-                    and not name.startswith("_"))]
+                    and not name.startswith("_") and harmless(name))]
 
 
 def _beside(call: type) -> tuple[Beside, ...]:

@@ -53,8 +53,18 @@ def test_functions_that_save_or_upload_are_not_called(tmp_path):
     names = ("save_adapter", "push_to_hub", "merge_and_export", "download_weights")
     path.write_text("import pathlib\n" + "".join(
         f"def {name}(model, rank=4):\n    pathlib.Path({str(tmp_path / name)!r}).touch()\n" for name in names))
+    made = (ROOT / MODULES).read_text(encoding="utf-8").replace("class Wrapper(nn.Module):", f"""class Wrapper(nn.Module):
+    def merge_and_save(self):
+        __import__("pathlib").Path({str(tmp_path / "merge_and_save")!r}).touch()
+
+    @classmethod
+    def download(cls, linear, rank, alpha):
+        __import__("pathlib").Path({str(tmp_path / "download")!r}).touch()
+""")
+    (tmp_path / "methods.py").write_text(made, encoding="utf-8")
     conformance("look", str(path))
-    assert not [name for name in names if (tmp_path / name).exists()]
+    assert conformance("look", f"{tmp_path / 'methods.py'}:Wrapper").returncode == 0
+    assert not [name for name in (*names, "merge_and_save", "download") if (tmp_path / name).exists()]
     conformance("look", f"{path}:save_adapter")  # somebody asks for it
     assert (tmp_path / "save_adapter").exists()
 
