@@ -36,7 +36,7 @@ from lora_torch import activate, attach, detach, load_adapter, merge, save_adapt
 from lora_torch.settings import Settings
 from lora_torch.targets import matches
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers and PEFT say about themselves
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]  # what transformers and PEFT say about themselves
 
 
 def with_peft(base: nn.Module, options: dict[str, Any], seed: int = 2) -> Any:

@@ -18,6 +18,7 @@ from lora_ref.error import noise
 from lora_ref.places import Config
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install -e '.[peers]')")
+pytestmark = pytest.mark.peers
 
 UNIT = 2.0**-53
 BATCH, T, LENGTH = 3, 6, 3  # LENGTH: of the prefix

@@ -3,7 +3,6 @@
 import json
 import sys
 from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,8 +109,8 @@ def test_lora_torch_refuses_what_is_invalid_and_what_it_does_not_offer():
                        "a_target_without_factors", "float64", "all_linear_in_capitals"}
 
 
+@pytest.mark.peers("peft")
 def test_peft_computes_what_the_files_mean():
-    pytest.importorskip("peft")
     cells = [cell for cell in made("peft").cells if cell.status != ELSEWHERE]
     assert not [(cell.given.title, cell.words) for cell in cells if cell.given.valid and cell.status != RIGHT]
     accepted = {cell.given.name for cell in cells if cell.status == ACCEPTED}
@@ -124,14 +123,15 @@ def by(writer: str, *readers: str) -> dict[str, dict[str, str]]:
     return {matrix.name: {cell.given.name: cell.status for cell in matrix.cells} for matrix in found}
 
 
-def test_what_lora_torch_writes_is_read_rightly():
-    for found in by("lora_torch", "file", "lora_torch", *(["peft"] if find_spec("peft") else [])).values():
+@pytest.mark.parametrize("readers", [("file", "lora_torch"), pytest.param(("peft",), marks=pytest.mark.peers("peft"))])
+def test_what_lora_torch_writes_is_read_rightly(readers):
+    for found in by("lora_torch", *readers).values():
         assert found.keys() == FEATURES.keys() - {"a bias beside B"} and set(found.values()) == {RIGHT}
 
 
+@pytest.mark.peers("peft")
 def test_what_peft_writes_is_read_rightly_but_for_overlapping_patterns():
     """PEFT sorts the patterns when it saves, and goes by the first one that matches."""
-    pytest.importorskip("peft")
     for found in by("peft", "file", "peft", "lora_torch").values():
         assert found.keys() == FEATURES.keys()
         assert {name for name, status in found.items() if status == WRONG} == {"overlapping patterns"}
@@ -274,8 +274,8 @@ def test_a_reader_of_another_format_gets_what_our_converter_makes(tmp_path):
         assert ready is None and why.startswith("our converter: ")
 
 
+@pytest.mark.peers("transformers")
 def test_a_merged_checkpoint_is_a_cell():
-    pytest.importorskip("transformers", reason="transformers is not installed (pip install -e '.[peers]')")
     _, merge = exchange([], lambda given: given.files == "merged by lora_torch", ["lora_torch"])
     assert merge.kind == "merge" and [cell.given.name for cell in merge.cells] == ["float32", "float16", "bfloat16"]
     assert all(cell.status == RIGHT and "of ΔW is left" in cell.words for cell in merge.cells)

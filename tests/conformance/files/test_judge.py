@@ -52,9 +52,10 @@ def test_numbers_that_are_none_are_wrong():
     assert judge.of_logits(np.full_like(plain, math.nan), plain, RIGHT).words
 
 
+@pytest.mark.peers("transformers")
 def test_the_small_llama_is_that_of_transformers():
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("transformers")
+    import torch
+
     model = merging.llama_of("float32").double()
     with torch.no_grad():
         want = model(torch.tensor([llama.TOKENS])).logits[0].numpy()

@@ -21,6 +21,7 @@ sys.path.append(str(Path(__file__).parent))
 from fake_server import Fake, Llama, Weights, deltas
 
 pytest.importorskip("transformers", reason="transformers is not installed (pip install -e '.[peers]')")
+pytestmark = pytest.mark.peers
 KINDS = ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")
 SIZES = {"self_attn.q_proj": (32, 32), "self_attn.v_proj": (16, 32), "self_attn.o_proj": (32, 32), "mlp.down_proj": (32, 48)}
 CONFIG = {

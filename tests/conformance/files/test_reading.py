@@ -33,6 +33,7 @@ def named(name: str) -> corpus.Case:
     return next(case for case in corpus.cases() if case.folder == name)
 
 
+@pytest.mark.peers("transformers", "peft")
 @pytest.mark.filterwarnings("ignore")  # of the libraries
 @pytest.mark.parametrize("settings", [
     {}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"v_proj": 3, "q_proj": 5}},
@@ -44,7 +45,10 @@ def named(name: str) -> corpus.Case:
     {"exclude_modules": r".*\.1\..*", "target_modules": "all-linear"},
 ], ids=str)
 def test_a_folder_that_peft_wrote_means_what_peft_computes(tmp_path, settings):
-    torch, library, transformers = map(pytest.importorskip, ("torch", "peft", "transformers"))
+    import peft as library
+    import torch
+    import transformers
+
     config = transformers.LlamaConfig(vocab_size=24, hidden_size=16, intermediate_size=20, num_hidden_layers=2,
                                       num_attention_heads=2, num_key_value_heads=1)
     chosen = library.LoraConfig(**{"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"]} | settings)

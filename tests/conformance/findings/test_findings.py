@@ -67,6 +67,7 @@ def test_a_page_with_a_failure_that_nothing_explains_is_not_written(monkeypatch)
         generated.findings()
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("subject", sorted({finding.subject for finding in FOUND}))
 def test_the_scripts_print_what_they_say(subject):
     """Each script runs in its own process with only its library, if the library is installed."""

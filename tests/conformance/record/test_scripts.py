@@ -1,6 +1,5 @@
 """A failure comes with a script that needs the subject's library and not this project, and that prints what the report says."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -102,10 +101,8 @@ def test_a_base_layer_is_built_in_place(tmp_path):
 
 
 @pytest.mark.parametrize("id", ["MERGE-11", "STATE-08"])
-@pytest.mark.parametrize("name", ["peft", "loralib"])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.peers(name)) for name in ("peft", "loralib")])
 def test_libraries_are_called_as_they_call_themselves(name, id, tmp_path):
-    if importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} is not installed (pip install -e '.[peers]')")
     outcome = failure(name, id)
     ran = run(outcome.reproduce, tmp_path)
     assert ran.returncode == 0, outcome.reproduce + ran.stderr

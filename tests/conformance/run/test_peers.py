@@ -1,7 +1,5 @@
 """Runs the suite on libraries that other people wrote, if they are installed here: exactly the expected requirements fail."""
 
-import importlib.util
-
 import pytest
 
 from conformance.run import plan, runner, verdict
@@ -22,10 +20,12 @@ FINDINGS = {
 }
 
 
-@pytest.mark.parametrize("name", FINDINGS)
+PEERS = ("peft", "loralib")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.peers(name)) if name in PEERS else name for name in FINDINGS])
 def test_verdicts(name):
-    if importlib.util.find_spec(name) is None and name in ("peft", "loralib"):
-        pytest.skip(f"{name} is not installed (pip install -e '.[peers]')")
     options = plan.Options() if name != "lora_ref" else plan.Options(examples=8)
     report = runner.run([name], options)[0]
     failed = {id: outcome.message for id, outcome in report.outcomes.items() if outcome.status in verdict.FAILING}
