@@ -1,7 +1,7 @@
 """Settings that must be made before torch and Triton are imported: one thread for each process, because arrays are small and
 every core already runs a process; and Triton's interpreter where there is no GPU. The tests of every folder can import
 small_models and pages, in every import mode of pytest.
-What is marked with `peers` is skipped where its packages are missing."""
+What is marked with `peers` is skipped where its packages are missing, and with `thorough` where nobody asks for it."""
 
 import os
 import sys
@@ -22,6 +22,8 @@ if not torch.cuda.is_available():
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """`pytest -m peers` runs what needs the libraries that other people wrote: CI installs them after the rest has passed."""
+    if item.get_closest_marker("thorough") and os.environ.get("HYPOTHESIS_PROFILE") != "thorough":
+        pytest.skip("it takes long: HYPOTHESIS_PROFILE=thorough runs it")
     for package in (name for marker in item.iter_markers("peers") for name in marker.args):
         if find_spec(package) is None:
             pytest.skip(f"{package} is not installed (pip install -e '.[peers]')")

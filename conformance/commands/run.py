@@ -41,8 +41,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add("--jobs", type=positive(int), default=DEFAULT.jobs, metavar="N",
         help=f"processes that run at the same time (default: one per core, here {DEFAULT.jobs})")
     add("--timeout", type=positive(float), default=DEFAULT.timeout, metavar="S",
-        help=f"seconds that one requirement may take (default: {DEFAULT.timeout:g}); after three timeouts a tenth of that, "
-             "until the subject answers again")
+        help=f"seconds that one requirement may take, and a third of what a part of the space may take (default: "
+             f"{DEFAULT.timeout:g}); after three timeouts a tenth of that, until the subject answers again")
     add("--memory", type=positive(float), default=DEFAULT.memory, metavar="GIB",
         help=f"memory that a subject and what it starts may take, in GiB (default: {DEFAULT.memory:g})")
     add("--strict", action="store_true",

@@ -18,9 +18,12 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--jobs", type=positive(int), default=CORES, metavar="N",
         help="processes that run at the same time (default: one per core)")
-    add("--examples", type=positive(int), default=selftest.HONEST_CASES, metavar="N",
+    add("--examples", type=positive(int), metavar="N",
         help="approximate number of cases per requirement for honest implementations "
-             f"(default: {selftest.HONEST_CASES})")
+             f"(default: {selftest.HONEST_CASES}, and {selftest.BRIEF_CASES} with --brief)")
+    add("--brief", action="store_true",
+        help="ask a known-bad implementation only the requirements that it names, and not all that might fail it, and give "
+             "honest ones fewer cases: a fraction of the time")
     add("--triggered", type=positive(int), metavar="N",
         help="instead, plant N faults by construction in honest builds, each a trigger of one to three levels and an effect")
     add("--seed", type=int, default=0, metavar="N", help="seed of the cases (default: 0)")
@@ -44,7 +47,9 @@ def _triggered(screen: Console, arguments: argparse.Namespace) -> triggered.Powe
 
 
 def _listed(screen: Console, arguments: argparse.Namespace) -> selftest.SelfTest:
+    examples = arguments.examples or (selftest.BRIEF_CASES if arguments.brief else selftest.HONEST_CASES)
     with report.progress(screen, selftest.count(), "drawing cases") as told:
-        found = selftest.run(arguments.jobs, lambda trial: told(trial.name), examples=arguments.examples, seed=arguments.seed)
+        found = selftest.run(arguments.jobs, lambda trial: told(trial.name), examples=examples, seed=arguments.seed,
+                             brief=arguments.brief)
     report.show(screen, found)
     return found

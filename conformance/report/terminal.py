@@ -13,13 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from conformance.report import text
-from conformance.report.evidence import evidence
+from conformance.report.evidence import evidence, of_the_space
 from conformance.report.progress import line
 from conformance.requirements import groups, profiles
 from conformance.run.causes import Cause
 from conformance.run.examine import Outcome
 from conformance.run.verdict import FAILING, Report, plain
-from conformance.truth.space import STRENGTH
 
 GROUP_COLUMN, SUBJECT_COLUMN = 28, 13  # widths that the table of groups needs, about
 CONVENTIONS_PER_TABLE = 2
@@ -209,13 +208,9 @@ def _told(cause: Cause) -> str:
 
 
 def _of_the_space(swept: dict) -> str:
-    """What the sweep rests on, in one sentence."""
-    words = f"the space: {swept['lived']} of {swept['cases']} cases"
-    if swept["swept"] < swept["parts"]:
-        words += f", {swept['parts'] - swept['swept']} of {swept['parts']} parts broke off"
-    words += f"; they hold {STRENGTH[swept['exact']]}" if not swept["left"] and swept["swept"] == swept["parts"] else ""
+    """What the sweep rests on, in one sentence, with the levels that the subject does not offer."""
     names = {name for name in swept["declined"] if name.rpartition(" ")[0]}
-    return words + (f"; not offered: {', '.join(sorted(names))}" if names else "")
+    return of_the_space(swept) + (f"; not offered: {', '.join(sorted(names))}" if names else "")
 
 
 _WORDS = {

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from conformance.requirements import Requirement
 from conformance.requirements.helpers.layers import in_memory
-from conformance.run import canaries
+from conformance.run import canaries, sweep
 from conformance.run.examine import Outcome
 from conformance.run.files import code, files_of, hashed
 from conformance.run.plan import Options, parts, plan
@@ -134,10 +134,10 @@ def watch(worker: Worker | InProcess, report: Report, lock: threading.Lock) -> N
 
 
 def patient(worker: Worker | InProcess, id: str, timeout: float) -> Outcome:
-    """The outcome. What hangs again and again is given less time."""
+    """The outcome. A part of the space is given more time, and what hangs again and again is given less."""
+    worker.timeout = timeout * (sweep.PATIENCE if id.startswith(sweep.ONE) else 1) / (HANGING if worker.hung >= HUNG else 1)
     outcome = worker.examine(id)
     worker.hung = min(worker.hung + 1, 2 * HUNG) if outcome.status == "timeout" else max(worker.hung - 1, 0)
-    worker.timeout = timeout / (HANGING if worker.hung >= HUNG else 1)
     return outcome
 
 

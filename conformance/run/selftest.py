@@ -28,7 +28,7 @@ from conformance.truth.case import DTYPES
 
 CASES = 8  # cases for a mutant, for each requirement that it names
 OTHER_CASES = 3  # cases for a mutant, for each other requirement: those that fail it are listed, but need not fail it
-HONEST_CASES = 24  # cases for an honest implementation, for each requirement
+HONEST_CASES, BRIEF_CASES = 24, 6  # cases for an honest implementation, for each requirement, and in a brief run
 EXAMPLES = 48  # cases of the second try, for a requirement that a mutant names and that passed it
 
 
@@ -57,6 +57,7 @@ class SelfTest:
     mutants: list[Trial] = field(default_factory=list)
     honest: list[Trial] = field(default_factory=list)
     seconds: float = 0.0
+    brief: bool = False
 
     @property
     def score(self) -> float:
@@ -91,7 +92,7 @@ class SelfTest:
     def as_dict(self) -> dict:
         verdicts = {trial.name: "nonconformant" if trial in self.wronged else "conformant" for trial in self.honest}
         return {
-            "schema": 1, "seconds": round(self.seconds, 1), "score": self.score,
+            "schema": 1, "seconds": round(self.seconds, 1), "score": self.score, "brief": self.brief,
             "mutants": [
                 {"name": t.name, "group": t.group, "rows": list(t.reports), "killed": t.killed, "by": list(t.by)}
                 for t in self.mutants
@@ -102,13 +103,14 @@ class SelfTest:
 
 
 def run(jobs: int = os.cpu_count() or 1, progress: Callable[[Trial], None] = lambda trial: None, *,
-        examples: int = HONEST_CASES, seed: int = 0) -> SelfTest:
+        examples: int = HONEST_CASES, seed: int = 0, brief: bool = False) -> SelfTest:
     """Tries every mutant and every honest implementation, and calls `progress` with each result as it comes. `examples` is the
-    approximate number of cases of a requirement for honest implementations. `seed` is the seed of the cases."""
-    started, found = time.perf_counter(), SelfTest()
+    approximate number of cases of a requirement for honest implementations. `seed` is the seed of the cases. In a brief run a
+    mutant meets only the requirements that it names."""
+    started, found = time.perf_counter(), SelfTest(brief=brief)
     one_thread()
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for trial in _trials(pool, examples, seed):
+        for trial in _trials(pool, examples, seed, 0 if brief else OTHER_CASES):
             (found.mutants if trial.group != "HONEST" else found.honest).append(trial)
             progress(trial)
     found.seconds = time.perf_counter() - started
@@ -125,9 +127,9 @@ def count() -> int:
     return len(all_mutants()) + len(honest_subjects())
 
 
-def _trials(pool: ProcessPoolExecutor, examples: int, seed: int) -> Iterator[Trial]:
+def _trials(pool: ProcessPoolExecutor, examples: int, seed: int, others: int) -> Iterator[Trial]:
     yield from pool.map(partial(_honest, examples=examples, seed=seed), range(len(honest_subjects())))
-    yield from pool.map(partial(_mutant, seed=seed), range(len(all_mutants())), chunksize=4)
+    yield from pool.map(partial(_mutant, seed=seed, others=others), range(len(all_mutants())), chunksize=4)
 
 
 @cache
@@ -136,17 +138,18 @@ def _cases(requirement: Requirement, count: int, seed: int) -> list[case_bank.An
 
 
 def _tried(subject: Subject, count: Callable[[Requirement], int], seed: int) -> tuple[list[str], int]:
-    """The requirements that failed the subject, and the number of decided cases. `count` says how many each gets."""
+    """The requirements that failed the subject, and the number of decided cases. `count` says how many each gets, or 0."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        judged = {r.id: case_bank.judge(r, subject, _cases(r, count(r), seed)) for r in all_requirements()}
+        asked = [(r, count(r)) for r in all_requirements() if count(r)]
+        judged = {r.id: case_bank.judge(r, subject, _cases(r, cases, seed)) for r, cases in asked}
     by = [id for id, (verdict, _) in judged.items() if verdict in ("fail", "error")]
     return by, sum(cases for _, cases in judged.values())
 
 
-def _mutant(index: int, seed: int) -> Trial:
+def _mutant(index: int, seed: int, others: int) -> Trial:
     mutant = all_mutants()[index]
-    by, cases = _tried(mutant, lambda r: CASES if r.id in mutant.kills else OTHER_CASES, seed)
+    by, cases = _tried(mutant, lambda r: CASES if r.id in mutant.kills else others, seed)
     for r in all_requirements():
         if r.id in mutant.kills and r.id not in by:
             outcome = examine(r, mutant, mutant.spec, dtypes=tuple(DTYPES), examples=EXAMPLES, seed=seed, explain=False)

@@ -31,6 +31,7 @@ PARTS = tuple(f"SPACE-{number:02}" for number in range(1, 17))
 ONE = "SPACE"  # stands for one case, whose levels the user gave
 CAUSES = 6  # failures that one part makes plain; further ones are most likely the same again
 OTHER_NUMBERS = (10_001, 10_002)  # cases with other entries that are tried while a failure is made plain: a few hide it
+PATIENCE = 3  # a part has this many times the limit of one requirement: it has about a hundred cases, and machines can be slow
 SHARE, PLAIN_SHARE = 0.7, 0.9  # of the time that a part has: for its cases, and until the last failure has to be plain
 KINDS = tuple((dtype, bias) for bias in (True, False) for dtype in ("float32", "float64", "float16", "bfloat16"))
 # The levels that need a method of Layer. For `build` it is tried which of them the subject does not offer.
@@ -77,7 +78,8 @@ class Sweep:
     """What the cases of a part have shown."""
 
     lived: int = 0  # cases that were judged
-    left: int = 0  # cases for which there was no time
+    left: int = 0  # cases that were not lived: what was found explains them, or there was no time
+    late: int = 0  # of these, those for which there was no time
     declined: Counter[str] = field(default_factory=Counter)  # levels, in words, that are not offered → cases that had them
     failures: dict[str, Failure] = field(default_factory=dict)  # by the id of the requirement
 
@@ -100,7 +102,7 @@ class Sweeper:
         done: set[tuple[Level, ...]] = set()
         for place, (at, levels) in enumerate(rows):
             if time.perf_counter() > self.until:
-                self.found.left = len(rows) - place
+                self.found.left = self.found.late = len(rows) - place
                 break
             broken, levels = self.outcome(levels, at, done)
             if broken is None or self._explained(broken, levels):
@@ -108,8 +110,8 @@ class Sweeper:
             failure = self.made_plain(broken, levels, at) if explain else Failure(
                 breaks(broken.kind, levels), levels, {}, broken, at)
             if time.perf_counter() > self.plain_until and self._failed_before(broken.kind):
-                self.found.left = len(rows) - place - 1  # its levels may not be needed, and would accuse another requirement
-                break
+                self.found.left = self.found.late = len(rows) - place - 1
+                break  # its levels may not be needed, and would accuse another requirement
             self.found.failures.setdefault(failure.id, failure)
             everywhere = not failure.needed and explain  # the other cases would say the same
             if everywhere or len(self.found.failures) >= CAUSES or getattr(broken.failure, "broke", False):
@@ -329,6 +331,6 @@ def sweep(part: str, subject: Subject, spec: str, kinds: frozenset[tuple[str, bo
             outcome = failed(failure.id, failure.broken.failure, case, script, command)
             outcome.failure |= {"needed": failure.needed} if failure.needed else {}
             broken[failure.id] = outcome.as_dict()
-    swept = {"cases": found.lived + found.left, "lived": found.lived, "left": found.left, "declined": dict(found.declined),
-             "broken": broken}
+    swept = {"cases": found.lived + found.left, "lived": found.lived, "left": found.left, "late": found.late,
+             "declined": dict(found.declined), "broken": broken}
     return Outcome(part, "pass", examples=found.lived, seconds=time.perf_counter() - started, swept=swept)

@@ -75,7 +75,7 @@ class Report:
             return self.swept_then
         parts = [part.swept for part in self.space.values() if part.swept]
         declined = sum((Counter(part["declined"]) for part in parts), Counter())
-        found = {name: sum(part[name] for part in parts) for name in ("cases", "lived", "left")}
+        found = {name: sum(part[name] for part in parts) for name in ("cases", "lived", "left", "late")}
         return found | {"exact": self.exact, "declined": dict(declined), "parts": len(self.parts), "swept": len(parts)}
 
     @property

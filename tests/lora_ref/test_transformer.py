@@ -1,17 +1,16 @@
 """lora_ref.transformer: every gradient with every method agrees with the complex step, and each method has its properties."""
 
 import itertools
-import os
 
 import numpy as np
 import pytest
 from small_models import BASE, CONFIGS, METHODS, run, trial
+from thorough import THOROUGH
 
 from lora_ref import adapter, attention, lora, ops, prefix, ptuning, transformer
 from lora_ref.error.gradcheck import STEP
 
 GRADIENT_ERROR = 1e-12  # every gradient agrees with the complex step to this, relatively
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 GRADIENTS = [*itertools.product(CONFIGS, METHODS, [False]), *itertools.product(["grouped"], METHODS, [True])]
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from conformance.report.evidence import of_the_space
 from conformance.report.json import catalogue
 from conformance.report.page.documents import KINDS, Documents
 from conformance.requirements import all_requirements
 from conformance.run.verdict import FAILING
-from conformance.truth.space import STRENGTH
 
 Row = dict  # of a requirement, as in the JSON report
 
@@ -76,11 +76,7 @@ class Entry:
         """What the verdict rests on, a sentence each: the space, the share that was answered, and marks that limit it."""
         report, told = self.report, []
         if swept := report.get("space"):
-            told.append(f"the space: {swept['lived']} of {swept['cases']} cases")
-            if swept["swept"] < swept["parts"]:
-                told[-1] += f", {swept['parts'] - swept['swept']} of {swept['parts']} parts broke off"
-            elif not swept["left"]:
-                told[-1] += f"; they hold {STRENGTH[swept['exact']]}"
+            told.append(of_the_space(swept))
         if report.get("asked"):
             told.append(f"{report['answered']} of {report['asked']} cases that could tell were answered")
         part = self.run.get("options", {}).get("only") or self.run.get("options", {}).get("level", "may") != "may"

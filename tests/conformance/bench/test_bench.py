@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rich.console import Console
+from thorough import THOROUGH
 from torch import nn
 
 from conformance.bench import Options, Workload, measure, run
@@ -27,7 +27,6 @@ from lora_torch import LinearLoRA
 
 ROOT = Path(__file__).parents[3]
 FORMS_OF = "conformance.bench.forms"
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 RUN = sys.modules["conformance.bench.run"]  # the package gives this name to a function of it
 
 
@@ -201,7 +200,7 @@ def test_the_plain_path_passes_every_requirement_that_the_fast_one_passes(tmp_pa
     tells the harness how this class takes an nn.Linear, as TORCH-18 and TORCH-41 need it."""
     others, around_linear = ("build_model", "build_loader"), ("TORCH-18", "TORCH-41")
     ids = [r.id for r in all_requirements() if not any(name in r.needs for name in others) and r.id not in around_linear]
-    assert conformance("run", f"{FORMS_OF}:LoraTorchPlain", "--examples", "12", "--only", *ids, "--json",
+    assert conformance("run", f"{FORMS_OF}:LoraTorchPlain", "--examples", "4", "--only", *ids, "--json",
                        str(tmp_path / "r.json")).returncode == 0
     (plain,) = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["reports"]
     assert {(r["status"], r["group"] == "MULTI") for r in plain["requirements"]} == {("pass", False), ("unsupported", True)}

@@ -138,7 +138,7 @@ def test_a_full_disk_does_not_cost_the_self_test(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(selftest.selftest, "run", lambda *arguments, **options: found)
     monkeypatch.setattr(selftest.output, "write", full)
     file = str(tmp_path / "selftest.json")
-    assert selftest.run(Namespace(jobs=1, examples=1, seed=0, triggered=None, json=file)) == 3
+    assert selftest.run(Namespace(jobs=1, examples=1, seed=0, triggered=None, brief=True, json=file)) == 3
     said = capsys.readouterr()
     assert "1 of 1 honest variations passed" in said.out and f"{file} was not written: No space left" in said.err
 

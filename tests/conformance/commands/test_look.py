@@ -3,6 +3,9 @@
 import sys
 from pathlib import Path
 
+import pytest
+from thorough import few
+
 sys.path.append(str(Path(__file__).parent))
 from test_cli import MODULES, ROOT, conformance
 
@@ -34,15 +37,22 @@ def test_what_cannot_be_found_is_explained():
     assert conformance("look", MODULES, "--write", "subject.py").returncode == 2
 
 
-def test_what_is_written_is_a_subject(tmp_path):
+KINDS = ("Wrapped", "LowRankUpdate", "LoRAModule", "inject_lora", "BottleneckAdapter", "OverWeight")
+
+
+@pytest.mark.parametrize("name", few(KINDS))
+def test_what_is_written_is_a_subject(name, tmp_path):
     """One way of each kind is written, and judged."""
-    for name in ("Wrapped", "LowRankUpdate", "BottleneckAdapter", "LoRAModule", "inject_lora", "OverWeight"):
-        path = tmp_path / f"{name}_subject.py"
-        done = conformance("look", f"{ROOT / CORPUS}:{name}", "--write", str(path))
-        assert done.returncode == 0, done.stderr
-        command = done.stdout.split("now run: conformance ")[1].split()
-        judged = conformance(*command, "--only", "FWD-01", "GRAD-01", "--jobs", "1")
-        assert judged.returncode == 0, judged.stdout
+    path = tmp_path / f"{name}_subject.py"
+    done = conformance("look", f"{ROOT / CORPUS}:{name}", "--write", str(path))
+    assert done.returncode == 0, done.stderr
+    command = done.stdout.split("now run: conformance ")[1].split()
+    judged = conformance(*command, "--only", "FWD-01", "GRAD-01", "--jobs", "1", "--examples", "8")
+    assert judged.returncode == 0, judged.stdout
+
+
+def test_no_file_is_written_over(tmp_path):
+    (tmp_path / "Wrapped_subject.py").touch()
     again = conformance("look", f"{ROOT / CORPUS}:Wrapped", "--write", str(tmp_path / "Wrapped_subject.py"))
     assert again.returncode == 2 and "exists already" in again.stderr
 

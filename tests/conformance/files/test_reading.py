@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from thorough import THOROUGH
 
 from conformance.commands import file
 from conformance.files import container, corpus, peft, reading
@@ -15,7 +16,7 @@ from conformance.files.binary import safetensors
 from conformance.files.corpus.made import OUT, RANK, Q, V, drawn
 from conformance.files.meaning import Meaning
 
-MUTATED = 10_000 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 600
+MUTATED = 10_000 if THOROUGH else 600
 
 
 def codes(meaning: Meaning) -> list[str]:

@@ -90,8 +90,8 @@ def test_a_subject_that_knows_the_other_cases_meets_new_ones():
 
 
 def report(*words: str, **env: str) -> dict:
-    command = [sys.executable, "-m", "conformance", "run", "lora_ref", "conformance.mutants:ScaleIsAlpha", "--examples", "6",
-               "--only", "FWD-01", "FWD-02", "FWD-19", "SCALE", "MODEL-01", "--seed", "5", "--timeout", "300",
+    command = [sys.executable, "-m", "conformance", "run", "lora_ref", "conformance.mutants:ScaleIsAlpha", "--examples", "3",
+               "--only", "FWD-01", "FWD-19", "SCALE-01", "MODEL-01", "--seed", "5", "--timeout", "300",
                "--json", "/dev/stderr", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | env)
     found = json.loads(done.stderr)

@@ -1,6 +1,7 @@
 """Runs the suite on libraries that other people wrote, if they are installed here: exactly the expected requirements fail."""
 
 import pytest
+from thorough import THOROUGH
 
 from conformance.run import plan, runner, verdict
 
@@ -20,14 +21,12 @@ FINDINGS = {
 }
 
 
-PEERS = ("peft", "loralib")
+RUN = {"peft": pytest.mark.peers("peft"), "loralib": pytest.mark.peers("loralib"), "article": pytest.mark.thorough}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.peers(name)) if name in PEERS else name for name in FINDINGS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=RUN.get(name, ())) for name in FINDINGS])
 def test_verdicts(name):
-    options = plan.Options() if name != "lora_ref" else plan.Options(examples=8)
-    report = runner.run([name], options)[0]
+    report = runner.run([name], plan.Options(examples=8 if name == "lora_ref" and not THOROUGH else 24))[0]
     failed = {id: outcome.message for id, outcome in report.outcomes.items() if outcome.status in verdict.FAILING}
     assert set(failed) == FINDINGS[name], failed
     must = {r.id for r in report.planned if r.level == "MUST"} & set(failed)

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from thorough import few
 
 from conformance.mutants import LayerSubject, all_mutants
 from conformance.mutants.honest import Honest
@@ -32,7 +33,7 @@ def statuses(subject, ids: tuple[str, ...], dtype: str) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", few(DTYPES))
 def test_one_percent_of_the_scale_is_seen_in_every_dtype(dtype):
     assert statuses(scaled_by(1.01), ("FWD-01", "SCALE-01", "GRAD-02"), dtype) == {
         "FWD-01": "fail", "SCALE-01": "fail", "GRAD-02": "fail"
@@ -90,7 +91,7 @@ def test_fewer_checks_than_planned_is_void():
 SUBTLE = {f"BUG-{n:02}" for n in (7, 15, 16, 26, 55, 64, 75, 84, 85, 96, 97, 98, 106, 111, 130, 131)}
 
 
-@pytest.mark.parametrize("mutant", [m for m in all_mutants() if SUBTLE & set(m.reports)], ids=lambda m: m.name)
+@pytest.mark.parametrize("mutant", few([m for m in all_mutants() if SUBTLE & set(m.reports)]), ids=lambda m: m.name)
 def test_the_subtlest_reports_are_caught_and_named(mutant):
     """The diagnosis names the mutant itself, or another mutant of the same report that gives the same answers."""
     requirement = REQUIREMENTS[mutant.kills[0]]
@@ -108,7 +109,7 @@ DIAGNOSES = {  # and some that are not so subtle
 }
 
 
-@pytest.mark.parametrize("name", DIAGNOSES)
+@pytest.mark.parametrize("name", few(DIAGNOSES))
 def test_the_likely_cause_is_the_cause(name):
     requirement, mutant = REQUIREMENTS[DIAGNOSES[name]], MUTANTS[name]
     outcome = examine(requirement, mutant.subject(), mutant.spec, dtypes=tuple(DTYPES), examples=24, seed=0)

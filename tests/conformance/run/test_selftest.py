@@ -1,14 +1,14 @@
 """Tests the suite itself: known-bad layers must fail, at the right requirements, and honest ones must pass.
 
-`conformance selftest`, which .ci/run runs, tries all of them on more cases. These tests try some of them, so that they alone
+`conformance selftest --brief`, which .ci/run runs, tries all of them. These tests try some of them, so that they alone
 notice if the suite no longer detects faults. HYPOTHESIS_PROFILE=thorough tries all.
 """
 
 import json
-import os
 from importlib.resources import files
 
 import pytest
+from thorough import THOROUGH
 
 from conformance.mutants import LayerSubject, Mutant, all_mutants, honest_subjects
 from conformance.requirements import all_requirements
@@ -18,7 +18,6 @@ from conformance.run.loading import load
 from conformance.truth.case import DTYPES
 
 REQUIREMENTS = {r.id: r for r in all_requirements()}
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"  # outside CI
 HONEST_EXAMPLES = 40 if THOROUGH else 3
 
 
@@ -27,8 +26,8 @@ def short_searches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "UNSUPPORTED_IN_A_ROW", 2)
 
 
-MUTANTS = all_mutants() if THOROUGH else all_mutants()[::12]
-HONEST = honest_subjects() if THOROUGH else honest_subjects()[::6]
+MUTANTS = all_mutants() if THOROUGH else all_mutants()[::24]
+HONEST = honest_subjects() if THOROUGH else honest_subjects()[::15]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from thorough import THOROUGH
 
 from conformance.mutants.honest import Honest
+from conformance.report.evidence import of_the_space
 from conformance.requirements import all_requirements
 from conformance.requirements.helpers.broken import breaks
 from conformance.requirements.helpers.inputs import EXPONENT
@@ -22,6 +24,7 @@ from conformance.truth import covering
 from conformance.truth.space import BY_NAME, PLAIN
 
 ROOT = Path(__file__).parents[3]
+PARTED = 16 if THOROUGH else 64  # the tests live one case of the array in so many
 KINDS = ("y", "dx", "dA", "dB", "W", "A", "B", "x", "dy", "y with dropout", "one mask", "dropout in inference", "state",
          "format of y", "format of dx")
 
@@ -45,6 +48,13 @@ class WrongTail(Honest):
         part = super().lora(x)
         part[-1:] *= not (self.training and len(x) > 64)
         return part
+
+
+class AlwaysWrong(Honest):
+    """y has twice the LoRA part."""
+
+    def lora(self, x):
+        return 2 * super().lora(x)
 
 
 class WrongWhenLoaded(Honest):
@@ -98,13 +108,26 @@ def swept(layer, part=0, parts=4, kinds=ALL_KINDS, **options):
 
 
 def test_an_honest_layer_is_not_failed():
-    found = swept(Honest, parts=16)
+    found = swept(Honest, parts=PARTED)
     assert not found.failures and not found.left and not found.declined
-    assert found.lived == len(covering.array(0)[::16])
+    assert found.lived == len(covering.array(0)[::PARTED])
+
+
+def test_cases_without_time_are_told_apart_from_those_that_a_failure_explains():
+    with np.errstate(all="ignore"):
+        late = Sweeper(Of(Honest), ALL_KINDS, 0, until=0).part(0)
+        explained = Sweeper(Of(AlwaysWrong), ALL_KINDS, 0).part(0)
+    assert late.left == late.late == len(covering.array(0)[::16]) and not late.lived
+    assert explained.left and not explained.late
+    whole = {"cases": 10, "lived": 10, "left": 0, "late": 0, "exact": True, "parts": 1, "swept": 1}
+    assert of_the_space(whole).startswith("the space: 10 of 10 cases; they hold every ")
+    assert of_the_space(whole | {"lived": 3, "left": 7, "late": 5}) == (
+        "the space: 3 of 10 cases; there was no time for 5, a longer --timeout gives more; 2 were left out after failures that "
+        "explain them")
 
 
 def test_a_fault_in_a_regime_is_found_and_made_plain():
-    found = swept(WrongTail, parts=16)
+    found = swept(WrongTail, parts=PARTED)
     failure = next(f for f in found.failures.values() if f.broken.kind == "y")
     assert {name: level for name, level in failure.levels.items() if level != PLAIN[name]} == {"rows": 65}
     assert failure.passes == {"rows": 64}
@@ -125,23 +148,23 @@ def test_a_fault_of_three_levels_is_found_and_made_plain():
 
 
 def test_what_is_not_offered_is_replaced_and_told():
-    found = swept(NoMerging, parts=16)
+    found = swept(NoMerging, parts=PARTED)
     assert not found.failures
     assert {"merged yes", "history loaded", "history unmerged", "history cycled"} <= set(found.declined)
-    assert found.lived > 0.9 * len(covering.array(0)[::16])
+    assert found.lived > 0.9 * len(covering.array(0)[::PARTED])
 
 
 def test_what_is_declined_in_some_cases_is_asked_for_in_the_others():
-    found = swept(WrongAndSeldomMerged, parts=4)
+    found = swept(WrongAndSeldomMerged, parts=16)
     assert "merge()" in found.declined and "merged yes" not in found.declined
     assert "MERGE-03" in found.failures  # y is looked at before W
 
 
 def test_a_layer_that_is_built_in_some_ways_only_is_judged_in_those():
     kinds = frozenset({("float32", True), ("float16", True)})
-    found = swept(Standard, parts=16, kinds=kinds)
+    found = swept(Standard, parts=PARTED, kinds=kinds)
     assert not found.failures and "scaling rslora" in found.declined
-    assert found.lived > 0.9 * len(covering.array(0)[::16])
+    assert found.lived > 0.9 * len(covering.array(0)[::PARTED])
 
 
 def test_a_fixed_scale_is_the_scale_of_every_case():
@@ -213,7 +236,7 @@ def test_a_failure_of_the_space_does_not_hide_one_of_the_requirement():
 def test_a_part_that_broke_off_is_told_and_voids_the_verdict():
     requirement = next(r for r in all_requirements() if r.id == "FWD-09")
     report = Report("s", planned=(requirement,), outcomes={"FWD-09": _outcome("pass")}, parts=("SPACE-01",))
-    swept = {"cases": 1, "lived": 1, "left": 0, "declined": {}, "broken": {}}
+    swept = {"cases": 1, "lived": 1, "left": 0, "late": 0, "declined": {}, "broken": {}}
     report.space["SPACE-01"] = replace(_outcome("pass"), swept=swept)
     assert report.verdict == "conformant" and report.swept["swept"] == 1
     report.space["SPACE-01"] = _outcome("crash")
@@ -254,7 +277,7 @@ def test_a_run_reports_it_and_a_command_shows_it_again(tmp_path):
     (tmp_path / "tail.py").write_text(MODULE)
     spec, file = f"{tmp_path / 'tail.py'}:Tail", tmp_path / "r.json"
     command = [sys.executable, "-m", "conformance", "run", spec, "--only", "FWD-09", "FWD-03", "--json", str(file)]
-    done = subprocess.run([*command, "--seed", "1", "--space"], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([*command, "--seed", "1", "--space", "--timeout", "5"], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1, done.stdout + done.stderr
     said = " ".join(done.stdout.split())
     assert "only with rows 255 (not 129)" in said or "only with rows 129 (not 128)" in said, done.stdout

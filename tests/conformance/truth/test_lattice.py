@@ -1,7 +1,6 @@
 """The exact cases of every size: they are exact in each format and in any order, and they show what is lost or exchanged.
 With HYPOTHESIS_PROFILE=thorough every row of a covering array is tried, and otherwise a few random rows."""
 
-import os
 from collections import Counter
 from fractions import Fraction
 from functools import cache
@@ -10,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from thorough import THOROUGH
 
 from conformance.truth import covering, lattice
 from conformance.truth.case import BITS, DTYPES, Case, exact_in_any_order, in_range
@@ -17,7 +17,6 @@ from conformance.truth.lattice import Answers, build, truth
 from conformance.truth.seen import AXES, by_any, seen
 from conformance.truth.space import FACTORS, Levels, possible, scale_of
 
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 OPERANDS = tuple(AXES)
 SHAPES = ("rows", "in", "out", "rank")
 

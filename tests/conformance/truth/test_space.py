@@ -1,9 +1,9 @@
 """The declared space, and the covering arrays of it."""
 
-import os
 from itertools import combinations
 
 import pytest
+from thorough import THOROUGH
 
 from conformance.truth import covering
 from conformance.truth.space import (
@@ -18,8 +18,6 @@ from conformance.truth.space import (
     possible,
     size_near,
 )
-
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 
 def test_sizes_are_at_and_around_those_of_tiles():
