@@ -147,7 +147,7 @@ def _tried(subject: Subject, count: Callable[[Requirement], int], seed: int) -> 
     return by, sum(cases for _, cases in judged.values())
 
 
-def _mutant(index: int, seed: int, others: int) -> Trial:
+def _mutant(index: int, seed: int, others: int = OTHER_CASES) -> Trial:
     mutant = all_mutants()[index]
     by, cases = _tried(mutant, lambda r: CASES if r.id in mutant.kills else others, seed)
     for r in all_requirements():
