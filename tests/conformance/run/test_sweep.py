@@ -277,7 +277,8 @@ def test_a_run_reports_it_and_a_command_shows_it_again(tmp_path):
     (tmp_path / "tail.py").write_text(MODULE)
     spec, file = f"{tmp_path / 'tail.py'}:Tail", tmp_path / "r.json"
     command = [sys.executable, "-m", "conformance", "run", spec, "--only", "FWD-09", "FWD-03", "--json", str(file)]
-    done = subprocess.run([*command, "--seed", "1", "--space", "--timeout", "5"], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    command += ["--seed", "1", "--space", "--timeout", "5"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1, done.stdout + done.stderr
     said = " ".join(done.stdout.split())
     assert "only with rows 255 (not 129)" in said or "only with rows 129 (not 128)" in said, done.stdout

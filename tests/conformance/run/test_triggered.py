@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from thorough import THOROUGH
 
 from conformance.mutants import LayerSubject
 from conformance.mutants.honest import Honest
@@ -19,7 +20,7 @@ from conformance.truth.case import DTYPES
 from conformance.truth.space import BY_NAME, Levels
 
 ROWS = list(enumerate(covering.array(0)))[::67]
-EVERY = 5  # one case of the array in so many is lived
+EVERY = 5 if THOROUGH else 15  # one case of the array in so many is lived
 KINDS = frozenset((dtype, bias) for dtype in DTYPES for bias in (True, False))
 
 
