@@ -213,6 +213,11 @@ def test_what_is_no_report_is_refused(tmp_path, content, said):
         documents.read([str(path)])
 
 
+def test_a_folder_is_refused_with_what_to_write_instead(tmp_path):
+    with pytest.raises(ValueError, match=r"is a folder, expected a JSON report: .*/\*\.json stands for all in it"):
+        documents.read([str(tmp_path)])
+
+
 @pytest.mark.parametrize(("key", "value"), [("causes", [7]), ("space", {"cases": 1}), ("declined", "x"), ("compensates", [1])])
 def test_later_parts_are_checked(tmp_path, key, value):
     found = made_reports.small().runs[-1]
