@@ -47,7 +47,8 @@ def read(paths: Iterable[str]) -> Documents:
         try:
             document = cleaned(json.loads(Path(path).read_text(encoding="utf-8")))
         except IsADirectoryError:
-            raise ValueError(f"{path} is a folder, expected a JSON report: {Path(path) / '*.json'} stands for all in it") from None
+            every = Path(path) / "*.json"
+            raise ValueError(f"{path} is a folder, expected a JSON report: {every} stands for all in it") from None
         except (ValueError, RecursionError) as error:  # text that is not UTF-8, or not JSON
             raise ValueError(f"{path} is no JSON: {error}") from error
         kind = kind_of(document)
