@@ -10,5 +10,5 @@ THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 
 def few(values: Iterable[Any], of: int = 3) -> list[Any]:
-    """The values as parameters of a test. Every run tries the first one of each `of`, and the thorough profile tries all."""
+    """The values as parameters of a test. Every run tries one value in `of`, and the thorough profile tries all."""
     return [pytest.param(value, marks=[pytest.mark.thorough] if number % of else []) for number, value in enumerate(values)]

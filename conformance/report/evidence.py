@@ -28,5 +28,5 @@ def of_the_space(swept: dict) -> str:
     if late:
         words += f"; there was no time for {late}, a longer --timeout gives more"
     if explained := swept["left"] - late:
-        words += f"; {explained} were left out after failures that explain them" if "late" in swept else ""
+        words += f"; {explained} were left out after failures" if "late" in swept else ""
     return words

@@ -135,9 +135,11 @@ def watch(worker: Worker | InProcess, report: Report, lock: threading.Lock) -> N
 
 def patient(worker: Worker | InProcess, id: str, timeout: float) -> Outcome:
     """The outcome. A part of the space is given more time, and what hangs again and again is given less."""
-    worker.timeout = timeout * (sweep.PATIENCE if id.startswith(sweep.ONE) else 1) / (HANGING if worker.hung >= HUNG else 1)
+    if id.startswith(sweep.ONE):
+        worker.timeout *= sweep.PATIENCE
     outcome = worker.examine(id)
     worker.hung = min(worker.hung + 1, 2 * HUNG) if outcome.status == "timeout" else max(worker.hung - 1, 0)
+    worker.timeout = timeout / (HANGING if worker.hung >= HUNG else 1)
     return outcome
 
 

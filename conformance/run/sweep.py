@@ -78,7 +78,7 @@ class Sweep:
     """What the cases of a part have shown."""
 
     lived: int = 0  # cases that were judged
-    left: int = 0  # cases that were not lived: what was found explains them, or there was no time
+    left: int = 0  # cases that were not lived: enough had failed, or there was no time
     late: int = 0  # of these, those for which there was no time
     declined: Counter[str] = field(default_factory=Counter)  # levels, in words, that are not offered → cases that had them
     failures: dict[str, Failure] = field(default_factory=dict)  # by the id of the requirement

@@ -52,9 +52,10 @@ def test_what_is_written_is_a_subject(name, tmp_path):
 
 
 def test_no_file_is_written_over(tmp_path):
-    (tmp_path / "Wrapped_subject.py").touch()
-    again = conformance("look", f"{ROOT / CORPUS}:Wrapped", "--write", str(tmp_path / "Wrapped_subject.py"))
-    assert again.returncode == 2 and "exists already" in again.stderr
+    path = tmp_path / "Wrapped_subject.py"
+    path.write_text("mine\n")
+    again = conformance("look", f"{ROOT / CORPUS}:Wrapped", "--write", str(path))
+    assert again.returncode == 2 and "exists already" in again.stderr and path.read_text() == "mine\n"
 
 
 def test_functions_that_save_or_upload_are_not_called(tmp_path):

@@ -179,8 +179,8 @@ def statuses(report: verdict.Report) -> dict[str, str]:
     ("name", "only"),
     [
         ("conformance.mutants:SeveralAdapters", ("FWD-01", "MERGE-01", "MULTI")),
-        ("conformance.mutants:ScalesXInPlace", ("FWD-01", "FWD-10")),
-        ("conformance.mutants:StepsTheCallersArrays", ("INPUT-07",)),
+        ("conformance.mutants:ScalesXInPlace", ("FWD-01", "FWD-10", "FWD-11")),
+        ("conformance.mutants:StepsTheCallersArrays", ("INPUT-07", "INPUT-08")),
         ("article", ("FWD-01", "INIT-07", "INPUT-05")),
     ],
 )

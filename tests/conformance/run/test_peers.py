@@ -21,10 +21,10 @@ FINDINGS = {
 }
 
 
-RUN = {"peft": pytest.mark.peers("peft"), "loralib": pytest.mark.peers("loralib"), "article": pytest.mark.thorough}
+MARKS = {"peft": pytest.mark.peers("peft"), "loralib": pytest.mark.peers("loralib"), "article": pytest.mark.thorough}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=RUN.get(name, ())) for name in FINDINGS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in FINDINGS])
 def test_verdicts(name):
     report = runner.run([name], plan.Options(examples=8 if name == "lora_ref" and not THOROUGH else 24))[0]
     failed = {id: outcome.message for id, outcome in report.outcomes.items() if outcome.status in verdict.FAILING}

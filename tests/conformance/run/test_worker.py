@@ -112,8 +112,8 @@ def test_subjects_do_not_disturb_each_other():
 
 
 def test_what_hangs_again_and_again_is_given_less_time():
-    report = run("hangs", "FWD", "INIT-03", timeout=2.0)  # the canaries hang as well
-    assert any("took longer than 0.2 s" in outcome.message for outcome in report.outcomes.values())
+    report = run("hangs", "FWD", "INIT-03", timeout=4.0)  # the canaries hang as well
+    assert any("took longer than 0.4 s" in outcome.message for outcome in report.outcomes.values())
     assert report.outcomes["INIT-03"].status == "pass"
     assert len(report.outcomes) == len(report.planned)
 
