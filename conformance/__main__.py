@@ -58,9 +58,12 @@ class Stopped(KeyboardInterrupt):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Gives the exit status. It is 0 or 1 only if the command says so, whatever breaks."""
+    """Gives the exit status. It is 0 or 1 only if the command says so, whatever breaks. Without `argv` the process is the
+    command's own, and its signals are handled. A program that calls a command with `argv` keeps its signals as they are."""
     open_streams()
-    catch_signals()
+    owns_process = argv is None
+    if owns_process:
+        catch_signals()
     argv = sys.argv[1:] if argv is None else argv
     arguments = argparse.Namespace(command="")
     try:
@@ -81,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception:
         say(arguments, f"this is a fault of conformance itself, and says nothing about a subject\n{traceback.format_exc()}")
         status = 3
-    for number in SIGNALS:
+    for number in SIGNALS if owns_process else ():
         signal.signal(number, signal.SIG_IGN)  # the command is over
     try:
         sys.stdout.flush()

@@ -259,9 +259,11 @@ class TorchLayer(Layer):
         for parameter in self.module.parameters():
             parameter.grad = None
         device = self.tensor("W").device
-        known = {"module": self.module, "call": self.through, "kept": self._kept, "around": self.around, **factors}
+        if experiment == "replaced":  # a deep copy must not hold a graph
+            self._x, self._y, self._lent, self._kept = None, None, None, {}
+        known = {"layer": self, "module": self.module, "call": self.through, "kept": self._kept, "around": self.around}
         try:
-            facts = torch_experiments.perform(experiment, known, {
+            facts = torch_experiments.perform(experiment, known | factors, {
                 name: to_tensor(value.copy(), device) if isinstance(value, np.ndarray) else value
                 for name, value in given.items()})
         except torch_experiments.Impossible as reason:

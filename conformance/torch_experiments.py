@@ -14,6 +14,7 @@ import pickle
 import random
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,21 @@ def copied(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, how: str
         facts |= {f"{name}: y of the changed module": now(call(module, x)), f"{name}: y of the copy": now(call(other, x))}
         negate(own)
     return facts
+
+
+def replaced(layer: Any) -> Facts:
+    """From now on a deep copy of the module stands in its place, with whatever the layer has noted beside it. The first module
+    holds NaN, so that the copy shows it if it still uses that."""
+    first, memo = layer.module, {}
+    other = copy.deepcopy(first, memo)
+    for name, value in list(vars(layer).items()):
+        with suppress(Exception):  # of what cannot be copied, such as a Python module
+            setattr(layer, name, other if value is first else copy.deepcopy(value, memo))
+    with torch.no_grad():
+        for tensor in first.state_dict().values():
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                tensor.fill_(torch.nan)
+    return {}
 
 
 def reloaded(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor) -> Facts:
@@ -660,8 +676,8 @@ def ended(A: Own, B: Own, dy: Tensor, kept: dict[str, Any]) -> Facts:
 
 
 EXPERIMENTS = (
-    copied, reloaded, hold, held, held_under, used_twice, retained, second, in_modes, autocast, modes, part_modes, within,
-    written, rebased, seed, surroundings, wrapped, moved, functional, checkpointed, hooked, compiled, compiled_pass,
+    copied, replaced, reloaded, hold, held, held_under, used_twice, retained, second, in_modes, autocast, modes, part_modes,
+    within, written, rebased, seed, surroundings, wrapped, moved, functional, checkpointed, hooked, compiled, compiled_pass,
     transformed, zeroed, frozen, changed_between, begun, ended, second_through, served, followed, entered, left, in_a_model,
     loaded, reparametrised, per_sample, wrapped_hook,
 )

@@ -26,7 +26,7 @@ from conformance.drivers.look.refused import NotRecognised
 from conformance.drivers.look.settled import ROOT, call_freezer, recognised
 from conformance.drivers.look.ways import MODEL, Model
 from conformance.record.torch_script import script, source, written
-from conformance.subject import Call, Layer, LayerConfig, Subject, Unsupported
+from conformance.subject import Arrays, Call, Layer, LayerConfig, Subject, Unsupported
 from conformance.torch import TorchLayer
 
 SCALE, ALPHA, FREEZING, DIMENSIONS = "scale", "alpha", "freezing", "dimensions"  # what can be made up for
@@ -38,6 +38,13 @@ class ModuleLayer(TorchLayer):
     wrap: Callable[[nn.Linear], nn.Module] | None = None  # how its class makes one around a given nn.Linear, if it does
     merges, unmerges = "", ""  # the calls that merge and unmerge: see drivers/look/methods.py
     beside: dict[str, Any] = {}  # what stands beside its class
+    awaits: tuple[np.ndarray, np.ndarray | None] | None = None  # W and b, of a class that moved W as it made A and B
+
+    def set_adapter(self, arrays: Arrays) -> None:
+        if self.awaits is not None and set(arrays) == {"A", "B"}:  # what it took away from W belongs to its own A and B
+            self.set_base(*self.awaits)
+            self.awaits = None
+        super().set_adapter(arrays)
 
     @property
     def measured(self) -> nn.Module:
@@ -198,7 +205,12 @@ class ModuleSubject(Subject):
             raise Unsupported(f"a rank other than {found.rank}")
         if found.formats and config.dtype in found.formats:
             raise Unsupported(f"{config.dtype}: {found.formats[config.dtype]}")
-        module = found.module(self._told(config))
+        try:
+            module = found.module(self._told(config), base=(weight, bias))
+        except Exception as error:
+            if not found.limited:
+                raise
+            raise Unsupported(f"a scale that the class refuses: {type(error).__name__}: {str(error)[:120]}") from None
         kind = KINDS[found.places.dimensions > 0 and not self.is_raw, type(module).eval is not nn.Module.eval]
         if self.files is not None:
             kind = type(kind.__name__, (self.files, kind), {"save_source": None, "load_source": None})
@@ -209,7 +221,10 @@ class ModuleSubject(Subject):
         if found.plan.around == "linear" and not found.way:
             layer.wrap = lambda linear: found.plan.built(config, linear)
         self._freeze(layer)
-        layer.set_base(weight, bias)
+        if found.moves_base:
+            layer.awaits = weight, bias
+        else:
+            layer.set_base(weight, bias)
         return layer
 
     def _told(self, config: LayerConfig) -> LayerConfig:
@@ -266,7 +281,7 @@ class ModuleSubject(Subject):
         found, plan = self.found, self.found.plan
         changes_a_model = found.way == MODEL and list(plan.roles.values()).count("model") == 1
         simple = (plan.around in ("sizes", "linear") and not found.way or changes_a_model) and not (
-            plan.then or plan.part or plan.beside or found.mixed)
+            plan.then or plan.part or plan.beside or found.mixed or found.moves_base)
         if name != getattr(self.cls, "__qualname__", "") or plan.call is not self.cls or not simple:
             return None  # the user did not name the class itself, or more is needed than a call of it
         freezer = found.freezer if found.freezer and not found.freezer.startswith(".") else ""

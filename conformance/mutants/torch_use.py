@@ -301,6 +301,19 @@ class CopyWakesUp(LoRA):
         return other.train()
 
 
+@mutant(kills="TORCH-01")
+@layer_of
+class CopyKeepsTheMergedW(LoRA):
+    """A deep copy of a merged layer takes the merged W for the one to go back to."""
+
+    def __deepcopy__(self, memo: dict) -> nn.Module:
+        other = type(self).__new__(type(self))
+        other.__dict__ = copy.deepcopy(self.__dict__, memo)
+        if other.kept is not None:
+            other.kept = other.linear.weight.detach().clone()
+        return other
+
+
 class ScaledMask(torch.autograd.Function):
     """Dropout whose backward pass scales its mask in place."""
 

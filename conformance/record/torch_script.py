@@ -216,6 +216,8 @@ class _Writer:
         """The text of the experiment with all that it needs, and a call of it. It prints what TorchLayer gives as facts, in the
         layout of the module."""
         name, given = call.args
+        if name == "replaced":
+            return self.replaced(call)
         needed = torch_experiments.needed(name)
         if type(call.target).through is not TorchLayer.through or "around" in needed:
             raise Unsayable(name)
@@ -234,6 +236,14 @@ class _Writer:
                 for key, value in given.items()}
         arguments = [words[key] for key in needed if key in words] + [f"{key}={text}" for key, text in said.items()]
         return [*lines, f"print({name}({', '.join(arguments)}))"]
+
+    def replaced(self, call: Call) -> list[str]:
+        """A deep copy takes the name of the layer. In the first one there is NaN from now on."""
+        self.imports.add("import copy")
+        lines = [f"first, {call.layer} = {call.layer}, copy.deepcopy({call.layer})"]
+        if self.inner(call):
+            lines.append(f"{call.layer.replace('layer', 'inner')} = {_attributes(call.layer, '.'.join(self.inner(call)))}")
+        return lines + [NO_GRAD, "    for tensor in first.state_dict().values(): tensor.fill_(float('nan'))"]
 
     def defining(self, name: str) -> list[str]:
         """The text of a function or class of conformance/torch_experiments.py, after those that it uses. Nothing if it was

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -10,8 +11,9 @@ from conformance.drivers.look.arguments import PLACE, Plan
 from conformance.drivers.look.names import role_of
 from conformance.drivers.look.ways import Model, ways
 from conformance.subject import LayerConfig, Unsupported
-from conformance.torch import set_seed
+from conformance.torch import set_seed, to_tensor
 
+Base = tuple[np.ndarray, np.ndarray | None]  # W and b
 GIVEN = "is_given"  # an attribute of the parameters of the layer that a call gets
 
 
@@ -26,14 +28,18 @@ def _default(dtype: torch.dtype):
         torch.set_default_dtype(usual)
 
 
-def each(plan: Plan, config: LayerConfig, place: str = PLACE, frozen: bool = False) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that may compute y after one call: see ways.py. With `frozen` the layer that the call gets does not train.
-    Raises Unsupported, and whatever the call raises."""
+def each(plan: Plan, config: LayerConfig, place: str = PLACE, frozen: bool = False,
+         base: Base | None = None) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that may compute y after one call: see ways.py. With `frozen` the layer that the call gets does not train;
+    `base` are its W and b. Raises Unsupported, and whatever the call raises."""
     set_seed(config)
     dtype, device = getattr(torch, config.dtype), torch.device(config.device)
     with _default(dtype):
         linear = nn.Linear(config.in_features, config.out_features, config.bias, device=device, dtype=dtype)
         linear.requires_grad_(not frozen)
+        for parameter, array in zip(linear.parameters(), base or (), strict=False):
+            if array is not None:
+                parameter.data.copy_(to_tensor(array.copy()))
         for parameter in linear.parameters():
             setattr(parameter, GIVEN, True)
         model = Model(linear, place)
@@ -65,9 +71,10 @@ def dropouts(module: nn.Module) -> list[tuple[nn.Module, str]]:
     return found
 
 
-def module_of(plan: Plan, config: LayerConfig, way: str, place: str = PLACE, frozen: bool = False) -> nn.Module:
+def module_of(plan: Plan, config: LayerConfig, way: str, place: str = PLACE, frozen: bool = False,
+              base: Base | None = None) -> nn.Module:
     """The module that computes y in this way; the ways after it are not tried."""
-    for words, module in each(plan, config, place, frozen):
+    for words, module in each(plan, config, place, frozen, base):
         if words == way:
             return module
     raise RuntimeError(f"{plan.words} no longer gives {way or 'a module'}")

@@ -41,6 +41,8 @@ class Found:
     bias: tuple[bool, ...] = ()  # whether a layer may have a bias
     rule: str = ""  # of the scale: one of SCALES, "always …", "… / rank", or what was measured
     direct: str = ""  # the argument that is the scale itself, and is called so
+    moves_base: bool = False  # whether the call takes the LoRA part of the start away from the W that it is given
+    limited: bool = False  # whether it takes small numbers alone for that
     rank: int | None = None  # if no other can be chosen
     base_trains: tuple[str, ...] = ()  # of W and b, those that are not frozen
     unreached: tuple[str, ...] = ()  # of those, the ones that no gradient reaches
@@ -60,11 +62,12 @@ class Found:
         """Whether the LoRA part is computed in float32, over a base of any format."""
         return self.probe.dtype == "float32"
 
-    def module(self, config: LayerConfig, frozen: bool = False) -> nn.Module:
-        """The module that computes y, for this configuration. `frozen` freezes the layer that the call gets beforehand."""
+    def module(self, config: LayerConfig, frozen: bool = False, base: building.Base | None = None) -> nn.Module:
+        """The module that computes y, for this configuration. `frozen` freezes the layer that the call gets beforehand, and
+        `base` are its W and b."""
         if not self.mixed or config.dtype == "float32":
-            return building.module_of(self.plan, config, self.way, self.place, frozen)
-        module = building.module_of(self.plan, replace(config, dtype="float32"), self.way, self.place, frozen)
+            return building.module_of(self.plan, config, self.way, self.place, frozen, base)
+        module = building.module_of(self.plan, replace(config, dtype="float32"), self.way, self.place, frozen, base)
         have = arrays.tensors(module)
         for name in "Wb":
             tensor = have.get(self.places.paths.get(name, ""))

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,6 +23,7 @@ from conformance.truth.compare import same_number
 from conformance.truth.rules import SCALES
 
 OTHERS = ((3, 6.0), (3, 9.0), (2, 8.0), (5, 20.0))  # rank and alpha
+SMALL = ((3, 0.75), (3, 0.5), (2, 1.0), (5, 0.25))  # where all of those are refused
 ROOT = "alpha / √rank"
 OF_ALPHA = ("alpha / rank", ROOT, "alpha")
 FREEZES = ("freeze", "only_lora", "lora_only", "trainable", "requires_grad", "frozen", "init", "prepare", "setup")
@@ -47,6 +49,7 @@ def recognised(call: Callable[..., Any]) -> Found:
         one.freezer = _freezer(one)
         one.thawed = _thawed(one) if one.given else ()
     one.formats = _refused_formats(one)
+    one.moves_base = one.given and _moves_base(one)
     return one
 
 
@@ -101,19 +104,26 @@ def _refused_formats(one: Found) -> dict[str, str]:
     return refused if len(refused) < len(DTYPES) else {}
 
 
+def _moves_base(one: Found) -> bool:
+    """Whether a fresh layer holds another W than the one that it was given, and computes y with that one all the same. The
+    numbers are whole, so that rint() takes the rounding errors away."""
+    with suppress(Exception):
+        n_in, n_out = one.probe.in_features, one.probe.out_features
+        W, b, x = np.arange(n_in * n_out).reshape(n_out, n_in) % 8, np.arange(n_out), np.eye(n_in)
+        W, b, x = (array.astype(one.probe.dtype) for array in (W, b, x))
+        layer = one.places.layer(arrays.Tried, one.module(one.probe, base=(W, b)), one.probe.bias)
+        layer.dimensions = one.places.dimensions
+        y = np.rint(layer.forward(x))
+        return not np.array_equal(np.rint(layer.weight()), W) and np.array_equal(y, W.T + b if one.probe.bias else W.T)
+    return False
+
+
 # --- scale -----------------------------------------------------------------------------------------------------------------
 
 
 def _rule(one: Found) -> str:
     """The rule of the scale: the name of one of SCALES, "always …", "… / rank", or what was measured."""
-    seen: list[tuple[float, int, float]] = []
-    for rank, alpha in OTHERS:
-        with suppress(Exception):
-            tried = replace(one.probe, rank=rank if one.rank is None else one.rank, alpha=alpha)
-            places = arrays.tried(lambda config=tried: one.module(config), one.places.paths, one.places.transposed,
-                                  (tried.in_features, tried.out_features, tried.rank))
-            if places.scale is not None:
-                seen.append((alpha, tried.rank, places.scale))
+    seen = _scales(one, OTHERS) or _scales(one, SMALL)
     if not seen:
         return ""
 
@@ -127,6 +137,19 @@ def _rule(one: Found) -> str:
         return f"{round(constant) if same_number(constant, round(constant), one.probe.dtype) else constant:.17g} / rank"
     rules = [name for name, rule in SCALES.items() if holds(rule)]
     return rules[0] if rules else "; ".join(f"{scale:.5g} for alpha {alpha:g}, rank {rank}" for alpha, rank, scale in seen)
+
+
+def _scales(one: Found, others: tuple[tuple[int, float], ...]) -> list[tuple[float, int, float]]:
+    """alpha, rank and the measured scale of the layers that can be made with these."""
+    seen = []
+    for rank, alpha in others:
+        with suppress(Exception):
+            tried = replace(one.probe, rank=rank if one.rank is None else one.rank, alpha=alpha)
+            places = arrays.tried(lambda config=tried: one.module(config), one.places.paths, one.places.transposed,
+                                  (tried.in_features, tried.out_features, tried.rank))
+            if places.scale is not None:
+                seen.append((alpha, tried.rank, places.scale))
+    return seen
 
 
 def _take_a_factor_for_the_scale(one: Found) -> None:
@@ -143,6 +166,8 @@ def _take_a_factor_for_the_scale(one: Found) -> None:
             rule = _rule(replace(one, plan=plan))
             if rule in OF_ALPHA:
                 one.plan, one.rule, one.direct = plan, rule, argument.name if rule == "alpha" else ""
+                if not _scales(one, OTHERS):
+                    one.limited, one.probe = True, replace(one.probe, alpha=SMALL[0][1])
                 return
 
 

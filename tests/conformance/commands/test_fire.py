@@ -18,6 +18,7 @@ from xml.etree import ElementTree as xml
 import pytest
 from rich.console import Console
 
+from conformance.__main__ import main
 from conformance.commands import selftest
 from conformance.commands.shared import console
 from conformance.report import json as json_report
@@ -289,6 +290,12 @@ def test_a_signal_ends_a_run_in_order(tmp_path, moment, number, often):
     suites = xml.parse(tmp_path / "out" / "report.xml").getroot()
     assert [suite.get("errors") for suite in suites] == ["0", "1", "1"]
     assert sorted(os.listdir(tmp_path / "out")) == ["report.json", "report.xml"]
+
+
+def test_a_program_that_calls_a_command_keeps_its_signals(capsys):
+    before = [signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)]
+    assert main(["list"]) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_what_the_caller_ignores_stays_ignored(tmp_path):

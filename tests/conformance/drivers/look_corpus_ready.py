@@ -659,6 +659,37 @@ class Prepared(nn.Module):
         return self.inner(x) + self.scale * (x @ self.A @ self.B)
 
 
+class SmallScale(nn.Module):
+    """The scale is an argument, and must not be above 2."""
+
+    def __init__(self, in_features: int, out_features: int, r: int, lora_scaling: float = 1.0):
+        super().__init__()
+        assert 0 < lora_scaling <= 2
+        self.base = nn.Linear(in_features, out_features).requires_grad_(False)
+        self.A, self.B = _factors(in_features, out_features, r)
+        self.lora_scaling = lora_scaling
+
+    def forward(self, x):
+        return self.base(x) + self.lora_scaling * (x @ self.A @ self.B)
+
+
+class Residual(nn.Module):
+    """The factors start as the largest part of W, which is taken away from W."""
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        self.linear, self.scale = linear.requires_grad_(False), alpha / rank
+        U, s, V = torch.linalg.svd(linear.weight.detach().T.float(), full_matrices=False)
+        k = min(rank, len(s))
+        A, B = (torch.zeros(shape) for shape in ((linear.in_features, rank), (rank, linear.out_features)))
+        A[:, :k], B[:k] = U[:, :k] * s[:k].sqrt(), s[:k].sqrt()[:, None] * V[:k]
+        self.A, self.B = nn.Parameter(A.to(linear.weight)), nn.Parameter(B.to(linear.weight))
+        linear.weight.data -= self.scale * (self.A @ self.B).detach().T
+
+    def forward(self, x):
+        return self.linear(x) + self.scale * (x @ self.A @ self.B)
+
+
 class NeedsAGate(nn.Module):
     """The forward pass needs a gate. With a gate of 1 it is that of LoRA."""
 
@@ -775,6 +806,8 @@ READY = (
           "parametrizations.weight.0.up", "bias", trains=("W", "b")),
     Layer("StartedLater", "sizes", "base.weight", "A", "B", "base.bias"),
     Layer("Attached", "sizes", "linear.weight", "A", "B", "linear.bias"),
+    Layer("SmallScale", "sizes", "base.weight", "A", "B", "base.bias", scale="lora_scaling"),
+    Layer("Residual", "linear", "linear.weight", "A", "B", "linear.bias"),
     Layer("NeedsAGate", "linear", "linear.weight", "A", "B", "linear.bias"),
     Layer("Prepared", "linear", "inner.weight", "A", "B", "inner.bias", freezer=".init_lora", trains=("W", "b")),
 )
