@@ -248,32 +248,37 @@ class TorchLayer(Layer):
             raise Unsupported(f"{type(self).__name__} has a forward() of its own, and no through()")
         if experiment == "hooked" and type(self).through is not TorchLayer.through:
             raise Unsupported("hooks on a module that is not called itself")
-        needed, factors = torch_experiments.needed(experiment), {}
-        for name in [name for name in ("A", "B") if name in needed]:
-            try:
-                factors[name] = attrgetter(self.paths[name])(self.module)
-            except (KeyError, AttributeError):
-                raise Unsupported(f"{name}, in the state that the layer is in") from None
-            if not isinstance(factors[name], nn.Parameter):
-                raise Unsupported(f"an {name} that is a Parameter")
+        needed = torch_experiments.needed(experiment)
+        factors = {name: self._parameter(name) for name in "AB" if name in needed}
+        base = {name: self._parameter(name) for name in "Wb" if name in self.paths and "base" in needed}
         for parameter in self.module.parameters():
             parameter.grad = None
         device = self.tensor("W").device
         if experiment == "replaced":  # a deep copy must not hold a graph
             self._x, self._y, self._lent, self._kept = None, None, None, {}
-        known = {"layer": self, "module": self.module, "call": self.through, "kept": self._kept, "around": self.around}
+        known = {"layer": self, "module": self.module, "call": self.through, "kept": self._kept, "around": self.around,
+                 "base": base} | factors
         try:
-            facts = torch_experiments.perform(experiment, known | factors, {
+            facts = torch_experiments.perform(experiment, known, {
                 name: to_tensor(value.copy(), device) if isinstance(value, np.ndarray) else value
                 for name, value in given.items()})
         except torch_experiments.Impossible as reason:
             raise Unsupported(str(reason)) from None
         return {name: self._fact(name, fact) for name, fact in facts.items()}
 
+    def _parameter(self, name: str) -> nn.Parameter:
+        try:
+            found = attrgetter(self.paths[name])(self.module)
+        except (KeyError, AttributeError):
+            raise Unsupported(f"{name}, in the state that the layer is in") from None
+        if not isinstance(found, nn.Parameter):
+            raise Unsupported(f"an {name} that is a Parameter")
+        return found
+
     def _fact(self, name: str, fact: Any) -> Any:
         if not isinstance(fact, Tensor):
             return fact
-        turned = name.split()[-1] in set("AB") & set(self.transposed) and fact.dim() >= 2
+        turned = name.split()[-1] in set("WAB") & set(self.transposed) and fact.dim() >= 2
         return to_array(fact.mT if turned else fact)
 
     def _name(self, path: str) -> str:

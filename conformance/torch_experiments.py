@@ -207,7 +207,7 @@ def second(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tens
         dx.backward(v)
     except RuntimeError as error:
         return {"refused": str(error)}
-    return {"dx": dx} | gradients_of(dy=dy, A=A, B=B)
+    return {"y": now(y), "dx": dx} | gradients_of(dy=dy, A=A, B=B)
 
 
 def in_modes(module: nn.Module, call: Through, x: Tensor) -> Facts:
@@ -303,19 +303,31 @@ def served(module: nn.Module, call: Through, x: Tensor, where: str) -> Facts:
         return facts | {f"later: {name}": now(y) for name, y in outputs.items()}
 
 
-def followed(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, W: Tensor, what: str, where: str) -> Facts:
-    """y in inference mode, in this context, after B alone was negated, or W, or after A was made larger by a millionth."""
+def followed(module: nn.Module, call: Through, A: Own, B: Own, base: dict[str, Own], x: Tensor, W: Tensor, what: str,
+             where: str, stay: bool) -> Facts:
+    """y in inference mode, in this context, after B alone was negated, or W by a load or in place, or b by a load, or after A
+    was made larger by a millionth. Unless it is to stay in inference mode, the module is in training mode at that time."""
     module.eval()
     passes(module, call, x, where)
-    module.train()
+    if not stay:
+        module.train()
     if what == "W":
         rebased(module, A, B, W)
+    elif what == "W in place":
+        negate(base["W"])
+    elif what == "b":
+        state = {key: value.clone() for key, value in module.state_dict().items()}
+        name = name_of(module, base["b"])
+        if name not in state:
+            raise Impossible("b is not in the state_dict under its name")
+        module.load_state_dict(state | {name: -state[name]})
     with torch.no_grad():
         if what == "B":
             B.neg_()
         elif what == "A":
             A.mul_(1 + 2.0**-20)
-    module.eval()
+    if not stay:
+        module.eval()
     return {"y": passes(module, call, x, where)}
 
 
@@ -506,9 +518,11 @@ def wrapped_hook(around: Callable[[nn.Linear], nn.Module], call: Through, x: Ten
 
 
 def moved(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor, dtype: str, how: str) -> Facts:
-    """The module in another dtype."""
+    """The module in another dtype, by a method of its own or of a model that holds it."""
     if how == "to":
         module.to(getattr(torch, dtype))
+    elif how == "by a model":
+        nn.ModuleDict({"layer": module}).to(getattr(torch, dtype))
     else:
         getattr(module, {"float64": "double", "float32": "float"}.get(dtype, how))()
     tensors = [*module.named_parameters(), *module.named_buffers()]
@@ -623,10 +637,14 @@ def transformed(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy:
     return {"y": y, "d x": dx, "d A": found["A"], "d B": found["B"]}
 
 
-def zeroed(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor, to_none: bool) -> Facts:
-    """A backward pass, zero_grad, and a backward pass again."""
+def zeroed(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor, to_none: bool,
+           by: str) -> Facts:
+    """A backward pass, zero_grad of the module or of an optimiser, and a backward pass again."""
     call(module, x).backward(dy)
-    module.zero_grad(set_to_none=to_none)
+    if by == "the module":
+        module.zero_grad(set_to_none=to_none)
+    else:
+        torch.optim.SGD([A, B], lr=1.0).zero_grad(set_to_none=to_none)
     facts = {f"zero {name}": own.grad.clone() for name, own in (("A", A), ("B", B)) if own.grad is not None}
     call(module, x).backward(dy)
     return facts | gradients_of(A=A, B=B)
@@ -675,9 +693,145 @@ def ended(A: Own, B: Own, dy: Tensor, kept: dict[str, Any]) -> Facts:
     return {"refused": False} | gradients_of(x=x, A=A, B=B)
 
 
+def twice_the_same(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor) -> Facts:
+    """Two uses of one tensor that is no leaf. The gradient of the second output is that of the first, times −2."""
+    x = leaf(x)
+    held = x * 1
+    torch.autograd.backward([call(module, held), call(module, held)], [dy, -2 * dy])
+    return gradients_of(x=x, A=A, B=B)
+
+
+def asked_for(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor) -> Facts:
+    """torch.autograd.grad while A and B have a gradient of ones, and then a backward pass with hooks on both that negate."""
+    for own in (A, B):
+        own.grad = torch.ones_like(own)
+    x = leaf(x)
+    found = torch.autograd.grad(call(module, x), (x, A, B), dy, allow_unused=True)
+    facts = {f"d {name}": gradient for name, gradient in zip(("x", "A", "B"), found, strict=True) if gradient is not None}
+    facts |= {f"kept {name}": own.grad.clone() for name, own in (("A", A), ("B", B)) if own.grad is not None}
+    for own in (A, B):
+        own.grad = torch.zeros_like(own)
+        own.register_hook(torch.neg)
+    call(module, x).backward(dy)
+    return facts | {f"hooked {name}": gradient for name, gradient in gradients_of(A=A, B=B).items()}
+
+
+def unfrozen(module: nn.Module, call: Through, base: dict[str, Own], x: Tensor, dy: Tensor) -> Facts:
+    """A backward pass after W and b were made to train."""
+    for own in base.values():
+        own.requires_grad_(True)
+    y = call(module, x)
+    y.backward(dy)
+    return {"y": now(y)} | gradients_of(**base)
+
+
+def restrided(module: nn.Module) -> Facts:
+    """Each matrix of the module gets the same numbers, which lie in memory column by column."""
+    own = [*module.parameters(), *module.buffers()]
+    for tensor in own:
+        if tensor.dim() == 2:
+            tensor.data = tensor.data.t().contiguous().t()
+    return {"matrices": sum(tensor.dim() == 2 for tensor in own)}
+
+
+def without_dropout(module: nn.Module, call: Through, x: Tensor) -> Facts:
+    """y in training mode, after the rate of each nn.Dropout in the module was set to 0."""
+    parts = [part for part in module.modules() if isinstance(part, nn.Dropout)]
+    if not parts:
+        raise Impossible("no nn.Dropout in the module")
+    for part in parts:
+        part.p = 0.0
+    return {"y": now(call(module, x))}
+
+
+def pushed_forward(module: nn.Module, call: Through, x: Tensor, v: Tensor) -> Facts:
+    """The forward-mode derivative of y at x in the direction of v. An error is a refusal."""
+    try:
+        with torch.autograd.forward_ad.dual_level():
+            y = call(module, torch.autograd.forward_ad.make_dual(x, v))
+            moved = torch.autograd.forward_ad.unpack_dual(y).tangent
+            return {"tangent": torch.zeros_like(x[..., :0]) if moved is None else now(moved)}
+    except (RuntimeError, NotImplementedError) as error:
+        return {"refused": str(error)}
+
+
+def mapped(module: nn.Module, call: Through, x: Tensor, at: int) -> Facts:
+    """torch.vmap over a dimension of x and −x, which stands at this place. An error is a refusal."""
+    try:
+        y = torch.vmap(lambda one: call(module, one), in_dims=at)(torch.stack([x, -x], at))
+    except (RuntimeError, NotImplementedError) as error:
+        return {"refused": str(error)}
+    return {"y": y[0], "y of −x": y[1]}
+
+
+def part_loaded(module: nn.Module, call: Through, A: Own, base: dict[str, Own], x: Tensor, what: str) -> Facts:
+    """A state_dict that holds A alone, or W alone, is loaded with strict=False. Its numbers are the negatives."""
+    own = A if what == "A" else base["W"]
+    name = name_of(module, own)
+    if name not in module.state_dict():
+        raise Impossible(f"{what} is not in the state_dict under its name")
+    state = {name: -module.state_dict()[name]}
+    before = now(state[name])
+    module.load_state_dict(state, strict=False)
+    return {"y": now(call(module, x)), "the dict stays": torch.equal(state[name], before)}
+
+
+def state_kept(module: nn.Module, A: Own, kept: dict[str, Any]) -> Facts:
+    """The state_dict, with −A, is kept for `loaded_then`."""
+    kept["state"] = {key: value.clone() if isinstance(value, Tensor) else value for key, value in module.state_dict().items()}
+    kept["name"] = name_of(module, A)
+    if kept["name"] not in kept["state"]:
+        raise Impossible("A is not in the state_dict under its name")
+    kept["state"][kept["name"]] *= -1
+    return {}
+
+
+def loaded_then(module: nn.Module, call: Through, x: Tensor, kept: dict[str, Any], how: str) -> Facts:
+    """What was kept is loaded: by the layer, by a model that holds it, or A alone. An error is a refusal."""
+    state = {key: value.clone() if isinstance(value, Tensor) else value for key, value in kept["state"].items()}
+    before = copy.deepcopy(state)
+    try:
+        if how == "by a model":
+            nn.ModuleDict({"layer": module}).load_state_dict({f"layer.{key}": value for key, value in state.items()})
+        elif how == "A alone":
+            module.load_state_dict({kept["name"]: state[kept["name"]]}, strict=False)
+        else:
+            module.load_state_dict(state)
+    except Exception as error:
+        return {"refused": f"{type(error).__name__}: {error}"}
+    same = all(torch.equal(value, before[key]) for key, value in state.items() if isinstance(value, Tensor))
+    return {"y": now(call(module, x)), "the dict stays": same}
+
+
+def started_anew(module: nn.Module) -> Facts:
+    """Calls the method of the module's class that draws its parameters anew."""
+    for name in ("reset_parameters", "reset_lora_parameters", "init_lora_weights"):
+        method = getattr(module, name, None)
+        if callable(method) and not type(method).__module__.startswith("torch") and not getattr(
+                getattr(type(module), name, None), "__module__", "torch").startswith("torch."):
+            needed = [p for p in inspect.signature(method).parameters.values()
+                      if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+            if not needed:
+                method()
+                return {"called": name}
+    raise Impossible("no method that draws the parameters anew")
+
+
+def refilled(module: nn.Module, call: Through, x: Tensor) -> Facts:
+    """All parameters and buffers become NaN, and whole numbers others, as memory is that nothing was written to. Then the
+    state_dict is loaded."""
+    state = {key: value.clone() if isinstance(value, Tensor) else value for key, value in module.state_dict().items()}
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.copy_(torch.full_like(tensor, torch.nan) if tensor.is_floating_point() else ~tensor)
+    module.load_state_dict(state)
+    return {"y": now(call(module, x))}
+
+
 EXPERIMENTS = (
     copied, replaced, reloaded, hold, held, held_under, used_twice, retained, second, in_modes, autocast, modes, part_modes,
     within, written, rebased, seed, surroundings, wrapped, moved, functional, checkpointed, hooked, compiled, compiled_pass,
     transformed, zeroed, frozen, changed_between, begun, ended, second_through, served, followed, entered, left, in_a_model,
-    loaded, reparametrised, per_sample, wrapped_hook,
+    loaded, reparametrised, per_sample, wrapped_hook, twice_the_same, asked_for, unfrozen, restrided, without_dropout,
+    pushed_forward, mapped, part_loaded, state_kept, loaded_then, started_anew, refilled,
 )

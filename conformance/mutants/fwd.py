@@ -495,3 +495,13 @@ class CleansFactorsInTraining(Honest):
             return super().lora(x)
         h = self.product(self.dropped(x), np.nan_to_num(self.up(self.A)))
         return self.scaled(self.product(h, np.nan_to_num(self.up(self.B))))
+
+
+@mutant("53", kills="FWD-20")
+class FourWorkersOfThreeThousandRows(Honest):
+    """Rows are divided among four workers, who take 3,072 at most."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        y = super().lora(x)
+        y[4 * 3072 :] = 0
+        return y

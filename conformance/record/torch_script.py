@@ -224,6 +224,8 @@ class _Writer:
         kept = f"kept_{call.layer}"
         words = {"module": call.layer, "call": "through", "kept": kept}
         words |= {factor: _attributes(call.layer, call.target.paths[factor]) for factor in "AB"}
+        base = {name: _attributes(call.layer, path) for name, path in call.target.paths.items() if name in "Wb"}
+        words["base"] = f"{{{', '.join(f'{name!r}: {text}' for name, text in base.items())}}}"
         lines = self.defining(name)
         for word, text in (("through", "through = lambda module, x: module(x)"), (kept, f"{kept} = {{}}")):
             if word in [words.get(key) for key in needed] and word not in self.defined:

@@ -2,12 +2,14 @@
 
 from contextlib import suppress
 
+import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 
 from conformance.requirements import HIGHAM, PEFT, Group, requirement
-from conformance.requirements.helpers.layers import gradients, judged, merge, prepared, within_bound
+from conformance.requirements.helpers.layers import gradients, judged, merge, prepared, set_mode, within_bound
 from conformance.subject import Unsupported
+from conformance.truth.case import Case
 from conformance.truth.compare import expect, expect_equal, expect_within, wide
 from conformance.truth.strategies import exact, rounding
 from lora_ref import lora
@@ -19,6 +21,7 @@ NEEDS = "set_adapter forward"
 HALVES = ("float16", "bfloat16")
 LONG = 4096  # terms of a long sum
 PART = 64  # outputs that a layer computes at a time, at least
+MANY = 128  # ranks of a product that is small beside W
 
 
 @requirement(
@@ -93,10 +96,24 @@ def low_precision_gradients(subject, case):
     needs="set_adapter merge weight", faults="98", optional=True, cases=rounding(only=HALVES),
 )
 def low_precision_merge(subject, case):
-    """The bound allows the product, the scaling and the sum to be rounded one by one."""
-    layer = prepared(subject, case, training=True)
-    merge(layer)
-    return expect_within(layer.weight(), case.truth.merged, case.bound.merged, "W after merge")
+    """The bound allows the product, the scaling and the sum to be rounded one by one. A product of many ranks that is added to
+    W a few ranks at a time is rounded away where it is small beside W."""
+    small = small_beside_W(case)
+    for each, words in ((case, "W after merge"), (small, f"W after the merge of {MANY} ranks whose product is small")):
+        layer = prepared(subject, each, training=True)
+        merge(layer)
+        ratio = expect_within(layer.weight(), each.truth.merged, each.bound.merged, words)
+    return ratio
+
+
+def small_beside_W(case: Case) -> Case:
+    """A square layer with W = 1 and a product of MANY ranks, each of which adds 1/64 of the last bit of 1."""
+    dtype, shape = case.dtype, (MANY, MANY)
+    bit = float(ml_dtypes.finfo(dtype).eps)
+    return case.replace(
+        in_features=MANY, out_features=MANY, rank=MANY, alpha=MANY * case.scale, scaling="standard", W=np.ones(shape, dtype),
+        b=None if case.b is None else np.zeros(MANY, dtype), A=np.ones(shape, dtype),
+        B=np.full(shape, bit / 64 / case.scale, dtype), x=np.ones((1, MANY), dtype), dy=np.ones((1, MANY), dtype))
 
 
 @requirement(
@@ -142,6 +159,11 @@ def low_precision_sums(subject, case):
     gradients of the parts in half precision. So sums over rows are not looked at, and those over out may have parts of 64."""
     layer = prepared(subject, case, training=True)
     ratio = expect_within(layer.forward(case.x), case.truth.y, case.bound.y, "y")
+    with suppress(Unsupported):  # of what is no torch module
+        served = layer.as_module("within", {"x": case.x, "where": "under no_grad"})["y in inference mode"]
+        ratio = max(ratio, expect_within(served, case.truth.y, case.bound.y, "y in inference mode under no_grad"))
+        set_mode(layer, True)
+        layer.forward(case.x)
     found, chunks = gradients(layer, case.x, case.dy), -(-case.config.out_features // PART)
     p, dtype = lora.LoRA(case.A, case.B), case.config.dtype
     dx, factors = bounds.backward(case.dy, case.x, case.W, p, case.scale, dtype, chunks=chunks)

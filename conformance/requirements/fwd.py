@@ -1,6 +1,7 @@
 """FWD: what a layer computes."""
 
 from contextlib import suppress
+from fractions import Fraction
 
 import numpy as np
 from hypothesis import assume
@@ -8,15 +9,18 @@ from hypothesis import strategies as st
 
 from conformance.record.trace import refuses
 from conformance.requirements import HIGHAM, LORALIB, PAPER, PEFT, Group, requirement
+from conformance.requirements.helpers import life
 from conformance.requirements.helpers.layers import fresh, merge, prepared
 from conformance.requirements.helpers.variants import SQUARE, large_or_round, layouts, regauged
 from conformance.subject import Unsupported
 from conformance.truth.case import exact_in_any_order
 from conformance.truth.compare import expect, expect_equal, expect_within, wide
+from conformance.truth.space import PLAIN
 from conformance.truth.strategies import exact, rounding
 
 GROUP = Group("FWD", "Forward", order=10, profile="inference", asks="forward")
 FORMULA = "y = x Wᵀ + b + scale · (x A) B"
+FAR = 12_293  # rows, in or out: a prime, and more than other cases have
 SOURCES = (f"{PAPER}, §4.1 eq. 3", f"{PEFT}, Linear.forward", f"{LORALIB}, Linear.forward")
 
 
@@ -294,3 +298,25 @@ def large_sizes(subject, case):
     from 257 to 322, with ranks of 128 and 256. Others are round numbers, such as 96, 200 and 720, or one above or below: they
     are multiples of many tiles, so that nothing is left over."""
     return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y")
+
+
+@requirement(
+    "FWD-20",
+    "More than ten thousand rows, inputs or outputs MUST be computed like few: forwards, backwards and merged.",
+    formula=FORMULA, sources=SOURCES, needs="set_adapter forward", faults="53", cases=exact(), examples=0.05,
+)
+def far_sizes(subject, case):
+    """Work is divided among a fixed number of workers, or into blocks that were never more than a few. Batches of tokens and
+    vocabularies are that large. The other sizes are small, so that this takes no time."""
+    scale = subject.scale if subject.alpha is None else Fraction(subject.alpha) / int(PLAIN["rank"])
+    for size in ("rows", "in", "out"):
+        for merged in (False, True):
+            levels = PLAIN | {size: FAR, "merged": merged, "format": case.config.dtype, "bias": case.config.bias}
+            levels |= {} if scale is None else {"scale": str(Fraction(scale))}
+            try:
+                life.live(subject, levels, life.prepared(levels, case.config.seed).replace(device=case.config.device))
+            except life.Broken as broken:
+                raise broken.failure from None
+            except Unsupported:
+                if not merged:
+                    raise

@@ -494,11 +494,7 @@ def writes_are_seen(subject, case):
     """Optimisers, averages of weights and loaders write in these ways. A product of A and B that is kept for later is then old,
     perhaps only under no_grad, inference_mode or autocast. The layer is set to training mode before each write if it merges in
     inference mode. What is right is what a fresh layer gives."""
-    layer = prepared(subject, case, training=True)
-    before = known_weight(layer)
-    set_mode(layer, False)
-    after = known_weight(layer)
-    stay = before is not None and after is not None and np.array_equal(before, after)
+    stay = keeps_its_weight(prepared(subject, case, training=True))
     for where in CONTEXTS if case.config.dtype == "float32" else CONTEXTS[:-1]:
         once, twice = (tried(prepared(subject, c, training=True), "within", x=case.x, where=where)
                        for c in (with_negated_A(case), case))
@@ -511,6 +507,14 @@ def writes_are_seen(subject, case):
             for number, want in (("a write", twice), ("two writes", once)) if stay else ():
                 name = f"y after {number} and one more, in inference mode"
                 facts.equal(name, want["y in inference mode"], f"{name}: {words}, {where}")
+
+
+def keeps_its_weight(layer: Layer) -> bool:
+    """Whether the layer, which is in training mode, has the same W in inference mode. It is in that mode afterwards."""
+    before = known_weight(layer)
+    set_mode(layer, False)
+    after = known_weight(layer)
+    return before is not None and after is not None and np.array_equal(before, after)
 
 
 @requirement(
@@ -729,9 +733,9 @@ def function_transforms(subject, case):
 def zero_grad_in_both_ways(subject, case):
     """A backward pass that writes into .grad itself may count on a tensor there, or on none."""
     want = plain(subject, case)
-    for to_none in (True, False):
-        facts = tried(prepared(subject, case, training=True), "zeroed", x=case.x, dy=case.dy, to_none=to_none)
-        words = f"after zero_grad(set_to_none={to_none})"
+    for to_none, by in ((True, "the module"), (False, "the module"), (True, "an optimiser"), (False, "an optimiser")):
+        facts = tried(prepared(subject, case, training=True), "zeroed", x=case.x, dy=case.dy, to_none=to_none, by=by)
+        words = f"after zero_grad(set_to_none={to_none}) of {by}"
         for name in ("A", "B"):
             if f"zero {name}" in facts:
                 facts.equal(f"zero {name}", 0 * case.adapter[name], f"d{name} {words}")

@@ -12,7 +12,18 @@ from conformance.record.trace import refuses
 from conformance.requirements import PEFT, requirement
 from conformance.requirements.helpers.layers import fresh, merge, prepared
 from conformance.requirements.helpers.masks import revealing
-from conformance.requirements.torch import AUTOGRAD, GROUP, MODULE, NEEDS, SINGLE, plain, tried, with_negated_A
+from conformance.requirements.torch import (
+    AUTOGRAD,
+    GROUP,
+    MODULE,
+    NEEDS,
+    SINGLE,
+    keeps_its_weight,
+    merged_too,
+    plain,
+    tried,
+    with_negated_A,
+)
 from conformance.subject import Layer, Unsupported
 from conformance.truth.case import Case, exact_in_any_order
 from conformance.truth.compare import expect, expect_equal, expect_within, wide
@@ -55,21 +66,24 @@ def serves(subject, case):
 
 @requirement(
     "TORCH-34",
-    "In inference mode and without a graph y MUST follow a change of B alone, of W alone, and a small one of A.",
+    "In inference mode and without a graph y MUST follow a change of B alone, of W or b alone, and a small one of A.",
     formula="A ← (1 + 2⁻²⁰) A ⇒ y = x Wᵀ + b + scale · (x A) B with that A", sources=(NO_GRAD, f"{MODULE}.load_state_dict"),
     needs=f"{NEEDS} train", faults="110", cases=any_size(only=SINGLE), examples=0.25,
 )
 def serving_follows(subject, case):
-    """A product that is kept while the layer serves must be made anew after each step of training. In between the layer is in
-    training mode, since some layers merge in inference mode."""
-    changes = {"B": case.replace(B=-case.B), "W": case.replace(W=-case.W)}
+    """A product that is kept while the layer serves must be made anew after each step of training, and after each load. At that
+    time the layer is in training mode, and if it does not merge in inference mode, in that one, too."""
+    changes = {"B": case.replace(B=-case.B), "W": case.replace(W=-case.W), "W in place": case.replace(W=-case.W)}
+    if case.b is not None:
+        changes["b"] = case.replace(b=-case.b)
+    stays = (False, True) if keeps_its_weight(prepared(subject, case, training=True)) else (False,)
     if case.config.dtype == "float64":
         changes["A"] = case.replace(A=case.A * LITTLE)
     for what, other in changes.items():
         assume(what == "A" or exact_in_any_order(other))
-        for where in SERVING:
+        for where, stay in [(where, stay) for where in SERVING for stay in stays]:
             with suppress(Unsupported):
-                given = {"x": case.x, "W": case.W, "what": what, "where": where}
+                given = {"x": case.x, "W": case.W, "what": what, "where": where, "stay": stay}
                 y = tried(prepared(subject, case, training=True), "followed", **given)["y"]
                 want = tried(prepared(subject, other, training=True), "within", x=case.x, where=where)
                 words = f"y in inference mode {where}, after {'a little was added to A' if what == 'A' else what + ' changed'}"
@@ -122,13 +136,16 @@ def loads_as_torch_does(subject, case):
     made on the meta device are loaded with assign=True."""
     want = plain(subject, with_negated_A(case))["y"]
     for how in LOADED:
-        facts = tried(prepared(subject, case, training=True), "loaded", x=case.x, W=case.W, how=how)
+        layer = prepared(subject, case, training=True)
+        facts = tried(layer, "loaded", x=case.x, W=case.W, how=how)
         if "refused" in facts and how == "with assign=True":
             continue
         expect("refused" not in facts, f"load_state_dict {how}", facts.facts.get("refused"), "no error")
         turned = facts.names("W turned")
         right, words = (other_base(subject, case), " and −W") if turned else (want, "")
         facts.equal("y", right, f"y after load_state_dict {how}, with −A{words}")
+        if merged_too(layer):
+            expect_equal(layer.forward(case.x), right, f"y after load_state_dict {how}, with −A{words}, and a merge")
         if how != "with assign=True":
             facts.true("dtype of A stays")
 
@@ -231,8 +248,8 @@ def hooks_of_the_base(subject, case):
 
 @requirement(
     "TORCH-42",
-    "half() and then float() SHOULD leave the scale as it was.",
-    formula="half(), float(): scale = alpha / rank, in the precision of float32",
+    "half() and then float(), and double() of a model, SHOULD leave the scale as it was.",
+    formula="half(), float(): scale = alpha / rank, in the precision of float32; double(): in that of float64",
     sources=(f"{MODULE}.half, .float: all floating point parameters and buffers",), needs=NEEDS, optional=True,
     cases=exact(only=("float32",), small=True), examples=0.25,
 )
@@ -245,4 +262,9 @@ def keeps_its_scale(subject, case):
     layer = prepared(subject, third, training=True)
     for dtype, how in (("float16", "half"), ("float32", "float")):
         tried(layer, "moved", x=case.x, dy=case.dy, dtype=dtype, how=how)
-    return expect_within(layer.forward(case.x), third.truth.y, third.bound.y, "y after half() and float()")
+    ratio = expect_within(layer.forward(case.x), third.truth.y, third.bound.y, "y after half() and float()")
+    arrays = {name: getattr(third, name).astype(np.float64) for name in "WbABx" if getattr(third, name) is not None}
+    wider = third.replace(dtype="float64", **arrays)
+    layer = prepared(subject, third, training=True)
+    tried(layer, "moved", x=case.x, dy=case.dy, dtype="float64", how="by a model")
+    return max(ratio, expect_within(layer.forward(wider.x), wider.truth.y, wider.bound.y, "y after double() of a model"))

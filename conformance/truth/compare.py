@@ -21,7 +21,7 @@ from lora_ref.error import noise
 from lora_ref.error.bounds import PRECISIONS
 
 ALARM = 1e-11  # false-alarm probability of one statistical check; a run has fewer than 100, so at most 1e-9 a run
-MEANS = 10_000  # checks of `expect_mean`, and of `expect_seldom`, which share one ALARM
+MEANS = 10_000  # checks of `expect_mean`, and of `repetitions`, which share one ALARM
 PATCH = 8  # rows and columns of the smallest patch of a mask that must not come again
 TILES = (8, 32, 128)  # rows and columns of the tiles in which code may draw a mask
 
@@ -216,10 +216,10 @@ def expect_fraction(count: int, trials: int, probability: float, what: str) -> f
     return distance / bound
 
 
-def expect_seldom(happened: bool, probability: float, what: str, got: str, want: str) -> None:
-    """Demands that something did not happen whose probability is as small as that of a false alarm. A run makes this check up
-    to MEANS times, and shares one ALARM among them."""
-    expect(not happened or probability > ALARM / MEANS, what, got, want)
+def repetitions(probability: float) -> int:
+    """How often in a row something of this probability must happen to be as seldom as a false alarm. A run makes such a check
+    up to MEANS times, and shares one ALARM among them."""
+    return math.ceil(math.log(ALARM / MEANS) / math.log(probability))
 
 
 def expect_mean(got: float, mean: float, widths: np.ndarray, what: str) -> float:

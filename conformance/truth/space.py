@@ -17,6 +17,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 NEAR = (1, 2, 8, 16, 32, 64, 128, 256, 1024, 4096)  # tiles and blocks of real kernels have such sizes
+BETWEEN = (20, 102)  # even, and no multiples of 8: code for pairs, or for vectors, has tails there
 LARGEST = {"rows": 4097, "in": 1025, "out": 1025, "rank": 129}
 WORK = 2**21  # the most multiplications of one product, counted with the sizes of NEAR
 Levels = dict[str, "Level"]
@@ -51,7 +52,7 @@ class Factor(NamedTuple):
 
 
 def sizes(name: str) -> tuple[int, ...]:
-    return tuple(size for size in around(NEAR) if size <= LARGEST[name])
+    return tuple(sorted(size for size in (*around(NEAR), *BETWEEN) if size <= LARGEST[name]))
 
 
 PAIRS = tuple(combinations(LARGEST, 2))

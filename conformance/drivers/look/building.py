@@ -47,7 +47,8 @@ def each(plan: Plan, config: LayerConfig, place: str = PLACE, frozen: bool = Fal
     for words, module in ways(made, linear, model):
         if not plan.offers("dropout"):
             set_dropout(module, config.dropout)
-        yield words, module.to(device=device, dtype=dtype)
+        complete = plan.around == "sizes" and plan.offers("dtype") and not words  # the class sees to the dtype itself
+        yield words, module.to(device) if complete else module.to(device, dtype)
 
 
 def set_dropout(module: nn.Module, rate: float) -> None:

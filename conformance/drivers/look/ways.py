@@ -53,8 +53,8 @@ def ways(made: Any, linear: nn.Linear, model: Model) -> Iterator[tuple[str, nn.M
     """The modules that may compute y, the likeliest first, and in words what each of them is. Each is made when it is asked
     for, since to make one may change the linear layer."""
     if isinstance(made, nn.Module):
-        made.to(linear.weight.device, linear.weight.dtype)
         yield "", made
+        made.to(linear.weight.device, linear.weight.dtype)
     inside = [] if isinstance(made, nn.Module) else modules_in(made)
     if not isinstance(made, nn.Module) and inside and model not in inside:
         yield MODEL, Patched(model, nn.ModuleList(inside))

@@ -24,7 +24,8 @@ def breaks(kind: str, levels: Levels) -> str:
         return _of_dropout(kind, levels)
     if kind == "state":
         return {"loaded": "STATE-02", "unmerged": "MERGE-06", "cycled": "MERGE-13"}.get(str(levels["history"]), "STATE-09")
-    return {"format of y": "DTYPE-01", "format of dx": "DTYPE-02", "x": "FWD-11", "dy": "GRAD-15"}[kind]
+    return {"y without a graph": "TORCH-33", "format of y": "DTYPE-01", "format of dx": "DTYPE-02", "x": "FWD-11",
+            "dy": "GRAD-15"}[kind]
 
 
 def _of_y(levels: Levels, special: set[str]) -> str:

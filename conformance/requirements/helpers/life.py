@@ -33,7 +33,8 @@ WITHOUT_X = ("not x", "only A", "only B", "nothing")  # where x needs none
 
 class Broken(Exception):
     """An answer was wrong: `failure` is a Mismatch, or a SubjectError where the subject gave none. `kind` says what was asked:
-    y, y with dropout, one mask, dropout in inference, dx, dA, dB, W, A, B, x, dy, state, or the format of y or dx."""
+    y, y without a graph, y with dropout, one mask, dropout in inference, dx, dA, dB, W, A, B, x, dy, state, or the format of y
+    or dx."""
 
     def __init__(self, kind: str, failure: Mismatch | SubjectError):
         self.kind, self.failure = kind, failure
@@ -110,6 +111,23 @@ def live(subject: Subject, levels: Levels, case: Case, drops_x: bool = False, th
         with asked("W"):
             _merge(layer, levels["mode"] != "inference")
     _passes(layer, levels, case, true, drops_x)
+    if levels["needs"] == "only x" and not levels["merged"] and not _lacks(layer.zero_grad):
+        _thawed(layer, levels, case, drops_x)
+
+
+def _thawed(layer: Layer, levels: Levels, case: Case, drops_x: bool) -> None:
+    """A layer with frozen factors gets others. Then they are to train again."""
+    case = case.replace(A=-case.A)
+    true = lattice.truth(case)
+    set_mode(layer, True)
+    _set(layer, case.A, case.B)
+    _Pass(layer, levels, case, true, _go(layer, False, False), graded=False).run()
+    levels = levels | {"needs": "all"}
+    for name in ("A", "B"):
+        layer.factor_needs_grad(name, True)
+    layer.input_needs_grad(True)
+    layer.zero_grad()
+    _Pass(layer, levels, case, true, _go(layer, levels["mode"] != "inference", False), drops_x=drops_x).run()
 
 
 def _passes(layer: Layer, levels: Levels, case: Case, true: Answers, drops_x: bool) -> None:
@@ -260,14 +278,14 @@ class _Pass:
 
     def run(self) -> None:
         x, dy, calls = self.case.x, self.case.dy, self.levels["calls"]
-        kept = x.copy(), dy.copy()
+        kept, suspect = (x.copy(), dy.copy()), False
         self.calls_before(str(calls), x, dy)
         with asked("y"):
             y = self.layer.forward(x)
         if self.random:
             with asked("y with dropout"):
                 expect(bool(np.isfinite(wide(y)).all()), "y with dropout", "numbers that are not finite", "finite ones")
-                dropped.something_dropped(y, self.case, self.true, self.drops_x)
+                suspect = dropped.nothing_seems_dropped(y, self.case, self.true, self.drops_x)
                 dropped.near_its_mean(y, self.case, self.true, self.drops_x)
         else:
             self.judge_y(y)
@@ -285,11 +303,23 @@ class _Pass:
             with asked(name):
                 expect_equal(array, before, f"{name} after the passes")
         self.judge_state()
+        if not self.training:
+            self.judge_y_without_graph(x)
+        if suspect:
+            self.judge_whether_anything_is_dropped(str(calls), x, dy)
         if self.random:
             _go(self.layer, False, self.merged)
             with asked("y"):
                 y = self.layer.forward(x)
             self.judge_y_after_dropout(x, y)
+
+    def judge_whether_anything_is_dropped(self, calls: str, x: np.ndarray, dy: np.ndarray) -> None:
+        with asked("y with dropout"):
+            for _ in range(dropped.tries(self.case)):
+                self.calls_before(calls, x, dy)
+                if not dropped.nothing_seems_dropped(self.layer.forward(x), self.case, self.true, self.drops_x):
+                    return
+            raise Mismatch("y with dropout, in many passes", "that without dropout", "another one")
 
     def calls_before(self, calls: str, x: np.ndarray, dy: np.ndarray) -> None:
         with asked("y"):
@@ -314,6 +344,17 @@ class _Pass:
     def judge_y(self, y: np.ndarray, note: str = "") -> None:
         with asked("y"):
             self.same(y, "y", f"y{note}")
+
+    def judge_y_without_graph(self, x: np.ndarray) -> None:
+        """The same pass under no_grad, as a layer that serves makes it. Only a torch module is asked for it."""
+        with suppress(Unsupported):
+            self.layer.as_module("entered", {"where": "under no_grad", "device": self.case.config.device})
+            with asked("y without a graph"):
+                try:
+                    y = self.layer.forward(x)
+                finally:
+                    self.layer.as_module("left", {})
+                self.same(y, "y", "y in inference mode under no_grad")
 
     def judge_y_after_dropout(self, x: np.ndarray, y: np.ndarray) -> None:
         try:

@@ -17,7 +17,7 @@ FILES = sorted(Path(mutants.__file__).parent.glob("*.py"))
 OF_MODELS = [r for r in all_requirements() if r.id.split("-")[0] in ("MODEL", "ADAPT", "PREFIX", "PTUNE")]
 MODELS = [subject for subject in honest_subjects() if issubclass(subject.layer, Model)]
 FORBIDDEN = ("lora_ref", "lora_torch", "conformance.subjects", "conformance.truth", "conformance.files", "torch")
-MODULES = ("torch", "torch_use", "honest_torch", "modules")  # files whose layers are torch modules
+MODULES = ("torch", "torch_use", "torch_states", "honest_torch", "modules")  # files whose layers are torch modules
 
 
 def imported(path: Path) -> set[str]:

@@ -7,6 +7,7 @@ from thorough import THOROUGH
 
 from conformance.truth import covering
 from conformance.truth.space import (
+    BETWEEN,
     BY_NAME,
     COVERED,
     FACTORS,
@@ -22,8 +23,9 @@ from conformance.truth.space import (
 
 def test_sizes_are_at_and_around_those_of_tiles():
     for name, largest in LARGEST.items():
-        assert {size for n in NEAR for size in (n - 1, n, n + 1) if 0 < size <= largest} == set(BY_NAME[name].levels)
-        assert all(abs(NEAR[size_near(size)] - size) <= 1 for size in BY_NAME[name].levels)
+        near = {size for n in NEAR for size in (n - 1, n, n + 1) if 0 < size <= largest}
+        assert near | {*BETWEEN} == set(BY_NAME[name].levels)
+        assert all(abs(NEAR[size_near(size)] - size) <= 1 for size in near)
 
 
 def test_the_plain_case_is_possible_and_its_sizes_differ():

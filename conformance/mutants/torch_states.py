@@ -1,0 +1,257 @@
+"""Faults of torch modules to which something happens: they are copied, frozen, moved, loaded in part, or differentiated in
+another way."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conformance.mutants import mutant
+from conformance.mutants.honest_torch import LoRA, layer_of
+
+
+class Copied(LoRA):
+    """A copy is made by the class itself, and then changed."""
+
+    def __deepcopy__(self, memo: dict) -> nn.Module:
+        other = type(self).__new__(type(self))
+        other.__dict__ = copy.deepcopy(self.__dict__, memo)
+        other.change()
+        return other
+
+    def change(self) -> None:
+        raise NotImplementedError
+
+
+@mutant("147", kills="TORCH-43")
+@layer_of
+class CopyForgetsTheRate(Copied):
+    """A deep copy has no dropout."""
+
+    def change(self) -> None:
+        self.dropout.p = 0.0
+
+
+@mutant("147", kills="TORCH-43")
+@layer_of
+class CopyTrainsEverything(Copied):
+    """In a deep copy W and b train."""
+
+    def change(self) -> None:
+        self.linear.requires_grad_(True)
+
+
+@mutant("123 147", kills="TORCH-43")
+@layer_of
+class KeepsTheLastPass(LoRA):
+    """The output of the last pass stays on the module, with its graph, which cannot be copied."""
+
+    last: Any = None
+
+    def lora(self, x: Tensor) -> Tensor:
+        self.last = super().lora(x)
+        return self.last
+
+
+@mutant("57", kills="TORCH-44")
+@layer_of
+class LooksOnceWhatTrains(LoRA):
+    """Which factors train is looked up in the first pass."""
+
+    trains: Any = None
+
+    def lora(self, x: Tensor) -> Tensor:
+        self.trains = self.trains or [own.requires_grad for own in (self.A, self.B)]
+        A, B = (own if trains else own.detach() for own, trains in zip((self.A, self.B), self.trains, strict=True))
+        return self.scale * (self.dropout(x) @ A @ B)
+
+
+@mutant("110", kills="TORCH-44")
+@layer_of
+class FrozenProductIsKept(LoRA):
+    """While both factors are frozen, their product is computed once."""
+
+    product: Any = None
+
+    def lora(self, x: Tensor) -> Tensor:
+        if self.A.requires_grad or self.B.requires_grad:
+            self.product = None
+            return super().lora(x)
+        self.product = self.A @ self.B if self.product is None else self.product
+        return self.scale * (self.dropout(x) @ self.product)
+
+
+@mutant(kills="TORCH-45")
+@layer_of
+class BiasGetsTheMean(LoRA):
+    """A bias that was made to train gets the mean over the rows, and not the sum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, b = super().forward(x), self.linear.bias
+        if b is None or not b.requires_grad:
+            return y
+        return y - b + b.detach() + (b - b.detach()) / max(1, x[..., 0].numel())
+
+
+@mutant("59", kills="TORCH-46")
+@layer_of
+class AddsToGradItself(LoRA):
+    """The gradient of A is added to A.grad in the backward pass, and autograd gets none."""
+
+    def lora(self, x: Tensor) -> Tensor:
+        if not self.A.requires_grad or not torch.is_grad_enabled():
+            return super().lora(x)
+        A = self.A.detach().requires_grad_()
+        A.register_hook(self.add)
+        return self.scale * (self.dropout(x) @ A @ self.B)
+
+    def add(self, gradient: Tensor) -> None:
+        self.A.grad = gradient.clone() if self.A.grad is None else self.A.grad + gradient
+
+
+@mutant("59", kills="TORCH-47")
+@layer_of
+class DxInABuffer(LoRA):
+    """dx is written into a buffer that the layer keeps."""
+
+    memory: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            x = x.view_as(x)
+            x.register_hook(self.written)
+        return super().forward(x)
+
+    def written(self, dx: Tensor) -> Tensor:
+        if self.memory is None or self.memory.shape != dx.shape or self.memory.dtype != dx.dtype:
+            self.memory = torch.empty_like(dx)
+        return self.memory.copy_(dx)
+
+
+@mutant("127", kills="TORCH-48")
+@layer_of
+class NoDropoutUnderAutocast(LoRA):
+    """Under autocast the LoRA part has a way of its own, without dropout."""
+
+    def lora(self, x: Tensor) -> Tensor:
+        return self.scale * (x @ self.A @ self.B) if torch.is_autocast_enabled("cpu") else super().lora(x)
+
+
+@mutant("110 127", kills="TORCH-48")
+@layer_of
+class KeepsTheCastOfW(LoRA):
+    """Under autocast W is converted once."""
+
+    cast: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        self.cast = self.linear.weight.bfloat16() if self.cast is None else self.cast
+        y = nn.functional.linear(x, self.cast, self.linear.bias)
+        return y if self.kept is not None else y + self.lora(x)
+
+
+@mutant(kills="TORCH-49")
+@layer_of
+class MergesIntoAFlatW(LoRA):
+    """A merge adds to W.reshape(-1), which is a copy where W lies column by column."""
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        W = self.linear.weight
+        self.kept = W.clone()
+        W.reshape(-1).add_((self.scale * (self.A.double() @ self.B.double())).T.reshape(-1).to(W.dtype))
+
+
+@mutant("71", kills="TORCH-50")
+@layer_of
+class FactorOfTheFirstRate(LoRA):
+    """The factor 1 / (1 − p) is that of the rate which the constructor got."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.factor = 1 / (1 - self.dropout.p)
+
+    def lora(self, x: Tensor) -> Tensor:
+        if self.training and self.factor != 1:
+            x = x * (torch.rand_like(x) >= self.dropout.p) * self.factor
+        return self.scale * (x @ self.A @ self.B)
+
+
+class Scaled(torch.autograd.Function):
+    """scale · h, with a rule for forward-mode derivatives that lacks the scale."""
+
+    @staticmethod
+    def forward(h: Tensor, scale: float) -> Tensor:
+        return scale * h
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.scale = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return ctx.scale * dy, None
+
+    @staticmethod
+    def jvp(ctx: Any, h: Tensor, _: Any) -> Tensor:
+        return h
+
+
+@mutant("58", kills="TORCH-51")
+@layer_of
+class ForwardModeWithoutScale(LoRA):
+    """The forward-mode derivative lacks the scale."""
+
+    def lora(self, x: Tensor) -> Tensor:
+        return Scaled.apply(self.dropout(x) @ self.A @ self.B, self.scale)  # pyright: ignore[reportReturnType]
+
+
+@mutant(kills="TORCH-52")
+@layer_of
+class OneGraphForAllStates(LoRA):
+    """Compiled, it adds the LoRA part also while it is merged, so that there is one graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + self.lora(x) if torch.compiler.is_compiling() else super().forward(x)
+
+
+@mutant("115", kills="TORCH-53")
+@layer_of
+class LoadBeginsFromNothing(LoRA):
+    """A load that does not hold B makes B zero."""
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *arguments: Any) -> None:
+        if f"{prefix}B" not in state_dict:
+            nn.init.zeros_(self.B)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+@mutant("110", kills="TORCH-54")
+@layer_of
+class LoadStaysMerged(LoRA):
+    """After a load the layer counts as merged, as before, and W is that of the file."""
+
+
+@mutant("26", kills="TORCH-55")
+@layer_of
+class DrawsAAlone(LoRA):
+    """reset_parameters draws A anew, and leaves B."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.A)
+
+
+@mutant("115", kills="TORCH-56")
+@layer_of
+class RanksInNoState(LoRA):
+    """Which ranks are in use is a buffer that is not in the state_dict."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.register_buffer("used", torch.ones_like(self.B[:, 0]), persistent=False)
+
+    def lora(self, x: Tensor) -> Tensor:
+        return self.scale * (self.dropout(x) @ (self.A * self.used) @ self.B)
