@@ -84,7 +84,9 @@ one term with as many bits as the format has, so that a detour through a narrowe
 number of x is *NaN* or *infinity*, rows before it are not judged in 16 bits: a CPU with AMX multiplies it there by a zero that
 fills up a sum, and oneDNN does not keep the NaN from that row (uxlfoundation/oneDNN, issue 5717). One case is one life of
 a layer (`conformance/requirements/helpers/life.py`): it is built, gets its factors as `history` says, is merged or not, computes
-forwards and backwards, and all answers and all state are compared. What is wrong counts as a failure of the requirement that
+forwards and backwards, and all answers and all state are compared. In inference mode a torch module makes the same pass under
+no_grad, too, as a layer that serves. Where only x needs a gradient, the frozen factors are replaced by others, and then made to
+train again. What is wrong counts as a failure of the requirement that
 it breaks. The report gives the plainest case that still fails: every factor that is not needed is at its plain level, and every
 size that is needed is the smallest one.
 

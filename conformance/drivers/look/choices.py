@@ -17,7 +17,8 @@ MOST = 8  # values that are tried for one argument
 
 def chosen(plan: Plan) -> Iterator[Plan]:
     """The plan, with one of its values for an argument that must be given and chooses among words: those of its annotation, as
-    Literal["a", "b"], and those that the code compares it with."""
+    Literal["a", "b"], and those that the code compares it with. Or with None for one that is False unless it is given: some
+    code tells only None from a choice."""
     compared = _compared(plan.call)
     for argument in parameters_of(plan.call):
         if argument.default is argument.empty and argument.name in plan.roles:
@@ -26,6 +27,8 @@ def chosen(plan: Plan) -> Iterator[Plan]:
             for value in [*named, *compared.get(argument.name, [])][:MOST]:
                 roles = {name: role for name, role in plan.roles.items() if name != argument.name}
                 yield replace(plan, roles=roles, literals=plan.literals | {argument.name: value})
+        elif argument.default is False and argument.name not in plan.roles:
+            yield replace(plan, literals=plan.literals | {argument.name: None})
 
 
 def _compared(call: Callable[..., Any]) -> dict[str, list[str]]:

@@ -40,7 +40,7 @@ def found_methods(make: Callable[[], TorchLayer], beside: dict[str, Any]) -> Met
     layer, notes, half = make(), [], ""
     for call in (*_named(layer.module, beside, MERGES, UNDOES), MODES[0]):
         layer = make()
-        before = _state(layer)
+        before, parts = _state(layer), len(list(layer.module.modules()))
         try:
             result = called(layer.module, call, beside)
         except Exception as error:
@@ -49,6 +49,8 @@ def found_methods(make: Callable[[], TorchLayer], beside: dict[str, Any]) -> Met
         try:
             moved = _state(layer)
         except AttributeError:
+            moved = None
+        if moved is None or len(list(layer.module.modules())) > parts:
             notes.append(f"{call} puts another module in the place of the layer")
             continue
         if isinstance(result, nn.Module) and result is not layer.module:

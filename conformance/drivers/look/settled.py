@@ -15,7 +15,7 @@ from conformance.drivers.look import arrays
 from conformance.drivers.look.arguments import Plan, beside
 from conformance.drivers.look.building import GIVEN
 from conformance.drivers.look.names import role_of
-from conformance.drivers.look.plans import parameters_of, signature
+from conformance.drivers.look.plans import methods, parameters_of, signature
 from conformance.drivers.look.recognised import Found, found
 from conformance.subject import LayerConfig
 from conformance.truth.case import DTYPES
@@ -27,6 +27,7 @@ SMALL = ((3, 0.75), (3, 0.5), (2, 1.0), (5, 0.25))  # where all of those are ref
 ROOT = "alpha / √rank"
 OF_ALPHA = ("alpha / rank", ROOT, "alpha")
 FREEZES = ("freeze", "only_lora", "lora_only", "trainable", "requires_grad", "frozen", "init", "prepare", "setup")
+STARTS = ("reset", "init", "initialize", "initialise")  # in the names of methods that draw factors
 
 
 def recognised(call: Callable[..., Any]) -> Found:
@@ -35,6 +36,7 @@ def recognised(call: Callable[..., Any]) -> Found:
     if not one.plan.offers("rank"):
         one.rank = one.places.rank
     one.bias = _biases(one)
+    _draw_factors(one)
     one.rule = _rule(one)
     if one.rule == "alpha":
         named = [name for name, role in one.plan.roles.items() if role == "alpha"]
@@ -51,6 +53,26 @@ def recognised(call: Callable[..., Any]) -> Found:
     one.formats = _refused_formats(one)
     one.moves_base = one.given and _moves_base(one)
     return one
+
+
+def _draw_factors(one: Found) -> None:
+    """If neither factor is zero at the start, a method of the class may have to be called that draws them."""
+    if one.way or _zero_factors(one) == 1:
+        return
+    for name, method in methods(type(one.module(one.probe))).items():
+        needed = [p for p in parameters_of(method)[1:] if p.default is p.empty]
+        if set(STARTS) & set(name.lower().strip("_").split("_")) and not needed and not name.startswith("__"):
+            tried = replace(one, plan=replace(one.plan, then=(*one.plan.then, Plan(method, {}))))
+            with suppress(Exception):
+                if _zero_factors(tried) == 1:
+                    one.plan = tried.plan
+                    return
+
+
+def _zero_factors(one: Found) -> int:
+    """How many of A and B are zero in a fresh layer."""
+    have = arrays.tensors(one.module(one.probe))
+    return sum(not bool(have[one.places.paths[name]].any()) for name in "AB")
 
 
 # --- bias and formats ------------------------------------------------------------------------------------------------------

@@ -690,6 +690,49 @@ class Residual(nn.Module):
         return self.linear(x) + self.scale * (x @ self.A @ self.B)
 
 
+class NoneOrAKind(nn.Module):
+    """An option is False unless it is given, and only None says that nothing is chosen."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int, alpha: float, kind=False):
+        super().__init__()
+        if kind is not None:
+            raise ValueError(f"unknown kind {kind}")
+        self.base = nn.Linear(in_features, out_features).requires_grad_(False)
+        self.A, self.B = _factors(in_features, out_features, rank)
+        self.scale = alpha / rank
+
+    def forward(self, x):
+        return self.base(x) + self.scale * (x @ self.A @ self.B)
+
+
+class DrawnLater(nn.Module):
+    """The factors are drawn by a method that the caller calls. A function merges the layers of a model."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int, alpha: float):
+        super().__init__()
+        self.base = nn.Linear(in_features, out_features).requires_grad_(False)
+        self.A, self.B = (nn.Parameter(torch.ones(shape)) for shape in ((in_features, rank), (rank, out_features)))
+        self.scale = alpha / rank
+
+    def reset_factors(self):
+        nn.init.normal_(self.A)
+        nn.init.zeros_(self.B)
+
+    def forward(self, x):
+        return self.base(x) + self.scale * (x @ self.A @ self.B)
+
+
+def fold_drawn_later(model: nn.Module):
+    """Puts merged linear layers in the places of such layers."""
+    for path, part in list(model.named_modules()):
+        if isinstance(part, DrawnLater):
+            merged = nn.Linear(part.A.shape[0], part.B.shape[1])
+            merged.weight.data.copy_(part.base.weight + part.scale * (part.A @ part.B).T)
+            merged.bias.data.copy_(part.base.bias)
+            owner, _, name = path.rpartition(".")
+            setattr(model.get_submodule(owner), name, merged)
+
+
 class NeedsAGate(nn.Module):
     """The forward pass needs a gate. With a gate of 1 it is that of LoRA."""
 
@@ -808,8 +851,10 @@ READY = (
     Layer("Attached", "sizes", "linear.weight", "A", "B", "linear.bias"),
     Layer("SmallScale", "sizes", "base.weight", "A", "B", "base.bias", scale="lora_scaling"),
     Layer("Residual", "linear", "linear.weight", "A", "B", "linear.bias"),
+    Layer("NoneOrAKind", "sizes", "base.weight", "A", "B", "base.bias"),
+    Layer("DrawnLater", "sizes", "base.weight", "A", "B", "base.bias"),
     Layer("NeedsAGate", "linear", "linear.weight", "A", "B", "linear.bias"),
-    Layer("Prepared", "linear", "inner.weight", "A", "B", "inner.bias", freezer=".init_lora", trains=("W", "b")),
+    Layer("Prepared", "linear", "inner.weight", "A", "B", "inner.bias"),
 )
 REFUSED = {
     "NeedsAPrompt": r"its forward\(\) needs prompt besides x",

@@ -9,8 +9,8 @@ from conformance.run import plan, runner, verdict
 FINDINGS = {
     "peft": {
         "MERGE-08", "MERGE-11", "MERGE-17", "MERGE-19", "STATE-08", "STATE-09", "STATE-12", "INPUT-05", "INPUT-06",
-        "INPUT-08", "MULTI-10", "MULTI-13", "MULTI-17", "TORCH-32", "TORCH-38", "TORCH-54", "FILE-14", "FILE-15", "FILE-16", "FILE-17",
-        "FILE-18", "FILE-20", "FILE-21", "FILE-23", "FILE-26", "FILE-35",
+        "INPUT-08", "MULTI-10", "MULTI-13", "MULTI-17", "TORCH-32", "TORCH-38", "TORCH-54", "FILE-14", "FILE-15", "FILE-16",
+        "FILE-17", "FILE-18", "FILE-20", "FILE-21", "FILE-23", "FILE-26", "FILE-35",
     },
     "loralib": {
         "MERGE-08", "MERGE-11", "MERGE-17", "MERGE-19", "STATE-07", "STATE-08", "STATE-09", "STATE-12", "DTYPE-07",
