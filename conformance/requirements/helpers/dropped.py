@@ -5,6 +5,7 @@ With the mask every other answer is known. A few entries stay open, since dx doe
 does. Whatever they are, they change an answer by no more than a known amount, which then adds to the bound of rounding.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -100,11 +101,33 @@ def nothing_seems_dropped(y: np.ndarray, case: Case, true: Answers, drops_x: boo
     return counts and np.array_equal(wide(y), wide(true.y.astype(case.dtype)))
 
 
-def tries(case: Case) -> int:
-    """Passes that all look as if nothing was dropped only where nothing is. If all masks but one are given, at most one of two
-    values of that one, which change y by more than a rounding, leads to the y without dropout."""
-    rate = case.config.dropout
-    return repetitions(max(rate, 1 - rate))
+def tries(case: Case, drops_x: bool) -> int:
+    """Passes that all look as if nothing was dropped only where nothing is. A number of y is a sum over entries of x, or of
+    x A, each of which is dropped or not, and changes it by more than a rounding: see `probability`. An entry of x A B is
+    dropped for its column of y alone."""
+    rate, (x, A, B) = case.config.dropout, (wide(a) for a in (case.x.reshape(-1, case.x.shape[-1]), case.A, case.B))
+    in_h, in_x = _entries(x @ A, B), _entries(x, A @ B)
+    found = [probability(int(in_x.max()), rate)]
+    if not drops_x:
+        found += [probability(int(in_h.max()), rate), max(rate, 1 - rate) ** int(in_h.any(0).sum())]
+    return repetitions(max(found))
+
+
+def _entries(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """For each number of a product how many terms of its sum are not zero."""
+    return (left != 0).astype(np.float32) @ (right != 0).astype(np.float32)
+
+
+MOST_ENTRIES = 500  # more make an accident more seldom yet
+
+
+def probability(entries: int, rate: float) -> float:
+    """An upper bound of the probability of any one value of a sum over so many entries that are dropped at this rate. An entry
+    is a fair coin with the probability 2 min(p, 1 − p), and else always the same. A sum of n fair coins has no value with more
+    than C(n, n/2) / 2ⁿ (Erdős, Bull. Amer. Math. Soc. 51, 1945)."""
+    fair, entries = 2 * min(rate, 1 - rate), min(entries, MOST_ENTRIES)
+    return sum(math.comb(entries, n) * fair**n * (1 - fair) ** (entries - n) * math.comb(n, n // 2) / 2.0**n
+               for n in range(entries + 1))
 
 
 def near_its_mean(y: np.ndarray, case: Case, true: Answers, drops_x: bool) -> None:

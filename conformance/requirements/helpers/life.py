@@ -315,7 +315,7 @@ class _Pass:
 
     def judge_whether_anything_is_dropped(self, calls: str, x: np.ndarray, dy: np.ndarray) -> None:
         with asked("y with dropout"):
-            for _ in range(dropped.tries(self.case)):
+            for _ in range(dropped.tries(self.case, self.drops_x)):
                 self.calls_before(calls, x, dy)
                 if not dropped.nothing_seems_dropped(self.layer.forward(x), self.case, self.true, self.drops_x):
                     return
