@@ -249,6 +249,8 @@ class DrawsAAlone(LoRA):
 class RanksInNoState(LoRA):
     """Which ranks are in use is a buffer that is not in the state_dict."""
 
+    used: Tensor
+
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
         self.register_buffer("used", torch.ones_like(self.B[:, 0]), persistent=False)
