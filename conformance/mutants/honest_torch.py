@@ -57,6 +57,11 @@ class LoRA(nn.Module):
     def load(self, factors: dict[str, Tensor]) -> None:
         self.load_state_dict(factors, strict=False)
 
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        if self.kept is not None:
+            self.unmerge()
+        super()._load_from_state_dict(*arguments)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A mutant stands in its file in the place of its class, so pickle must look for the class in the mutant."""
         return remade, (type(self).__module__, type(self).__name__), self.__dict__

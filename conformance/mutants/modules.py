@@ -116,13 +116,14 @@ class Plain(nn.Module):
 
 @LayerSubject
 class WrapsALinear(OfModule):
-    """Wraps an nn.Linear that holds W and b already."""
+    """Wraps an nn.Linear that holds W and b already. A merged one is loaded as if it were none, which TORCH-54 says it SHOULD
+    not be."""
 
 
 @LayerSubject
 class Checkpoints(OfModule):
     """Keeps no intermediate results: torch computes the LoRA part again in the backward pass, in the forward pass's mode.
-    torch.func.grad cannot go through that, which TORCH-25 says it SHOULD."""
+    torch.func.grad cannot go through that, which TORCH-25 says it SHOULD. Loads while merged are against TORCH-54."""
 
     def module_of(self, config: LayerConfig, base: nn.Linear) -> nn.Module:
         class Checkpointed(Plain):
@@ -154,7 +155,7 @@ class Scripted(OfModule):
 @LayerSubject
 class Hooked(OfModule):
     """Leaves the nn.Linear in its place, and adds the LoRA part to its output in a hook. The module cannot be pickled, which
-    TORCH-02 says it SHOULD."""
+    TORCH-02 says it SHOULD. Loads while merged are against TORCH-54."""
 
     W, b = "weight", "bias"
 
@@ -174,7 +175,8 @@ class Hooked(OfModule):
 
 @LayerSubject
 class Parametrized(OfModule):
-    """Computes the weight W + scale · (A B)ᵀ of an nn.Linear anew in every pass, by torch's parametrize. It has no dropout."""
+    """Computes the weight W + scale · (A B)ᵀ of an nn.Linear anew in every pass, by torch's parametrize. It has no dropout.
+    Loads while merged are against TORCH-54."""
 
     W, b = "parametrizations.weight.original", "bias"
     A, B = "parametrizations.weight.0.lora_A", "parametrizations.weight.0.lora_B"
@@ -225,7 +227,8 @@ class Formula(torch.autograd.Function):
 
 @LayerSubject
 class BackwardByHand(OfModule):
-    """Has a backward pass of its own, and stores A as (rank, in) and B as (out, rank)."""
+    """Has a backward pass of its own, and stores A as (rank, in) and B as (out, rank). Loads while merged are against
+    TORCH-54."""
 
     transposed = "AB"
 
