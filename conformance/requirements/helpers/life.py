@@ -19,7 +19,7 @@ from conformance.requirements.helpers.layers import merge, saved, set_mode
 from conformance.subject import Layer, Subject, Unsupported
 from conformance.truth import lattice
 from conformance.truth.case import Case, exact_in_any_order, holds, last_bit
-from conformance.truth.compare import Mismatch, expect, expect_equal, expect_within, wide
+from conformance.truth.compare import Mismatch, expect, expect_equal, expect_within, wide, within
 from conformance.truth.lattice import Answers
 from conformance.truth.space import Levels
 from lora_ref import lora
@@ -279,6 +279,8 @@ class _Pass:
     def run(self) -> None:
         x, dy, calls = self.case.x, self.case.dy, self.levels["calls"]
         kept, suspect = (x.copy(), dy.copy()), False
+        with asked("W"):
+            self.refuse_what_is_rounded()
         self.calls_before(str(calls), x, dy)
         with asked("y"):
             y = self.layer.forward(x)
@@ -426,6 +428,21 @@ class _Pass:
         except Unsupported:
             return True
         return False
+
+    def refuse_what_is_rounded(self) -> None:
+        """Raises Unsupported for a layer that was to be merged, has unmerged by itself, and has another W by the rounding
+        errors of that: nothing that it computes now is that of the case."""
+        if not self.levels["merged"] or not self.training:
+            return
+        try:
+            weight = self.layer.weight()
+        except Unsupported:
+            return
+        case, W = self.case, wide(weight)
+        bound = bounds.unmerge(case.W, lora.LoRA(case.A, case.B), case.scale, case.config.dtype)
+        back, merged = within(W, wide(case.W), bound).all(), within(W, wide(self.true.merged), case.bound.merged).all()
+        if back and not merged and not np.array_equal(weight, case.W):
+            raise Unsupported("a merge that stays in training mode")
 
     def judge_state(self) -> None:
         with asked("A"), suppress(Unsupported):
