@@ -21,17 +21,12 @@ from conformance.truth.strategies import any_size, exact
 __all__ = ["GROUP"]  # a file of requirements has one
 
 
-def base_of(case: Case, x: np.ndarray) -> np.ndarray:
-    """x Wᵀ + b."""
-    return wide(x) @ wide(case.W).T + (0 if case.b is None else wide(case.b))
-
-
 def expect_dropout(layer: Layer, case: Case, without: np.ndarray, words: str) -> None:
     """Demands that some pass with a rate of ½ differs from the output without dropout. It may not where the LoRA part is zero.
     Otherwise an entry that counts is dropped or doubled, and at most one of the two gives that output."""
     seen = (layer.forward(case.x) for _ in range(repetitions(0.5)))
     drops = any(not np.array_equal(wide(y), wide(without)) for y in seen)
-    counts = not np.array_equal(base_of(case, case.x), wide(without))
+    counts = not np.array_equal(wide(case.truth.base), wide(without))
     expect(drops or not counts, f"y of many passes in training mode with dropout, {words}", "that without dropout", "others")
 
 

@@ -41,8 +41,8 @@ class Found:
     bias: tuple[bool, ...] = ()  # whether a layer may have a bias
     rule: str = ""  # of the scale: one of SCALES, "always …", "… / rank", or what was measured
     direct: str = ""  # the argument that is the scale itself, and is called so
+    limited: bool = False  # whether that argument takes small numbers alone
     moves_base: bool = False  # whether the call takes the LoRA part of the start away from the W that it is given
-    limited: bool = False  # whether it takes small numbers alone for that
     rank: int | None = None  # if no other can be chosen
     base_trains: tuple[str, ...] = ()  # of W and b, those that are not frozen
     unreached: tuple[str, ...] = ()  # of those, the ones that no gradient reaches

@@ -14,7 +14,7 @@ from torch import nn
 from conformance.drivers.look import arrays
 from conformance.drivers.look.arguments import Plan, beside
 from conformance.drivers.look.building import GIVEN
-from conformance.drivers.look.names import role_of
+from conformance.drivers.look.names import harmless, role_of
 from conformance.drivers.look.plans import methods, parameters_of, signature
 from conformance.drivers.look.recognised import Found, found
 from conformance.subject import LayerConfig
@@ -61,7 +61,8 @@ def _draw_factors(one: Found) -> None:
         return
     for name, method in methods(type(one.module(one.probe))).items():
         needed = [p for p in parameters_of(method)[1:] if p.default is p.empty]
-        if set(STARTS) & set(name.lower().strip("_").split("_")) and not needed and not name.startswith("__"):
+        if set(STARTS) & set(name.lower().strip("_").split("_")) and not needed and (
+                harmless(name) and not name.startswith("__")):
             tried = replace(one, plan=replace(one.plan, then=(*one.plan.then, Plan(method, {}))))
             with suppress(Exception):
                 if _zero_factors(tried) == 1:

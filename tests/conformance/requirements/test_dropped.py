@@ -1,12 +1,14 @@
 """Dropout in the sweep: the mask is read from the gradient of x, and every other answer must have it."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
 from conformance.requirements.helpers import dropped
 from conformance.requirements.helpers.dropped import Pass
 from conformance.truth import lattice
-from conformance.truth.compare import Mismatch, wide
+from conformance.truth.compare import Mismatch, same_number, wide
 from conformance.truth.space import PLAIN
 
 
@@ -64,3 +66,27 @@ def test_gradients_are_sums_over_the_passes():
     dropped.of_one_mask(passes, both, case)
     with pytest.raises(Mismatch, match="^dA with the mask"):
         dropped.explain(passes, first[4], case)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("terms", [(1,), (1, 1), (1, -1), (1, 2, 3), (2, 2, -2, 2), (1,) * 9, (1, -1) * 4])
+def test_no_value_of_a_sum_is_likelier_than_the_bound(terms, rate):
+    """All masks of the terms are gone through."""
+    likely: dict[int, float] = {}
+    for kept in product((0, 1), repeat=len(terms)):
+        value = sum(term * one for term, one in zip(terms, kept, strict=True))
+        likely[value] = likely.get(value, 0.0) + (1 - rate) ** sum(kept) * rate ** (len(kept) - sum(kept))
+    most, bound = max(likely.values()), dropped.probability(len(terms), rate)
+    assert most <= bound or same_number(most, bound)
+
+
+def test_more_entries_than_a_float_can_count_are_no_trouble():
+    assert dropped.probability(4097, 0.1) <= dropped.probability(100, 0.1) < 1
+
+
+def test_an_accident_is_no_layer_that_drops_nothing():
+    """With one row and one rank a mask may give the y without dropout. So one pass does not tell."""
+    case = lattice.build(PLAIN | {"mode": "dropout", "rate": 0.5, "rows": 1, "rank": 1}, 0)
+    y = lattice.truth(case).y.astype(case.dtype)
+    assert dropped.nothing_seems_dropped(y, case, lattice.truth(case), drops_x=True)
+    assert dropped.tries(case, drops_x=True) > 10
