@@ -44,7 +44,7 @@ class Given:
 
     def __init__(self) -> None:
         self._next = 0
-        # The array, its own memory if that lies in one piece, and its bytes when last looked at.
+        # The array, the memory that it lies in if that is in one piece, and the bytes of it when last looked at.
         self._known: OrderedDict[int, tuple[np.ndarray, memoryview | None, bytearray]] = OrderedDict()
         self._bytes = 0
         self._numbers: dict[int, int] = {}  # id() of the array → its number, on the side that hands over
@@ -60,7 +60,7 @@ class Given:
         if number is None:
             number = self._next
             self._next += 1
-        memory = array.reshape(-1).view(np.uint8).data if array.flags.c_contiguous else None
+        memory = _in_one_piece(array)
         self._known[number] = (array, memory, bytearray(memory or array.tobytes()))
         self._numbers[id(array)] = number
         self._bytes += array.nbytes
@@ -83,7 +83,7 @@ class Given:
         self._bytes = 0
 
     def same(self, number: int) -> bool:
-        """Whether the array holds what it held when it was last looked at. Looks at it."""
+        """Whether the array, and what lies beside it, holds what it held when it was last looked at. Looks at it."""
         array, memory, before = self._known[number]
         now = memory or array.tobytes()
         if before == now:  # a bytearray is compared without a copy
@@ -97,7 +97,7 @@ class Given:
 
     def put(self, number: int, items: bytes) -> None:
         """Writes these bytes into the array, even where its owner may only read it."""
-        array, _, before = self._known[number]
+        array, memory, before = self._known[number]
         now = np.frombuffer(items, array.dtype).reshape(array.shape)
         writeable = array
         while not writeable.flags.writeable and isinstance(writeable.base, np.ndarray):
@@ -107,7 +107,16 @@ class Given:
         elif writeable.flags.writeable:
             start, own = (a.__array_interface__["data"][0] for a in (array, writeable))
             np.ndarray(array.shape, array.dtype, writeable.view(np.uint8).data, start - own, array.strides)[...] = now
-        before[:] = array.tobytes()
+        before[:] = memory or array.tobytes()
+
+
+def _in_one_piece(array: np.ndarray) -> memoryview | None:
+    """The bytes of the array, or of the array that it is a view of, if they lie in one piece. To compare them takes no copy.
+    None for a view of little in a lot of memory."""
+    whole = array if array.flags.c_contiguous else array.base
+    if isinstance(whole, np.ndarray) and whole.flags.c_contiguous and whole.nbytes <= BESIDE * array.nbytes:
+        return whole.reshape(-1).view(np.uint8).data
+    return None
 
 
 class Writer:

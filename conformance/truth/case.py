@@ -1,5 +1,6 @@
 """A case: the arrays and the configuration of one trial, and the right answers, which `lora_ref` alone computes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -164,29 +165,51 @@ class Together:
 
 
 class Bound:
-    """How far an honest layer of the case's dtype may be from the truth. The rounding of the truth itself is included."""
+    """How far an honest layer of the case's dtype may be from the truth. The rounding of the truth itself is included. Each
+    bound is computed when it is asked for."""
 
     def __init__(self, case: Case):
-        p = lora.LoRA(case.A, case.B)
-        for precision in (case.config.dtype, "longdouble" if case.config.dtype == "float64" else "float64"):
-            dx, (dA, dB) = bounds.backward(case.dy, case.x, case.W, p, case.scale, precision)
-            found = {
-                "y": bounds.forward(case.x, case.W, case.b, p, case.scale, precision),
-                "dx": dx, "dA": dA, "dB": dB,
-                "merged": bounds.merge(case.W, p, case.scale, precision),
-                "merged_once": bounds.merge_rounded_once(case.W, p, case.scale, precision),
-                "unmerged": bounds.unmerge(case.W, p, case.scale, precision),
-            }
-            for name, value in found.items():
-                setattr(self, name, getattr(self, name, 0.0) + value)
+        self._W, self._x, self._dy, A, B = (wide(a).astype(np.float64) for a in (case.W, case.x, case.dy, case.A, case.B))
+        self._p, self._case, dtype = lora.LoRA(A, B), case, case.config.dtype
+        self._precisions = dtype, "longdouble" if dtype == "float64" else "float64"
 
-    y: np.ndarray
-    dx: np.ndarray
-    dA: np.ndarray
-    dB: np.ndarray
-    merged: np.ndarray
-    merged_once: np.ndarray
-    unmerged: np.ndarray
+    @cached_property
+    def y(self) -> np.ndarray:
+        case = self._case
+        return sum(bounds.forward(self._x, self._W, case.b, self._p, case.scale, each) for each in self._precisions)
+
+    @cached_property
+    def _gradients(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        of_layer, of_truth = (
+            bounds.backward(self._dy, self._x, self._W, self._p, self._case.scale, each) for each in self._precisions)
+        return of_layer[0] + of_truth[0], of_layer[1].A + of_truth[1].A, of_layer[1].B + of_truth[1].B
+
+    @property
+    def dx(self) -> np.ndarray:
+        return self._gradients[0]
+
+    @property
+    def dA(self) -> np.ndarray:
+        return self._gradients[1]
+
+    @property
+    def dB(self) -> np.ndarray:
+        return self._gradients[2]
+
+    @cached_property
+    def merged(self) -> np.ndarray:
+        return self._of_weight(bounds.merge)
+
+    @cached_property
+    def merged_once(self) -> np.ndarray:
+        return self._of_weight(bounds.merge_rounded_once)
+
+    @cached_property
+    def unmerged(self) -> np.ndarray:
+        return self._of_weight(bounds.unmerge)
+
+    def _of_weight(self, bound: Callable[..., np.ndarray]) -> np.ndarray:
+        return sum(bound(self._W, self._p, self._case.scale, each) for each in self._precisions)
 
 
 def resolution(case: Case) -> float:

@@ -151,14 +151,15 @@ def of_one_mask(passes: list[Pass], found: dict[str, np.ndarray], case: Case) ->
     W, b = wide(case.W).astype(np.float64), 0.0 if case.b is None else wide(case.b).astype(np.float64)
     products: dict[str, list[tuple]] = {"dy": [], "dx": [], "dA": [], "dB": []}
     for one in passes:
-        of = case.replace(x=one.x, dy=one.dy)
-        bound = of.replace(x=wide(one.x) / (1 - case.config.dropout)).bound
-        products["dy"].append((one.dy, wide(one.y) - (wide(one.x) @ W.T + b), bound.y))
+        x, dy = (wide(a).astype(np.float64) for a in (one.x, one.dy))
+        bound = case.replace(x=x / (1 - case.config.dropout), dy=dy).bound
+        products["dy"].append((dy, wide(one.y) - (x @ W.T + b), bound.y))
         if one.dx is not None:
-            products["dx"].append((one.x, wide(one.dx) - wide(one.dy) @ W, bound.dx / (1 - case.config.dropout)))
+            products["dx"].append((x, wide(one.dx) - dy @ W, bound.dx / (1 - case.config.dropout)))
         for name in {"A", "B"} & set(found):
             products[f"d{name}"].append((getattr(case, name), found[name] / len(passes), getattr(bound, f"d{name}")))
     got = {name: sum((wide(a) * wide(d)).sum() for a, d, _ in terms) for name, terms in products.items() if terms}
-    off = {name: sum((np.abs(wide(a)) * bound).sum() for a, _, bound in terms) for name, terms in products.items()}
+    off = {name: _of_two(case) * sum(float((np.abs(a.astype(np.float64)) * bound).sum()) for a, _, bound in terms)
+           for name, terms in products.items()}
     for name in set(got) - {"dy"}:
         expect_within(got[name], got["dy"], off[name] + off["dy"], f"⟨{name}, {name[1:]}⟩, against ⟨dy, y − base⟩")
