@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from conformance.drivers.look.arguments import Plan
 from conformance.drivers.look.plans import parameters_of
 
@@ -18,7 +20,7 @@ MOST = 8  # values that are tried for one argument
 def chosen(plan: Plan) -> Iterator[Plan]:
     """The plan, with one of its values for an argument that must be given and chooses among words: those of its annotation, as
     Literal["a", "b"], and those that the code compares it with. Or with None for one that is False unless it is given: some
-    code tells only None from a choice."""
+    code tells only None from a choice. Or with a module for one that is a class of modules unless it is given."""
     compared = _compared(plan.call)
     for argument in parameters_of(plan.call):
         if argument.default is argument.empty and argument.name in plan.roles:
@@ -29,6 +31,9 @@ def chosen(plan: Plan) -> Iterator[Plan]:
                 yield replace(plan, roles=roles, literals=plan.literals | {argument.name: value})
         elif argument.default is False and argument.name not in plan.roles:
             yield replace(plan, literals=plan.literals | {argument.name: None})
+        elif isinstance(argument.default, type) and issubclass(argument.default, nn.Module) and argument.name not in plan.roles:
+            with suppress(Exception):
+                yield replace(plan, literals=plan.literals | {argument.name: argument.default()})
 
 
 def _compared(call: Callable[..., Any]) -> dict[str, list[str]]:

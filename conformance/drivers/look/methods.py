@@ -58,7 +58,8 @@ def found_methods(make: Callable[[], TorchLayer], beside: dict[str, Any]) -> Met
             notes.append(f"{call} gives another module{also}")
             continue
         if moved == before:
-            notes += [f"{call} changes nothing"] if call not in MODES else []
+            said = "puts another module in the place of the layer" if _replaces(make().module, call, beside) else "changes nothing"
+            notes += [f"{call} {said}"] if call not in MODES else []
             continue
         for back in (*_named(layer.module, beside, UNDOES, ()), MODES[1]):
             with suppress(Exception):
@@ -113,9 +114,18 @@ def _named(module: nn.Module, beside: dict[str, Any], words: tuple[str, ...], bu
     return [call for _, call in sorted(found)]
 
 
+def _replaces(module: nn.Module, call: str, beside: dict[str, Any]) -> bool:
+    """Whether a function puts another module in the place of this one in a model that holds it."""
+    model = nn.ModuleDict({"layer": module})
+    if call.endswith("(module)"):
+        with suppress(Exception):
+            called(model, call, beside)
+    return model["layer"] is not module
+
+
 def _state(layer: TorchLayer) -> tuple[bytes, ...]:
-    """W, and the flags and numbers of the module."""
-    parts = layer.module.named_modules()
+    """W, and the flags and numbers of the module, but not those of torch's own parts, such as a rate of dropout."""
+    parts = ((path, part) for path, part in layer.module.named_modules() if not type(part).__module__.startswith("torch."))
     flags = sorted((f"{path}.{name}", value) for path, part in parts for name, value in vars(part).items()
                    if isinstance(value, bool | int | float) and name != "training")
     return layer.weight().tobytes(), repr(flags).encode()

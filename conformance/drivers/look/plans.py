@@ -20,7 +20,8 @@ ANYTHING = ("linear", "in", "out", "rank", "alpha", "width", "part", "model", "w
             "name", "false", "true", "convolution", "turned weight", "targets", "down", "up", "sizes", "none")
 BY_KIND = {
     "bool": ("false", "true"), "str": ("name",), "int": ("rank", "in", "out", "alpha", "single", "width"),
-    "float": ("alpha", "zero", "one", "rank"), "Linear": ("linear", "down", "up"), "Conv1D": ("convolution", "linear"),
+    "float": ("alpha", "zero", "one", "rank"), "Linear": ("linear", "down", "up", "convolution"),
+    "Conv1D": ("convolution", "linear"),
     "Module": ("linear", "part", "model", "convolution", "down", "up"),
     "Tensor": ("weight", "b", "turned weight"), "Parameter": ("weight", "b", "turned weight"),
     "tuple": ("sizes", "targets"), "Tuple": ("sizes", "targets"), "Size": ("sizes",), "dict": ("configuration",),
@@ -36,6 +37,8 @@ def plans(call: Callable[..., Any], with_parts: bool = True) -> Iterator[Plan]:
     options = _told_apart({a.name: likely(a) for a in arguments}, arguments)
     if not any(found[0] == "rank" for found in options.values()):  # then a width that has a default may be the rank
         options |= {name: ["rank", *found] for name, found in options.items() if found[0] == "width" and len(found) == 1}
+        if not any("out" in found for found in options.values()):  # and in is out, too
+            options |= {name: [*found, "width"] for name, found in options.items() if found[0] == "in"}
     hidden = {p.name for p in _hidden(call, {p.name for p in parameters_of(call)})}
     every = itertools.islice(ordered(list(options.values())), 20 * MOST)
     roles = ({name: role for name, role in zip(options, chosen, strict=True) if role} for chosen in every)

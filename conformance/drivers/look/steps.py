@@ -68,9 +68,11 @@ def switched(plan: Plan, made: Any) -> Iterator[Plan]:
     or of its configuration, or an attribute. `made` is what the plan gives."""
     keys = _keys(made)
     if needed := needed_besides_x(made) if isinstance(made, nn.Module) else []:
-        for values in itertools.islice(itertools.product((1.0, *keys, 0, True, None, keys), repeat=len(needed)), METHOD_PLANS):
-            literals = dict(zip(needed, values, strict=True))
-            yield replace(plan, then=(*plan.then, Plan(Forward(), {}, literals=literals)))
+        roles = {name: "rank" for name in needed if role_of(name) == "rank"}
+        others = [name for name in needed if name not in roles]
+        for values in itertools.islice(itertools.product((1.0, *keys, 0, True, None, keys), repeat=len(others)), METHOD_PLANS):
+            literals = dict(zip(others, values, strict=True))
+            yield replace(plan, then=(*plan.then, Plan(Forward(), roles, literals=literals)))
     for step in (*_own_steps(made, keys), *_steps_aside(plan.call, keys)):
         yield replace(plan, then=(*plan.then, step))
     for argument in signature(plan.call)[0]:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from torch import nn
+
 from conformance.drivers.look.actions import Aside, Attribute, FirstPass, Forward
 from conformance.drivers.look.arguments import Plan, is_method, name_of
 from conformance.drivers.look.building import dropouts
@@ -56,7 +58,8 @@ def subject(found: Found, methods: Methods, name: str, place: str) -> str:
     declined = [words for words, offered in (
         ("config.dropout", plan.offers("dropout") or dropouts(found.module(found.probe))),
         ('config.scaling != "standard"', plan.offers("scaling") or plan.offers("rslora") or found.rule == ROOT),
-        ("config.bias", True in found.bias), ("not config.bias", False in found.bias)) if not offered]
+        ("config.bias", True in found.bias), ("not config.bias", False in found.bias),
+        ("config.in_features != config.out_features", not plan.square)) if not offered]
     declined += [f'config.dtype == "{dtype}"' for dtype in found.formats or {}]
     refusal = f"        if {' or '.join(declined)}:\n            raise Unsupported('this configuration')\n" if declined else ""
     told = [f"    def {method}(self):\n        {_text_of(call)}"
@@ -180,7 +183,7 @@ def _call(plan: Plan, values: dict[str, str]) -> str:
     if plan.part is not None:
         values = values | {"part": _call(plan.part, values)}
     given = [f"{argument}={values.get(role, f'...  # {role}')}" for argument, role in plan.roles.items()]
-    given += [f"{argument}={value!r}" for argument, value in plan.literals.items()]
+    given += [f"{argument}={'torch.nn.' * isinstance(value, nn.Module)}{value!r}" for argument, value in plan.literals.items()]
     return f"{name_of(plan.call)}({', '.join(given)})"
 
 

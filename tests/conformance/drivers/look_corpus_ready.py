@@ -746,6 +746,73 @@ class NeedsAGate(nn.Module):
         return self.linear(x) + gate * self.scale * (x @ self.A @ self.B)
 
 
+class NeedsTheRank(nn.Module):
+    """Every forward pass says how many ranks are used."""
+
+    def __init__(self, in_features: int, out_features: int, most: int):
+        super().__init__()
+        self.base = nn.Linear(in_features, out_features).requires_grad_(False)
+        self.A, self.B = _factors(in_features, out_features, most)
+
+    def forward(self, x: torch.Tensor, r: int):
+        return self.base(x) + x @ self.A[:, :r] @ self.B[:r]
+
+
+class Between(nn.Module):
+    """A module stands between the factors. Its default is a class, which cannot be called with x. Two functions beside the
+    class look like merges: the one changes a model that holds the layer, the other the rate of dropout alone."""
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float, activation: nn.Module = nn.Identity):
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        self.A, self.B = _factors(linear.in_features, linear.out_features, rank)
+        self.scale, self.activation, self.dropout = alpha / rank, activation, nn.Dropout(0.0)
+
+    def forward(self, x):
+        return self.linear(x) + self.scale * (self.activation(self.dropout(x) @ self.A) @ self.B)
+
+
+def merge_children(model: nn.Module):
+    """Puts merged linear layers in the places of such children."""
+    for name, part in list(model.named_children()):
+        if isinstance(part, Between):
+            merged = nn.Linear(part.A.shape[0], part.B.shape[1])
+            merged.weight.data.copy_(part.linear.weight + part.scale * (part.A @ part.B).T)
+            setattr(model, name, merged)
+
+
+def merge_with_dropout(model: nn.Module, rate=0.1):
+    """Sets the rate of dropout, as if it would merge."""
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = rate
+
+
+class SquareBranch(nn.Module):
+    """One size is in and out. The rank is called a width."""
+
+    def __init__(self, in_dim, dim=8, bits=32):
+        super().__init__()
+        self.down, self.up = nn.Linear(in_dim, dim, bias=False), nn.Linear(dim, in_dim, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x):
+        return self.up(self.down(x))
+
+
+class CalledLinear(nn.Module):
+    """The annotation says nn.Linear, and the code takes the weight of a Conv1D."""
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        self.linear, (n_in, n_out) = linear.requires_grad_(False), linear.weight.shape
+        self.A, self.B = _factors(n_in, n_out, rank)
+        self.scale = alpha / rank
+
+    def forward(self, x):
+        return self.linear(x) + self.scale * (x @ (self.A @ self.B))
+
+
 # ---- no single LoRA layer
 
 
@@ -853,6 +920,10 @@ READY = (
     Layer("Residual", "linear", "linear.weight", "A", "B", "linear.bias"),
     Layer("NoneOrAKind", "sizes", "base.weight", "A", "B", "base.bias"),
     Layer("DrawnLater", "sizes", "base.weight", "A", "B", "base.bias"),
+    Layer("NeedsTheRank", "sizes", "base.weight", "A", "B", "base.bias", scale="always 1"),
+    Layer("Between", "linear", "linear.weight", "A", "B", "linear.bias"),
+    Layer("SquareBranch", "part", "base.weight", "lora.down.weight", "lora.up.weight", "base.bias", "AB", scale="always 1"),
+    Layer("CalledLinear", "linear", "linear.weight", "A", "B", "linear.bias", "W"),
     Layer("NeedsAGate", "linear", "linear.weight", "A", "B", "linear.bias"),
     Layer("Prepared", "linear", "inner.weight", "A", "B", "inner.bias"),
 )
