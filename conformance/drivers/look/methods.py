@@ -58,7 +58,8 @@ def found_methods(make: Callable[[], TorchLayer], beside: dict[str, Any]) -> Met
             notes.append(f"{call} gives another module{also}")
             continue
         if moved == before:
-            said = "puts another module in the place of the layer" if _replaces(make().module, call, beside) else "changes nothing"
+            away = _replaces(make().module, call, beside)
+            said = "puts another module in the place of the layer" if away else "changes nothing"
             notes += [f"{call} {said}"] if call not in MODES else []
             continue
         for back in (*_named(layer.module, beside, UNDOES, ()), MODES[1]):

@@ -15,7 +15,8 @@ def told(found: Found, methods: Methods, zero: tuple[str, ...]) -> list[tuple[st
     rows += [("y is of", found.way)] if found.way else []
     for step in found.plan.then:
         if isinstance(step.call, Forward):
-            rows.append(("forward", f"needs {' and '.join([*step.roles, *step.literals])} besides x. This was given: {step.words}"))
+            needed = " and ".join([*step.roles, *step.literals])
+            rows.append(("forward", f"needs {needed} besides x. This was given: {step.words}"))
     rows += [(name, _array(found, name, zero)) for name in ("W", "b", "A", "B")]
     rows.append(("bias", "by choice" if len(found.bias) == 2 else "always" if found.bias[0] else "never"))
     rows.append(("rank", "by choice" if found.rank is None else f"always {found.rank}"))
