@@ -176,7 +176,9 @@ class Bound:
     @cached_property
     def y(self) -> np.ndarray:
         case = self._case
-        return sum(bounds.forward(self._x, self._W, case.b, self._p, case.scale, each) for each in self._precisions)
+        of_layer, of_truth = (
+            bounds.forward(self._x, self._W, case.b, self._p, case.scale, each) for each in self._precisions)
+        return of_layer + of_truth
 
     @cached_property
     def _gradients(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -209,7 +211,8 @@ class Bound:
         return self._of_weight(bounds.unmerge)
 
     def _of_weight(self, bound: Callable[..., np.ndarray]) -> np.ndarray:
-        return sum(bound(self._W, self._p, self._case.scale, each) for each in self._precisions)
+        of_layer, of_truth = (bound(self._W, self._p, self._case.scale, each) for each in self._precisions)
+        return of_layer + of_truth
 
 
 def resolution(case: Case) -> float:
