@@ -828,10 +828,94 @@ def refilled(module: nn.Module, call: Through, x: Tensor) -> Facts:
     return {"y": now(call(module, x))}
 
 
+def overwritten(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor) -> Facts:
+    """A backward pass after the caller has negated y in place. An error is a refusal."""
+    x = leaf(x)
+    try:
+        y = call(module, x)
+        y.neg_()
+        y.backward(dy)
+    except RuntimeError as error:
+        return {"refused": str(error)}
+    return gradients_of(x=x, A=A, B=B)
+
+
+def overwritten_under(module: nn.Module, call: Through, x: Tensor) -> Facts:
+    """The second of two passes of x, after the caller has zeroed the first y in place."""
+    facts = {}
+    for where, grad in (("in grad mode", True), ("under no_grad", False)):
+        with torch.set_grad_enabled(grad):
+            y = call(module, x)
+            y.data.zero_()
+            facts[where] = now(call(module, x))
+    return facts
+
+
+def amid(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor, setting: str) -> Facts:
+    """Both passes with a setting of torch that is none of the layer's business."""
+    kind, x = torch.get_default_dtype(), leaf(x)
+    try:
+        if setting.startswith("default dtype "):
+            torch.set_default_dtype(getattr(torch, setting.removeprefix("default dtype ")))
+        torch.autograd.set_detect_anomaly(setting == "anomaly detection", check_nan=False)
+        copies = setting == "saved tensors copied"
+        with torch.autograd.graph.saved_tensors_hooks(torch.clone if copies else lambda t: t, lambda t: t):
+            y = call(module, x)
+            y.backward(dy)
+    finally:
+        torch.set_default_dtype(kind)
+        torch.autograd.set_detect_anomaly(False)
+    return {"y": now(y)} | gradients_of(x=x, A=A, B=B)
+
+
+def interrupted(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor) -> Facts:
+    """y and gradients of passes of x. At one call of torch in each, every call in turn, a pass of −x runs. The first y that
+    differs from a y without interruption is given, or else the last."""
+    class Interruption(torch.overrides.TorchFunctionMode):
+        at, calls = 0, 0
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.calls += 1
+            if self.calls == self.at:
+                with torch.no_grad():
+                    call(module, -x)
+            return func(*args, **(kwargs or {}))
+
+    facts = {}
+    for name, grad in (("y", True), ("y under no_grad", False)):
+        at, calls = 0, 1
+        while at <= calls:
+            for own in (A, B):
+                own.grad = None
+            mode, given = Interruption(), leaf(x)
+            mode.at = at
+            with torch.set_grad_enabled(grad), mode:
+                y = call(module, given)
+            first = now(y) if at == 0 else facts[f"first {name}"]
+            facts |= {f"first {name}": first, name: now(y)}
+            if grad and y.requires_grad:
+                y.backward(dy)
+                facts |= gradients_of(x=given, A=A, B=B)
+            if not torch.equal(first, now(y)):
+                return facts | {"y under no_grad": now(y)}
+            at, calls = at + 1, mode.calls
+    return facts
+
+
+def bucketed(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor) -> Facts:
+    """What a backward pass leaves in one piece of memory of which A.grad and B.grad are views."""
+    memory = torch.zeros(A.numel() + B.numel(), dtype=A.dtype, device=A.device)
+    views = {"A": memory[: A.numel()].view_as(A), "B": memory[A.numel() :].view_as(B)}
+    A.grad, B.grad = views["A"], views["B"]
+    call(module, leaf(x)).backward(dy)
+    return {f"d {name}": now(view) for name, view in views.items()}
+
+
 EXPERIMENTS = (
     copied, replaced, reloaded, hold, held, held_under, used_twice, retained, second, in_modes, autocast, modes, part_modes,
     within, written, rebased, seed, surroundings, wrapped, moved, functional, checkpointed, hooked, compiled, compiled_pass,
     transformed, zeroed, frozen, changed_between, begun, ended, second_through, served, followed, entered, left, in_a_model,
     loaded, reparametrised, per_sample, wrapped_hook, twice_the_same, asked_for, unfrozen, restrided, without_dropout,
-    pushed_forward, mapped, part_loaded, state_kept, loaded_then, started_anew, refilled,
+    pushed_forward, mapped, part_loaded, state_kept, loaded_then, started_anew, refilled, overwritten, overwritten_under, amid,
+    interrupted, bucketed,
 )

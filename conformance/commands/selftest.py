@@ -31,6 +31,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.triggered and (arguments.brief or arguments.examples):
+        raise ValueError("--triggered plants faults of its own: it goes with neither --brief nor --examples")
     written = Written(arguments.json)
     screen = console()
     found = _triggered(screen, arguments) if arguments.triggered else _listed(screen, arguments)

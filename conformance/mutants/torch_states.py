@@ -94,7 +94,7 @@ class BiasGetsTheMean(LoRA):
         return y - b + b.detach() + (b - b.detach()) / max(1, x[..., 0].numel())
 
 
-@mutant("59", kills="TORCH-46")
+@mutant("59", kills="TORCH-46 TORCH-60")
 @layer_of
 class AddsToGradItself(LoRA):
     """The gradient of A is added to A.grad in the backward pass, and autograd gets none."""
@@ -260,3 +260,40 @@ class RanksInNoState(LoRA):
 
     def lora(self, x: Tensor) -> Tensor:
         return self.scale * (self.dropout(x) @ (self.A * self.used) @ self.B)
+
+
+@mutant("123", kills="TORCH-57")
+@layer_of
+class GivesItsLastOutputAgain(LoRA):
+    """While nothing has changed, the output of the last pass is given again."""
+
+    known: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        now = [(id(own), own._version) for own in (x, *self.parameters())] + [self.training, torch.is_grad_enabled()]
+        if self.known is None or self.known[0] != now or self.dropout.p:
+            self.known = now, super().forward(x), x
+        return self.known[1]
+
+
+@mutant("123", kills="TORCH-58")
+@layer_of
+class ComputesInTheDefaultDtype(LoRA):
+    """The LoRA part is computed in the default dtype."""
+
+    def lora(self, x: Tensor) -> Tensor:
+        x, A, B = (tensor.to(torch.get_default_dtype()) for tensor in (self.dropout(x), self.A, self.B))
+        return (self.scale * (x @ A @ B)).to(self.A.dtype)
+
+
+@mutant("123", kills="TORCH-59")
+@layer_of
+class LeavesHOnTheModule(LoRA):
+    """x A is left on the module, from where the next step takes it."""
+
+    h: Any = None
+
+    def lora(self, x: Tensor) -> Tensor:
+        self.h = self.dropout(x) @ self.A
+        B = self.B * self.scale
+        return self.h @ B

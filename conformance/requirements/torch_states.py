@@ -16,7 +16,7 @@ from conformance.requirements.torch_use import inside
 from conformance.subject import Layer, Unsupported
 from conformance.truth.case import Case, exact_in_any_order
 from conformance.truth.compare import expect, expect_equal, repetitions, wide
-from conformance.truth.strategies import any_size, exact
+from conformance.truth.strategies import any_size, exact, rounding
 
 __all__ = ["GROUP"]  # a file of requirements has one
 
@@ -328,3 +328,78 @@ def state_is_whole(subject, case):
     the state_dict, is then whatever was in the memory."""
     facts = tried(prepared(subject, case, training=True), "refilled", x=case.x)
     facts.equal("y", plain(subject, case)["y"], "y after parameters and buffers were NaN, and the state_dict was loaded")
+
+
+@requirement(
+    "TORCH-57",
+    "If the caller changes y in place, the gradients MUST be right or be refused, and the next pass MUST be right.",
+    formula="y ← −y in place ⇒ dA, dB, dx of −dy", sources=("PyTorch documentation, torch.nn.ReLU: inplace",
+                                                            f"{AUTOGRAD}: In-place correctness checks"),
+    needs=NEEDS, faults="123", cases=any_size(), examples=0.25,
+)
+def outputs_are_the_callers(subject, case):
+    """An activation with inplace=True does so. A layer that keeps its last output, or computes its gradients from it, then
+    goes on with other numbers."""
+    want, layer = plain(subject, case), prepared(subject, case, training=True)
+    facts = tried(layer, "overwritten", x=case.x, dy=case.dy)
+    if "refused" not in facts:
+        facts.gradients(want, "after the caller has negated y in place", times=-1)
+    for mode in (True, False):
+        set_mode(layer, mode)
+        facts = tried(layer, "overwritten_under", x=case.x)
+        for where in ("in grad mode", "under no_grad"):
+            words = f"y {where}, in {'training' if mode else 'inference'} mode, after the caller has zeroed the last y in place"
+            facts.equal(where, want["y"], words)
+
+
+@requirement(
+    "TORCH-58",
+    "A default dtype that was set later, anomaly detection and hooks on saved tensors MUST change nothing.",
+    formula="set_default_dtype ⇒ the same y, dx, dA, dB, bit for bit",
+    sources=("PyTorch documentation, torch.set_default_dtype, torch.autograd.graph.saved_tensors_hooks",
+             "transformers, PreTrainedModel: sets the default dtype while a model is loaded"),
+    needs=NEEDS, cases=rounding(), examples=0.25,
+)
+def settings_of_torch(subject, case):
+    """A tensor that is made in a pass without a dtype has the default one, and rounds or widens what it meets."""
+    want = plain(subject, case)
+    for setting in ("default dtype float64", "default dtype bfloat16", "anomaly detection", "saved tensors copied"):
+        facts = tried(prepared(subject, case, training=True), "amid", x=case.x, dy=case.dy, setting=setting)
+        facts.equal("y", want["y"], f"y with {setting}")
+        expect(facts["y"].dtype == case.dtype, f"dtype of y with {setting}", facts["y"].dtype, case.dtype)
+        facts.gradients(want, f"with {setting}")
+
+
+@requirement(
+    "TORCH-59",
+    "A pass that another pass interrupts, as threads do, MUST give what it gives alone.",
+    formula="y of x, interrupted by a pass of −x at any operation = y of x",
+    sources=("PyTorch documentation, CPU threading and TorchScript inference: threads run a model's forward pass",),
+    needs=NEEDS, faults="123", cases=any_size(), examples=0.1,
+)
+def interrupted_passes(subject, case):
+    """A server runs one module in many threads. What a pass leaves on the module for its own later steps is then that of
+    another pass. Here the interruption comes at each call of torch in turn."""
+    want, layer = plain(subject, case), prepared(subject, case, training=True)
+    facts = tried(layer, "interrupted", x=case.x, dy=case.dy)
+    for name in ("y", "y under no_grad"):
+        facts.equal(name, want["y"], f"{name}, interrupted by a pass of −x")
+    facts.gradients(want, "of a pass that a pass of −x has interrupted")
+    set_mode(layer, False)
+    for name in ("y", "y under no_grad"):
+        facts = tried(layer, "interrupted", x=case.x, dy=case.dy)
+        facts.equal(name, want["y"], f"{name}, in inference mode, interrupted by a pass of −x")
+
+
+@requirement(
+    "TORCH-60",
+    "A gradient that A or B has already MUST be added to in the memory in which it lies.",
+    formula="A.grad, B.grad are views of zeros ⇒ the memory holds dA, dB",
+    sources=("PyTorch documentation, DistributedDataParallel: gradient_as_bucket_view",), needs=NEEDS, faults="59",
+    cases=any_size(), examples=0.25,
+)
+def gradients_stay_where_they_are(subject, case):
+    """Training on several machines exchanges one piece of memory, of which all gradients are views. A layer that puts a new
+    tensor in the place of a gradient is left out of the exchange."""
+    facts = tried(prepared(subject, case, training=True), "bucketed", x=case.x, dy=case.dy)
+    facts.gradients(plain(subject, case), "in the memory of the gradients", names=("A", "B"))

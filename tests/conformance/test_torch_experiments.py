@@ -153,8 +153,8 @@ def test_the_scripts_of_all_experiments_run_alone(tmp_path):
         scripts[id] = script or ""
         assert "LayerConfig" not in scripts[id], id  # as in a script that needs this package
     assert sum(map(bool, scripts.values())) > 20
-    ran = subprocess.run([sys.executable, "-I", "-c", ALONE.format(scripts=[*scripts.values()])], cwd=tmp_path,
-                         capture_output=True, text=True, timeout=300)
+    (tmp_path / "alone.py").write_text(ALONE.format(scripts=[*scripts.values()]))
+    ran = subprocess.run([sys.executable, "-I", "alone.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert "y of the changed copy" in ran.stdout and "A is the same" in ran.stdout
 

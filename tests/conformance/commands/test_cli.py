@@ -35,6 +35,7 @@ def conformance(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProces
         (("run", "--dtype", "float8"), 2),
         (("run", "lora_ref", "--only", "FWD-01", "--json", "no/such/folder/report.json"), 2),
         (("explain", "NO-99"), 2),
+        (("selftest", "--triggered", "10", "--brief"), 2),
         (("frobnicate",), 2),
         ((), 2),
     ],
