@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from conformance.requirements.helpers.life import can_tell_each_bit
 from conformance.run.planted.observed import NEEDS, NEVER_AT, ODD, SEEN_AT
 from conformance.subject import Arrays
 from conformance.truth.case import DTYPES
@@ -32,6 +33,9 @@ SHOWS: dict[str, dict[str, tuple[Level, ...]]] = {
     "no mask": {"mode": ("dropout",)},  # the effect is computed without a mask
     "merged": {"merged": (True,)},  # then the LoRA part, with its mask and its gradients, is not computed
     "rows": {"rows": (1,), "leading": (0,)},  # another order of one row is the same
+    "bias": {"content": ("huge",)},  # it is lost beside such numbers, or may be
+    "mask": {"needs": ("nothing",)},  # no backward pass shows it
+    "bit": {},  # see Effect.shows
     "written x": {"x lies": ("broadcast",)},  # such an array cannot be written to
     "written dy": {"dy lies": ("broadcast", "one token", "one number")},
 }
@@ -64,6 +68,8 @@ class Effect(NamedTuple):
             return False  # one row lies in memory as it does in any array
         if levels.get("mode") == "dropout" and levels.get("content") in ODD:
             return False  # such numbers are tried without dropout
+        if "bit" in self.hidden and not can_tell_each_bit(levels):
+            return False
         return not any(levels.get(name, object()) in hiding for key in self.hidden for name, hiding in SHOWS[key].items())
 
 
@@ -108,7 +114,7 @@ _add("y has the LoRA part without scale", "LoRA part", "forward",
      lambda t, y: t.base + t.part(t.x) / (t.s or 1), "scale, no mask")
 _add("y has the LoRA part with the scale's absolute value", "LoRA part", "forward",
      lambda t, y: t.base + t.part(t.x) * abs(t.s) / t.s, "no mask", scale=("-1/4",))
-_add("y has no bias", "LoRA part", "forward", lambda t, y: y - t.b, bias=(True,))
+_add("y has no bias", "LoRA part", "forward", lambda t, y: y - t.b, "bias", bias=(True,))
 _add("y has the base of the rows in reverse order", "LoRA part", "forward", lambda t, y: y - t.base + t.base[::-1], "rows")
 _add("y is that of the pass before", "state", "forward",
      lambda t, y: t.y_before if t.y_before is not None and t.y_before.shape == y.shape else y, calls=LATE)
@@ -206,7 +212,8 @@ _add("the gradients are not set to zero", "state", "zero", lambda t, now: True, 
 # --- dropout -------------------------------------------------------------------------------------------------------------
 
 DROPOUT = ("dropout",)
-_add("the mask is drawn anew before backward", "dropout", "before backward", lambda t, now: True, "LoRA, merged", mode=DROPOUT)
+_add("the mask is drawn anew before backward", "dropout", "before backward", lambda t, now: True, "LoRA, merged, mask",
+     mode=DROPOUT)
 _add("y has no dropout", "dropout", "forward", lambda t, y: t.base + t.part(t.x), "LoRA, merged", mode=DROPOUT)
 _add("y has dropout without 1 / (1 − rate)", "dropout", "forward",
      lambda t, y: t.base + (1 - t.config.dropout) * (y - t.base), "LoRA, merged", mode=DROPOUT)
@@ -230,18 +237,18 @@ def other_dtype(array: np.ndarray) -> np.ndarray:
 _add("y has another dtype", "precision", "after forward", lambda t, y: other_dtype(y))
 _add("dx has another dtype", "precision", "after backward",
      lambda t, now: now | {"x": other_dtype(now["x"])} if "x" in now else now, "x")
-_add("y has one bit less", "precision", "forward", lambda t, y: fewer_bits(y, t.bits - 1), content=MANY)
+_add("y has one bit less", "precision", "forward", lambda t, y: fewer_bits(y, t.bits - 1), "bit", content=MANY)
 for _name in ("x", "A", "B"):
     _add(f"d{_name} has one bit less", "precision", "backward",
-         found(lambda t, g: fewer_bits(g, t.bits - 1), _name), f"{_name}" if _name == "x" else f"LoRA, {_name}", content=MANY)
+         found(lambda t, g: fewer_bits(g, t.bits - 1), _name), f"{_name}, bit" if _name == "x" else f"LoRA, {_name}, bit", content=MANY)
 _add("W takes a detour through a narrower format", "precision", "forward",
-     lambda t, y: y + t.x @ (fewer_bits(t.W, FEWER[t.config.dtype]) - t.W).T, content=MANY)
+     lambda t, y: y + t.x @ (fewer_bits(t.W, FEWER[t.config.dtype]) - t.W).T, "bit", content=MANY)
 _add("x takes a detour through a narrower format", "precision", "forward",
-     lambda t, y: t.of(fewer_bits(t.x, FEWER[t.config.dtype])), "no mask", content=MANY)
+     lambda t, y: t.of(fewer_bits(t.x, FEWER[t.config.dtype])), "no mask, bit", content=MANY)
 for _name in "AB":
     _add(f"{_name} takes a detour through a narrower format", "precision", "forward",
          lambda t, y, name=_name: y - t.part(t.x) + t.part(t.x, fewer_bits(getattr(t, name), FEWER[t.config.dtype]), name),
-         "LoRA, no mask", content=MANY)
+         "LoRA, no mask, bit", content=MANY)
 
 # --- memory --------------------------------------------------------------------------------------------------------------
 
@@ -283,7 +290,8 @@ _add("merged W has the LoRA part twice", "merging", "merge", lambda t, W: 2 * W 
 _add("merged W has the LoRA part without scale", "merging", "merge", lambda t, W: t.W + (t.A @ t.B).T, "scale", merged=(True,))
 _add("merged W has the LoRA part with the scale's absolute value", "merging", "merge",
      lambda t, W: t.W + abs(t.s) * (t.A @ t.B).T, merged=(True,), scale=("-1/4",))
-_add("merged W has one bit less", "merging", "merge", lambda t, W: fewer_bits(W, t.bits - 1), merged=(True,), content=MANY)
+_add("merged W has one bit less", "merging", "merge", lambda t, W: fewer_bits(W, t.bits - 1), "bit", merged=(True,),
+     content=MANY)
 UNMERGED = ("unmerged", "cycled")
 _add("W keeps the LoRA part after unmerge", "merging", "unmerge",
      lambda t, W: W + t.s * (t.A @ t.B).T, "LoRA", history=UNMERGED)
