@@ -13,6 +13,7 @@ import io
 import pickle
 import random
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -396,9 +397,10 @@ class Negated(nn.Module):
         return -stored
 
 
-def reparametrised(module: nn.Module, call: Through, A: Own, x: Tensor, how: str) -> Facts:
-    """A is parametrized by its negative, or pruned to zero. Then that is removed."""
-    path, _, name = name_of(module, A).rpartition(".")
+def reparametrised(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, how: str, which: str) -> Facts:
+    """A or B is parametrized by its negative, or pruned to zero. Then that is removed."""
+    own = A if which == "A" else B
+    path, _, name = name_of(module, own).rpartition(".")
     if isinstance(module, torch.jit.ScriptModule):
         raise Impossible("a parametrization of TorchScript")
     owner = module.get_submodule(path)
@@ -407,7 +409,7 @@ def reparametrised(module: nn.Module, call: Through, A: Own, x: Tensor, how: str
     if how == "parametrized":
         parametrize.register_parametrization(owner, name, Negated())
     else:
-        prune.custom_from_mask(owner, name, torch.zeros_like(A))
+        prune.custom_from_mask(owner, name, torch.zeros_like(own))
     facts = {"y": now(call(module, x))}
     if how == "parametrized":
         parametrize.remove_parametrizations(owner, name, leave_parametrized=False)
@@ -734,14 +736,28 @@ def restrided(module: nn.Module) -> Facts:
     return {"matrices": sum(tensor.dim() == 2 for tensor in own)}
 
 
-def without_dropout(module: nn.Module, call: Through, x: Tensor) -> Facts:
-    """y in training mode, after the rate of each nn.Dropout in the module was set to 0."""
-    parts = [part for part in module.modules() if isinstance(part, nn.Dropout)]
+def without_dropout(module: nn.Module, call: Through, x: Tensor, how: str) -> Facts:
+    """y in training mode, after the rate of each nn.Dropout in the module was set to 0, perhaps after a compiled pass, or after
+    an nn.Dropout(0) was put in the place of each."""
+    parts = [(part, name) for part in module.modules() for name, child in part.named_children()
+             if isinstance(child, nn.Dropout)]
     if not parts:
         raise Impossible("no nn.Dropout in the module")
-    for part in parts:
-        part.p = 0.0
-    return {"y": now(call(module, x))}
+    passed: Any = call
+    if how == "compiled":
+        torch.compiler.reset()
+        try:
+            compiled = torch.compile(Called(module, call), backend="eager")
+            compiled(x)
+        except Exception as error:
+            raise Impossible(f"torch.compile: {type(error).__name__}") from None
+        passed = lambda _, x: compiled(x)  # noqa: E731
+    for part, name in parts:
+        if how == "replaced":
+            setattr(part, name, nn.Dropout(0.0))
+        else:
+            getattr(part, name).p = 0.0
+    return {"y": now(passed(module, x))}
 
 
 def pushed_forward(module: nn.Module, call: Through, x: Tensor, v: Tensor) -> Facts:
@@ -828,6 +844,54 @@ def refilled(module: nn.Module, call: Through, x: Tensor) -> Facts:
     return {"y": now(call(module, x))}
 
 
+def flattened(module: nn.Module, A: Own) -> Facts:
+    """All Parameters become views of one vector, by torch.nn.utils.vector_to_parameters, with −A in the place of A."""
+    own = [*module.parameters()]
+    if len({parameter.dtype for parameter in own}) > 1:
+        raise Impossible("one vector of several number formats")
+    numbers = torch.cat([(-parameter if parameter is A else parameter).detach().reshape(-1) for parameter in own])
+    nn.utils.vector_to_parameters(numbers, own)
+    return {"numbers": len(numbers)}
+
+
+def base_negated(base: dict[str, Own]) -> Facts:
+    """W is negated in place, as an optimiser would change it."""
+    negate(base["W"])
+    return {}
+
+
+def wrapped_forward(module: nn.Module, call: Through, x: Tensor, kept: dict[str, Any]) -> Facts:
+    """Something that a library puts at module.forward counts the passes. The number and y of a pass; the first time it is put
+    there."""
+    if "passes" not in kept:
+        kept["passes"], forward = 0, module.forward
+
+        def counted(*arguments: Any, **named: Any) -> Any:
+            kept["passes"] += 1
+            return forward(*arguments, **named)
+
+        module.forward = counted
+    before = kept["passes"]
+    y = now(call(module, x))
+    return {"y": y, "passes": kept["passes"] - before}
+
+
+def shared(module: nn.Module, A: Own, B: Own) -> Facts:
+    """A deep copy of a model that holds the module, and A and B once more beside it."""
+    model = nn.ModuleDict({"layer": module, "beside": nn.ParameterList([A, B])})
+    other = copy.deepcopy(model)
+    theirs = [twin(module, other["layer"], own) for own in (A, B)]
+    return {name: own is there for name, own, there in zip("AB", theirs, other["beside"], strict=True)}
+
+
+def state_in_a_model(module: nn.Module) -> Facts:
+    """Whether the state_dict of a model that holds the module is that of the module, with a prefix."""
+    own, whole = module.state_dict(), nn.ModuleDict({"layer": module}).state_dict()
+    same = {f"layer.{key}" for key in own} == set(whole) and all(
+        torch.equal(value, whole[f"layer.{key}"]) for key, value in own.items() if isinstance(value, Tensor))
+    return {"the same": same}
+
+
 def overwritten(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor) -> Facts:
     """A backward pass after the caller has negated y in place. An error is a refusal."""
     x = leaf(x)
@@ -869,16 +933,21 @@ def amid(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor
 
 
 def interrupted(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor) -> Facts:
-    """y and gradients of passes of x. At one call of torch in each, every call in turn, a pass of −x runs. The first y that
-    differs from a y without interruption is given, or else the last."""
+    """y and gradients of passes of x. At one call of torch in each, every call in turn, another thread makes a pass of −x. The
+    first y that differs from a y without interruption is given, or else the last."""
+    def other() -> None:
+        with torch.no_grad():
+            call(module, -x)
+
     class Interruption(torch.overrides.TorchFunctionMode):
         at, calls = 0, 0
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             self.calls += 1
             if self.calls == self.at:
-                with torch.no_grad():
-                    call(module, -x)
+                thread = threading.Thread(target=other)
+                thread.start()
+                thread.join()
             return func(*args, **(kwargs or {}))
 
     facts = {}
@@ -917,5 +986,5 @@ EXPERIMENTS = (
     transformed, zeroed, frozen, changed_between, begun, ended, second_through, served, followed, entered, left, in_a_model,
     loaded, reparametrised, per_sample, wrapped_hook, twice_the_same, asked_for, unfrozen, restrided, without_dropout,
     pushed_forward, mapped, part_loaded, state_kept, loaded_then, started_anew, refilled, overwritten, overwritten_under, amid,
-    interrupted, bucketed,
+    interrupted, bucketed, flattened, base_negated, wrapped_forward, shared, state_in_a_model,
 )

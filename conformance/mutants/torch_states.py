@@ -297,3 +297,126 @@ class LeavesHOnTheModule(LoRA):
         self.h = self.dropout(x) @ self.A
         B = self.B * self.scale
         return self.h @ B
+
+
+@mutant("110", kills="TORCH-61")
+@layer_of
+class MergesItsOwnMemory(LoRA):
+    """A and B are views of one vector that the module keeps, and a merge reads that."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.memory = torch.cat([self.A.detach().reshape(-1), self.B.detach().reshape(-1)])
+        for own, part in zip((self.A, self.B), self.parts(), strict=True):
+            own.data = part
+
+    def parts(self) -> list[Tensor]:
+        A, B = self.memory.split([self.A.numel(), self.B.numel()])
+        return [A.view_as(self.A), B.view_as(self.B)]
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        (A, B), W = self.parts(), self.linear.weight
+        self.kept = W.clone()
+        W.copy_(W.double() + self.scale * (A.double() @ B.double()).T)
+
+
+@mutant("110", kills="TORCH-62")
+@layer_of
+class KeepsTheFirstW(LoRA):
+    """The copy of W that unmerge restores is made by the first merge alone."""
+
+    first: Any = None
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        self.first = self.kept if self.first is None else self.first
+        super().unmerge()
+        self.linear.weight.copy_(self.first)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self.first = None
+
+
+@mutant(kills="TORCH-63")
+@layer_of
+class SetsItsForward(LoRA):
+    """The way of a merged layer, and then the usual one, is put at self.forward."""
+
+    def merge(self) -> None:
+        super().merge()
+        self.forward = self.linear.forward
+
+    def unmerge(self) -> None:
+        super().unmerge()
+        self.forward = super().forward
+
+
+@mutant("61", kills="GRAD-22")
+@layer_of
+class DxWithTheStridesOfX(LoRA):
+    """dx is written into memory with the strides of x, in which rows may overlap."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled() and 0 not in x.stride():
+            sizes, strides, x = x.shape, x.stride(), x.view_as(x)
+            x.register_hook(lambda dx: dx.new_empty(0).new_empty_strided(sizes, strides).copy_(dx))
+        return super().forward(x)
+
+
+@mutant("126", kills="DTYPE-12")
+@layer_of
+class CutsOff(LoRA):
+    """What is too large for the format becomes its largest number."""
+
+    def lora(self, x: Tensor) -> Tensor:
+        most = torch.finfo(x.dtype).max
+        A, B = self.A.view_as(self.A), self.B.view_as(self.B)
+        for factor in (A, B):
+            if factor.requires_grad and torch.is_grad_enabled():
+                factor.register_hook(lambda gradient: gradient.nan_to_num(nan=torch.nan, posinf=most, neginf=-most))
+        return self.scale * (self.dropout(x) @ A @ B)
+
+
+@mutant("71", kills="TORCH-50")
+@layer_of
+class SecondReferenceToDropout(LoRA):
+    """The nn.Dropout that the constructor made is used, whatever stands in its place."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.drops = [self.dropout]
+
+    def lora(self, x: Tensor) -> Tensor:
+        self.drops[0].train(self.training)
+        return self.scale * (self.drops[0](x) @ self.A @ self.B)
+
+
+@mutant("115", kills="TORCH-36")
+@layer_of
+class NoPrefixWhileMerged(LoRA):
+    """While the layer is merged its state_dict has W as it was, under a key without a prefix."""
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.kept is not None:
+            destination["linear.weight"] = self.kept
+
+
+@mutant(kills="TORCH-39")
+@layer_of
+class LooksForBAmongParameters(LoRA):
+    """A layer that has no Parameter B counts as one without an adapter."""
+
+    def lora(self, x: Tensor) -> Tensor:
+        return super().lora(x) if "B" in self._parameters else 0 * self.linear(x)
+
+
+@mutant("147", kills="TORCH-01")
+@layer_of
+class CopiesFactorsByItself(Copied):
+    """A deep copy makes its factors anew, and not by the memo of what is copied already."""
+
+    def change(self) -> None:
+        self.A, self.B = (nn.Parameter(own.detach().clone()) for own in (self.A, self.B))

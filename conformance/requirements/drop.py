@@ -14,6 +14,7 @@ from conformance.requirements.helpers import masks
 from conformance.requirements.helpers.dropped import MORE
 from conformance.requirements.helpers.layers import fresh, gradients, known_weight, prepared, scratch, set_mode
 from conformance.requirements.helpers.masks import WIDTH, at_size, form, mask_of, revealing, without_repeats
+from conformance.requirements.helpers.variants import windows
 from conformance.subject import Layer, Unsupported
 from conformance.truth.case import DTYPES, Case
 from conformance.truth.compare import (
@@ -139,6 +140,11 @@ def inverted_scaling(subject, case):
         alike = kept[..., 1::2] == kept[..., ::2]
         what = f"neighbours that are dropped or kept alike, p = {rate}"
         ratios.append(expect_fraction(int(alike.sum()), alike.size, rate**2 + (1 - rate) ** 2, what))
+    for dtype in {"float16", "bfloat16"} - {case.config.dtype}:
+        with suppress(Unsupported):
+            kept = drawn(subject, case.replace(dropout=0.0021).stored_as(dtype)) != 0
+            what = f"fraction of kept entries at p = 0.0021 in {dtype}"
+            ratios.append(expect_fraction(int(kept.sum()), kept.size, 1 - 0.0021, what))
     return max(ratios)
 
 
@@ -222,6 +228,15 @@ def masks_differ(subject, case):
     repeated = wide(layer.forward(np.broadcast_to(one, (4, 16, K)))) / case.scale
     for axis, name in enumerate(("of the samples of a batch", "of the rows of a sample")):
         expect((repeated != repeated.take([0], axis)).any(), f"the masks {name}, which is one row that was expanded",
+               "all equal", "different")
+    overlapping = wide(layer.forward(windows(np.ones((64, K), case.dtype))))
+    alike = (overlapping[1:, :-1] == overlapping[:-1, 1:]).mean()
+    expect(alike < 1, "the masks of rows that overlap in memory, where they are the same numbers", "all equal", "different")
+    with suppress(Unsupported):
+        layer.input_needs_grad(False)
+        samples = np.broadcast_to(np.ones((1, 16, K), case.dtype), (4, 16, K))
+        repeated = wide(layer.forward(samples))
+        expect((repeated != repeated[:1]).any(), "the masks of samples that are one sample, expanded, which needs no gradient",
                "all equal", "different")
 
 

@@ -1,9 +1,11 @@
 """DTYPE: number formats, and how much error rounding may cause in each."""
 
+import math
 from contextlib import suppress
 
 import ml_dtypes
 import numpy as np
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from conformance.requirements import HIGHAM, PEFT, Group, requirement
@@ -21,6 +23,7 @@ NEEDS = "set_adapter forward"
 HALVES = ("float16", "bfloat16")
 LONG = 4096  # terms of a long sum
 PART = 64  # outputs that a layer computes at a time, at least
+OVERFLOWS = 65520  # float16 rounds this number, and larger ones, to infinity
 MANY = 128  # ranks of a product that is small beside W
 
 
@@ -209,3 +212,31 @@ def scaled_where_it_fits(subject, case):
                          x=(case.x * power).astype(case.dtype), A=(case.A / power).astype(case.dtype),
                          W=(case.W / power).astype(case.dtype))
     return expect_equal(prepared(subject, large).forward(large.x), large.truth.y, "y of a large x, with a scale of 64")
+
+
+@requirement(
+    "DTYPE-12",
+    "In float16 what is too large for the format MUST come out as infinity or NaN, in y and in the gradients.",
+    formula="|exact| − bound ≥ 65520 ⇒ not finite", sources=(
+        "IEEE 754-2019, §7.4: overflow", "PyTorch documentation, torch.amp.GradScaler: steps with infinities are skipped"),
+    needs=f"{NEEDS} backward", optional=True, cases=exact(only=("float16",)), examples=0.25,
+)
+def overflow_is_seen(subject, case):
+    """Training with a scaled loss looks for infinities, and then skips the step. A result that was cut off at the largest
+    number is taken for a right one."""
+    for name in ("y", "dA", "dB"):
+        largest = float(np.abs(getattr(case.truth, name)).max(initial=0))
+        assume(largest > 0)
+        power = math.ceil(math.log2(2 * OVERFLOWS / largest))
+        x, dy = (power, 0) if name == "y" else (power // 2, power - power // 2)
+        large = case.replace(**{which: np.ldexp(wide(getattr(case, which)), by).astype(np.float64).astype(case.dtype)
+                                for which, by in (("x", x), ("dy", dy))})
+        assume(np.isfinite(wide(large.x)).all() and np.isfinite(wide(large.dy)).all())
+        layer = prepared(subject, large, training=True)
+        found = {"y": layer.forward(large.x)}
+        found |= {f"d{key}": array for key, array in layer.backward(large.dy).items()} if name != "y" else {}
+        if found[name].dtype != case.dtype:
+            continue  # factors in float32 have gradients in float32
+        beyond = np.abs(getattr(large.truth, name)) - getattr(large.bound, name) >= OVERFLOWS
+        finite = np.isfinite(wide(found[name])) & beyond
+        expect(not finite.any(), f"finite numbers of {name} where the right ones are beyond the range", finite.sum(), 0)

@@ -1,8 +1,10 @@
 """FWD: what a layer computes."""
 
+import itertools
 from contextlib import suppress
 from fractions import Fraction
 
+import ml_dtypes
 import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
@@ -13,14 +15,16 @@ from conformance.requirements.helpers import life
 from conformance.requirements.helpers.layers import fresh, merge, prepared
 from conformance.requirements.helpers.variants import SQUARE, large_or_round, layouts, regauged
 from conformance.subject import Unsupported
-from conformance.truth.case import exact_in_any_order
+from conformance.truth.case import Case, exact_in_any_order
 from conformance.truth.compare import expect, expect_equal, expect_within, wide
 from conformance.truth.space import PLAIN
 from conformance.truth.strategies import exact, rounding
 
 GROUP = Group("FWD", "Forward", order=10, profile="inference", asks="forward")
 FORMULA = "y = x Wᵀ + b + scale · (x A) B"
-FAR = 12_293  # rows, in or out: a prime, and more than other cases have
+FAR, FAR_ROWS = 12_293, 65_539  # in or out, and rows: primes, more than other cases have, and than a grid of CUDA has blocks
+# Large products in float32 may be made of products of 16 bits, which loses bits.
+MANY_BITS = {"rows": 67, "in": 2_053, "out": 97, "content": "many bits", "format": "float32"}
 SOURCES = (f"{PAPER}, §4.1 eq. 3", f"{PEFT}, Linear.forward", f"{LORALIB}, Linear.forward")
 
 
@@ -137,6 +141,20 @@ def rows_are_independent(subject, case):
         expect_equal(layer.forward(case.x[i : i + 1]), wide(y)[i : i + 1], f"y of row {i} alone, against the batch")
     everything = np.concatenate([layer.forward(case.x[i : i + 31]) for i in range(0, len(case.x), 31)])
     expect_equal(y, everything, "y of the batch, against 31 rows at a time")
+    for dtype in ("float16", case.config.dtype):
+        with suppress(Unsupported):
+            beside_an_outlier(subject, case.stored_as(dtype))
+
+
+def beside_an_outlier(subject, case: Case) -> None:
+    """One row holds numbers near the end of the range, and the others small ones. A factor for all rows that brings the one
+    back is the end of the others."""
+    small = np.ldexp(wide(case.x), -12).astype(np.float64).astype(case.dtype)
+    layer, x = prepared(subject, case.replace(b=None if case.b is None else 0 * case.b)), small.copy()
+    x[len(x) // 2] = ml_dtypes.finfo(case.dtype).max / 4
+    others = np.arange(len(x)) != len(x) // 2
+    found, want = layer.forward(x), layer.forward(small)
+    expect_equal(found[others], want[others], f"y of the rows beside one of very large numbers, in {case.config.dtype}")
 
 
 @requirement(
@@ -309,14 +327,25 @@ def far_sizes(subject, case):
     """Work is divided among a fixed number of workers, or into blocks that were never more than a few. Batches of tokens and
     vocabularies are that large. The other sizes are small, so that this takes no time."""
     scale = subject.scale if subject.alpha is None else Fraction(subject.alpha) / int(PLAIN["rank"])
-    for size in ("rows", "in", "out"):
-        for merged in (False, True):
-            levels = PLAIN | {size: FAR, "merged": merged, "format": case.config.dtype, "bias": case.config.bias}
-            levels |= {} if scale is None else {"scale": str(Fraction(scale))}
-            try:
-                life.live(subject, levels, life.prepared(levels, case.config.seed).replace(device=case.config.device))
-            except life.Broken as broken:
-                raise broken.failure from None
-            except Unsupported:
-                if not merged:
-                    raise
+    kind = {"format": case.config.dtype, "bias": case.config.bias} | ({} if scale is None else {"scale": str(Fraction(scale))})
+    specials = ({}, {"merged": True}, {"mode": "inference"})
+    lives = [{size: far} | special for size, far in (("rows", FAR_ROWS), ("in", FAR), ("out", FAR)) for special in specials]
+    cases = [(levels, life.prepared(levels, case.config.seed)) for levels in (PLAIN | kind | levels for levels in lives)]
+    for name in ("x", "A") if scale is None else ():
+        for special in specials:
+            levels = PLAIN | kind | MANY_BITS | special
+            tries = (life.prepared(levels, seed) for seed in itertools.count(case.config.seed))
+            cases.append((levels, next(drawn for drawn in tries if has_many_bits(getattr(drawn, name)))))
+    for number, (levels, drawn) in enumerate(cases):
+        try:
+            life.live(subject, levels, drawn.replace(device=case.config.device))
+        except life.Broken as broken:
+            raise broken.failure from None
+        except Unsupported:
+            if not number:
+                raise
+
+
+def has_many_bits(array: np.ndarray) -> bool:
+    """Whether some number has more bits than bfloat16."""
+    return bool((array.astype(ml_dtypes.bfloat16).astype(array.dtype) != array).any())

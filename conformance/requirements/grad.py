@@ -405,3 +405,22 @@ def merged(layer, case: Case) -> bool:
         return not np.array_equal(wide(layer.weight()), wide(case.W))
     except Unsupported:
         return True
+
+
+@requirement(
+    "GRAD-22",
+    "Gradients MUST be right for an x of any strides, also one whose rows overlap in memory.",
+    formula="backward after forward(view) = backward after forward(copy)", sources=SOURCES, needs=f"{NEEDS} zero_grad",
+    faults="61", cases=exact(leading=st.lists(st.integers(2, 3), min_size=1, max_size=2).map(tuple)), examples=0.25,
+)
+def any_strides_of_x(subject, case):
+    """Windows of a signal overlap in memory. A gradient that is written with the strides of x then overwrites itself."""
+    layer = prepared(subject, case, training=True)
+    for name, x in layouts(case.x).items():
+        layer.zero_grad()
+        want = {key: array.copy() for key, array in gradients(layer, x.copy(), case.dy).items()}
+        layer.zero_grad()
+        found = gradients(layer, x, case.dy)
+        for key in want:
+            expect(key in found, f"d{key} of a {name} x", "none", "a gradient, as of its copy")
+            expect_equal(found[key], want[key], f"d{key} of a {name} x, against its copy")

@@ -140,6 +140,8 @@ def check_copies(subject, case: Case, how: str) -> None:
         facts.equal(f"{name}: y of the changed module", other, f"y of the module after its {name} was negated")
         facts.equal(f"{name}: y of the copy", y, f"y of the copy after {name} of the module was negated")
     expect(facts["modes"] == before, "modes of the copy", facts["modes"], before)
+    if how == "deepcopy":
+        tried(prepared(subject, case, training=True), "shared").true("A", "B")
     with suppress(Unsupported):
         scaled_otherwise(subject, case, how)
     layer = prepared(subject, case, training=True)
@@ -655,6 +657,14 @@ def checkpoints(subject, case):
         words = f"under checkpoint(use_reentrant={reentrant})"
         facts.equal("checkpointed y", want["y"], f"y {words}")
         facts.gradients(want, words, prefix="checkpointed ")
+        layer = prepared(subject, case, training=True)
+        with suppress(Unsupported):
+            merge(prepared(subject, case, training=True), training=True)
+            tried(layer, "checkpointed", x=case.x, dy=case.dy, reentrant=reentrant)
+            merge(layer, training=True)
+            layer.unmerge()
+            set_mode(layer, True)
+            expect_equal(layer.forward(case.x), want["y"], f"y after a pass {words}, a merge and its undoing")
 
 
 @requirement(

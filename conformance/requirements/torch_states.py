@@ -105,6 +105,11 @@ def thawed_base(subject, case):
     for name, gradient in (("W", dy.T @ x), ("b", dy.sum(0))):
         if f"d {name}" in facts:
             facts.equal(f"d {name}", gradient, f"d{name} of a {name} that was made to train")
+    with suppress(Unsupported):  # dropout acts on the LoRA part alone
+        facts = tried(prepared(subject, case.replace(dropout=0.5), training=True), "unfrozen", x=case.x, dy=case.dy)
+        for name, gradient in (("W", dy.T @ x), ("b", dy.sum(0))):
+            if f"d {name}" in facts:
+                facts.equal(f"d {name}", gradient, f"d{name} of a {name} that was made to train, with dropout")
 
 
 @requirement(
@@ -204,17 +209,28 @@ def weights_of_any_layout(subject, case):
 
 @requirement(
     "TORCH-50",
-    "If dropout stops because the rate of each nn.Dropout in the layer is set to 0, no factor MUST make up for it any more.",
+    "If the rate of each nn.Dropout in the layer is set to 0, or it is replaced, and dropout stops, no factor MUST make up for "
+    "it any more; after a compiled pass it MUST stop as without one.",
     formula="p ← 0, nothing is dropped ⇒ y = x Wᵀ + b + scale · (x A) B in training mode",
     sources=("TRL, disable_dropout_in_model: module.p = 0 for each nn.Dropout",), needs=NEEDS, optional=True, cases=any_size(),
     examples=0.25,
 )
 def dropout_can_be_turned_off(subject, case):
-    """Trainers do so before preference learning. A factor 1 / (1 − p) that the constructor has computed goes on to act."""
-    layer = prepared(subject, case.replace(dropout=0.5), training=True)
-    facts = tried(layer, "without_dropout", x=case.x)
+    """Trainers do so before preference learning. A factor 1 / (1 − p) that the constructor has computed goes on to act. So does
+    an nn.Dropout of which the layer has a second reference, and a rate that a compiler took for a constant."""
+    want, dropped = plain(subject, case)["y"], case.replace(dropout=0.5)
+    layer = prepared(subject, dropped, training=True)
+    facts = tried(layer, "without_dropout", x=case.x, how="set to 0")
     if all(np.array_equal(wide(layer.forward(case.x)), wide(facts["y"])) for _ in range(repetitions(0.5))):
-        facts.equal("y", plain(subject, case)["y"], "y in training mode, after the rate of each nn.Dropout was set to 0")
+        facts.equal("y", want, "y in training mode, after the rate of each nn.Dropout was set to 0")
+        with suppress(Unsupported):
+            facts = tried(prepared(subject, dropped, training=True), "without_dropout", x=case.x, how="compiled")
+            facts.equal("y", want, "y of a compiled layer, after the rate of each nn.Dropout was set to 0")
+        layer = prepared(subject, dropped, training=True)
+        with suppress(Unsupported):
+            tried(layer, "without_dropout", x=case.x, how="replaced")
+            for _ in range(repetitions(0.5)):
+                expect_equal(layer.forward(case.x), want, "y in training mode, after an nn.Dropout(0) took the place of each")
 
 
 @requirement(
@@ -372,23 +388,23 @@ def settings_of_torch(subject, case):
 
 @requirement(
     "TORCH-59",
-    "A pass that another pass interrupts, as threads do, MUST give what it gives alone.",
-    formula="y of x, interrupted by a pass of −x at any operation = y of x",
+    "A pass during which another thread makes a pass MUST give what it gives alone.",
+    formula="y of x, with a pass of −x in another thread between any two operations = y of x",
     sources=("PyTorch documentation, CPU threading and TorchScript inference: threads run a model's forward pass",),
     needs=NEEDS, faults="123", cases=any_size(), examples=0.1,
 )
 def interrupted_passes(subject, case):
     """A server runs one module in many threads. What a pass leaves on the module for its own later steps is then that of
-    another pass. Here the interruption comes at each call of torch in turn."""
+    another pass. Here the other thread runs while each call of torch in turn waits for it."""
     want, layer = plain(subject, case), prepared(subject, case, training=True)
     facts = tried(layer, "interrupted", x=case.x, dy=case.dy)
     for name in ("y", "y under no_grad"):
-        facts.equal(name, want["y"], f"{name}, interrupted by a pass of −x")
-    facts.gradients(want, "of a pass that a pass of −x has interrupted")
+        facts.equal(name, want["y"], f"{name}, with a pass of −x in another thread")
+    facts.gradients(want, "of a pass with one of −x in another thread")
     set_mode(layer, False)
     for name in ("y", "y under no_grad"):
         facts = tried(layer, "interrupted", x=case.x, dy=case.dy)
-        facts.equal(name, want["y"], f"{name}, in inference mode, interrupted by a pass of −x")
+        facts.equal(name, want["y"], f"{name}, in inference mode, with a pass of −x in another thread")
 
 
 @requirement(
@@ -403,3 +419,79 @@ def gradients_stay_where_they_are(subject, case):
     tensor in the place of a gradient is left out of the exchange."""
     facts = tried(prepared(subject, case, training=True), "bucketed", x=case.x, dy=case.dy)
     facts.gradients(plain(subject, case), "in the memory of the gradients", names=("A", "B"))
+
+
+@requirement(
+    "TORCH-61",
+    "After the Parameters have become views of one vector, passes, merges and their undoing MUST use the numbers there.",
+    formula="vector_to_parameters(… −A …) ⇒ y = x Wᵀ + b − scale · (x A) B, also after merge and unmerge",
+    sources=("PyTorch documentation, torch.nn.utils.vector_to_parameters", "PyTorch documentation, FullyShardedDataParallel: "
+             "flattened parameters"), needs=NEEDS, faults="110", cases=any_size(), examples=0.25,
+)
+def one_vector(subject, case):
+    """Averages of weights, sharded training and second-order optimisers store a model so. A layer that keeps memory of its own,
+    from which it merges or computes, goes on with the old numbers."""
+    other = with_negated_A(case)
+    want, layer = plain(subject, other), prepared(subject, case, training=True)
+    tried(layer, "flattened")
+    expect_equal(layer.forward(case.x), want["y"], "y of −A in one vector")
+    found, merged = layer.backward(case.dy), prepared(subject, other, training=True)
+    for name in ("A", "B"):
+        expect(name in found, f"d{name} of factors in one vector", "none", "a gradient")
+        expect_equal(found[name], want[name], f"d{name} of factors in one vector")
+    if merged_too(merged):
+        merge(layer, training=True)
+        expect_equal(layer.forward(case.x), merged.forward(case.x), "y after −A in one vector was merged")
+        with suppress(Unsupported):
+            layer.unmerge()
+            set_mode(layer, True)
+            expect_equal(layer.forward(case.x), want["y"], "y after −A in one vector was merged and unmerged")
+
+
+@requirement(
+    "TORCH-62",
+    "A W that has changed between two merges MUST be what the second unmerge restores.",
+    formula="merge, unmerge, W ← −W, merge, unmerge ⇒ y = −x Wᵀ + b + scale · (x A) B",
+    sources=(f"{PEFT}, LoraLayer: weights are trained or loaded between merges",), needs=f"{NEEDS} merge unmerge", faults="110",
+    cases=any_size(only=SINGLE), examples=0.25,
+)
+def weights_between_merges(subject, case):
+    """A layer that copied W at its first merge may take that copy for the second one, too."""
+    other = case.replace(W=-case.W)
+    assume(exact_in_any_order(other))
+    layer = prepared(subject, case, training=True)
+    for _ in range(2):
+        merge(layer, training=True)
+        layer.unmerge()
+        set_mode(layer, True)
+        if _ == 0:
+            tried(layer, "base_negated")
+    expect_equal(layer.forward(case.x), plain(subject, other)["y"], "y of −W, which was written between two merges")
+
+
+@requirement(
+    "TORCH-63",
+    "What a library puts at module.forward SHOULD stay there over changes of mode, merges and their undoing.",
+    formula="passes through module.forward: one for each call",
+    sources=("accelerate, add_hook_to_module: module.forward is replaced by a function that calls it",), needs=NEEDS,
+    cases=any_size(), examples=0.1,
+)
+def forward_stays_wrapped(subject, case):
+    """Offloading to memory and disk works so. A layer that chooses its way by setting forward itself drops what is there."""
+    want, layer = plain(subject, case)["y"], prepared(subject, case, training=True)
+    if tried(layer, "wrapped_forward", x=case.x)["passes"] != 1:
+        raise Unsupported("a call of the module that goes through its forward()")
+
+    def check(words: str) -> None:
+        facts = tried(layer, "wrapped_forward", x=case.x)
+        expect(facts["passes"] == 1, f"passes through what was put at module.forward, {words}", facts["passes"], 1)
+        facts.equal("y", want, f"y of a module with another forward, {words}")
+
+    for mode in (False, True):
+        set_mode(layer, mode)
+        check(f"in {'training' if mode else 'inference'} mode")
+    with suppress(Unsupported):
+        merge(layer, training=True)
+        layer.unmerge()
+        set_mode(layer, True)
+        check("after merge and unmerge")

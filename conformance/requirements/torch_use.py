@@ -121,6 +121,10 @@ def a_part_of_a_model(subject, case):
     expect(not keys, "keys without the prefix of their layer", keys, "none")
     facts.equal("y of the first", plain(subject, case)["y"], "y of the first of two layers of a model that was loaded")
     facts.equal("y of the second", plain(subject, with_negated_A(case))["y"], "y of the second of two layers, with −A")
+    layer = prepared(subject, case, training=True)
+    if merged_too(layer):
+        found = tried(layer, "state_in_a_model")["the same"]
+        expect(found is True, "whether the state_dict of a model has that of a merged layer, with a prefix", found, True)
 
 
 @requirement(
@@ -202,7 +206,7 @@ def merges_in_contexts(subject, case):
 
 @requirement(
     "TORCH-39",
-    "A parametrization of A, and pruning of A, SHOULD have their effect.",
+    "A parametrization of A or B, and pruning of A or B, SHOULD have their effect.",
     formula="A parametrized as −A ⇒ y = x Wᵀ + b − scale · (x A) B; pruned to 0 ⇒ y = x Wᵀ + b",
     sources=("PyTorch documentation, torch.nn.utils.parametrize, torch.nn.utils.prune",), needs=NEEDS, optional=True,
     cases=any_size(), examples=0.25,
@@ -210,11 +214,13 @@ def merges_in_contexts(subject, case):
 def reparametrised(subject, case):
     """Both put a computed tensor in the place of the Parameter. A layer that looks for the Parameter itself misses it."""
     want, other = plain(subject, case)["y"], plain(subject, with_negated_A(case))["y"]
-    facts = tried(prepared(subject, case, training=True), "reparametrised", x=case.x, how="parametrized")
-    facts.equal("y", other, "y where A is parametrized as its negative")
-    facts.equal("y after it was removed", want, "y after the parametrization was removed")
-    facts = tried(prepared(subject, case, training=True), "reparametrised", x=case.x, how="pruned")
-    facts.equal("y", plain(subject, case.replace(A=0 * case.A))["y"], "y where A is pruned to zero")
+    without = plain(subject, case.replace(A=0 * case.A))["y"]
+    for name in ("A", "B"):
+        facts = tried(prepared(subject, case, training=True), "reparametrised", x=case.x, how="parametrized", which=name)
+        facts.equal("y", other, f"y where {name} is parametrized as its negative")
+        facts.equal("y after it was removed", want, f"y after the parametrization of {name} was removed")
+        facts = tried(prepared(subject, case, training=True), "reparametrised", x=case.x, how="pruned", which=name)
+        facts.equal("y", without, f"y where {name} is pruned to zero")
 
 
 @requirement(

@@ -77,6 +77,13 @@ class Case:
         config = {k: v for k, v in changes.items() if k not in arrays}
         return replace(self, config=replace(self.config, **config), **arrays)
 
+    def stored_as(self, dtype: str) -> "Case":
+        """The same case with all arrays in another number format."""
+        arrays = {name: getattr(self, name) for name in ("W", "b", "A", "B", "x", "dy")}
+        return self.replace(dtype=dtype, **{
+            name: None if array is None else wide(array).astype(np.float64).astype(DTYPES[dtype])
+            for name, array in arrays.items()})
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all adapters."""

@@ -1,5 +1,7 @@
 """The same case in other forms (other factors with the same product, other memory layouts), and sizes that groups share."""
 
+import math
+
 import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
@@ -69,4 +71,13 @@ def layouts(x: np.ndarray) -> dict[str, np.ndarray]:
         "Fortran-ordered": np.asfortranarray(x),
         "broadcast": np.broadcast_to(x[:1], x.shape),
         "read-only": frozen,
+        "windowed": windows(x),
     }
+
+
+def windows(x: np.ndarray) -> np.ndarray:
+    """Rows of the shape of x (…, k) that overlap in memory: each begins one number after the one before."""
+    rows, k = x.size // x.shape[-1], x.shape[-1]
+    memory = np.resize(x, rows + k - 1)
+    strides = [x.itemsize * math.prod(x.shape[axis + 1 : -1]) for axis in range(x.ndim - 1)]
+    return np.lib.stride_tricks.as_strided(memory, x.shape, (*strides, x.itemsize), writeable=False)

@@ -240,7 +240,7 @@ _add("dx has another dtype", "precision", "after backward",
 _add("y has one bit less", "precision", "forward", lambda t, y: fewer_bits(y, t.bits - 1), "bit", content=MANY)
 for _name in ("x", "A", "B"):
     _add(f"d{_name} has one bit less", "precision", "backward",
-         found(lambda t, g: fewer_bits(g, t.bits - 1), _name), f"{_name}, bit" if _name == "x" else f"LoRA, {_name}, bit", content=MANY)
+         found(lambda t, g: fewer_bits(g, t.bits - 1), _name), f"{'' if _name == 'x' else 'LoRA, '}{_name}, bit", content=MANY)
 _add("W takes a detour through a narrower format", "precision", "forward",
      lambda t, y: y + t.x @ (fewer_bits(t.W, FEWER[t.config.dtype]) - t.W).T, "bit", content=MANY)
 _add("x takes a detour through a narrower format", "precision", "forward",
