@@ -860,7 +860,7 @@ def base_negated(base: dict[str, Own]) -> Facts:
     return {}
 
 
-def wrapped_forward(module: nn.Module, call: Through, x: Tensor, kept: dict[str, Any]) -> Facts:
+def wrapped_forward(module: nn.Module, call: Through, kept: dict[str, Any], x: Tensor) -> Facts:
     """Something that a library puts at module.forward counts the passes. The number and y of a pass; the first time it is put
     there."""
     if "passes" not in kept:
@@ -878,10 +878,9 @@ def wrapped_forward(module: nn.Module, call: Through, x: Tensor, kept: dict[str,
 
 def shared(module: nn.Module, A: Own, B: Own) -> Facts:
     """A deep copy of a model that holds the module, and A and B once more beside it."""
-    model = nn.ModuleDict({"layer": module, "beside": nn.ParameterList([A, B])})
-    other = copy.deepcopy(model)
-    theirs = [twin(module, other["layer"], own) for own in (A, B)]
-    return {name: own is there for name, own, there in zip("AB", theirs, other["beside"], strict=True)}
+    other = copy.deepcopy(nn.ModuleDict({"layer": module, "A": nn.ParameterList([A]), "B": nn.ParameterList([B])}))
+    return {name: any(twin(module, other["layer"], own) is there for there in other[name].parameters())
+            for name, own in (("A", A), ("B", B))}
 
 
 def state_in_a_model(module: nn.Module) -> Facts:

@@ -346,11 +346,11 @@ class SetsItsForward(LoRA):
 
     def merge(self) -> None:
         super().merge()
-        self.forward = self.linear.forward
+        self.__dict__["forward"] = self.linear.forward
 
     def unmerge(self) -> None:
         super().unmerge()
-        self.forward = super().forward
+        self.__dict__["forward"] = super().forward
 
 
 @mutant("61", kills="GRAD-22")

@@ -43,6 +43,7 @@ NEEDS = "set_adapter forward train"
 PASSES = 512  # passes to read where all rows share a mask: each gives one row
 K = 32  # in = out = rank = K in the cases that read the mask off the output
 RATES = 0.1, 0.25, 0.3, 0.9  # other than ½
+SMALL = 0.0021  # a rate that eight random bits cannot give
 POOL = 40  # passes among which a mask that comes from a pool comes again
 
 
@@ -131,7 +132,7 @@ def inverted_scaling(subject, case):
     not, and two are so small that eight random bits cannot give them. If all rows share a mask (which DROP-07 forbids), fewer
     draws are read, each of them once."""
     ratios = []
-    for rate in (0.75, 0.125, 0.05, 0.001, 0.0021):
+    for rate in (0.75, 0.125, 0.05, 0.001, SMALL):
         found = drawn(subject, case.replace(dropout=rate))
         kept = found != 0
         if rate == 0.75:  # 1 / (1 − p) = 4 is exact
@@ -142,9 +143,9 @@ def inverted_scaling(subject, case):
         ratios.append(expect_fraction(int(alike.sum()), alike.size, rate**2 + (1 - rate) ** 2, what))
     for dtype in {"float16", "bfloat16"} - {case.config.dtype}:
         with suppress(Unsupported):
-            kept = drawn(subject, case.replace(dropout=0.0021).stored_as(dtype)) != 0
-            what = f"fraction of kept entries at p = 0.0021 in {dtype}"
-            ratios.append(expect_fraction(int(kept.sum()), kept.size, 1 - 0.0021, what))
+            kept = drawn(subject, case.replace(dropout=SMALL).stored_as(dtype)) != 0
+            what = f"fraction of kept entries at p = {SMALL} in {dtype}"
+            ratios.append(expect_fraction(int(kept.sum()), kept.size, 1 - SMALL, what))
     return max(ratios)
 
 

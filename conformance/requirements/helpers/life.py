@@ -342,11 +342,7 @@ class _Pass:
         if suspect:
             self.judge_whether_anything_is_dropped(str(calls), x, dy)
         if self.random:
-            _go(self.layer, False, self.merged)
-            with asked("y"):
-                y = self.layer.forward(x)
-            self.judge_y_after_dropout(x, y)
-            self.judge_gradients_after_dropout(dy, x, y)
+            self.judge_without_dropout(x, dy)
 
     def judge_whether_anything_is_dropped(self, calls: str, x: np.ndarray, dy: np.ndarray) -> None:
         with asked("y with dropout"):
@@ -401,11 +397,16 @@ class _Pass:
                 raise Broken("dropout in inference", broken.failure) from broken
             raise
 
-    def judge_gradients_after_dropout(self, dy: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
-        """In inference mode every entry of a gradient is known, if there are gradients."""
-        if self.graded and not _lacks(self.layer.zero_grad):
-            self.random, self.training, self.times, self.withholds = False, False, 1, True
-            with suppress(Unsupported):
+    def judge_without_dropout(self, x: np.ndarray, dy: np.ndarray) -> None:
+        """The passes of a layer with dropout in inference mode, where every entry of an answer is known."""
+        _go(self.layer, False, self.merged)
+        graded = self.graded and not _lacks(self.layer.zero_grad)
+        with asked("y"):
+            y = self.layer.forward(x)
+        self.judge_y_after_dropout(x, y)
+        self.random, self.training, self.times, self.withholds = False, False, 1, True
+        with suppress(Unsupported):
+            if graded:
                 self.judge_gradients(self.gradients(dy, x, y))
 
     def gradients(self, dy: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:

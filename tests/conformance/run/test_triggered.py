@@ -28,7 +28,8 @@ KINDS = frozenset((dtype, bias) for dtype in DTYPES for bias in (True, False))
 def observed(levels: Levels, number: int) -> dict[str, Seen]:
     """The levels that the judged calls show: those of the backward pass, and of the forward pass that odd numbers come in."""
     planted = Planted(LayerSubject(Honest))
-    with triggered.quiet(), patch.object(life, "_thawed"):  # which comes after the passes of the case
+    after = patch.object(life, "_thawed"), patch.object(life._Pass, "judge_without_dropout")  # the passes of the case
+    with triggered.quiet(), after[0], after[1]:
         life.live(planted, levels, life.prepared(levels, number))
     passes = {call: seen for call, seen in planted.record if call in ("forward", "backward")}  # the last of each
     return passes["backward"] | {"content": passes["backward"]["content"] + passes["forward"]["content"]}
