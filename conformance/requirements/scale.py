@@ -74,11 +74,15 @@ def root_rank_within_rounding(subject, case):
     examples=0.5,
 )
 def linear_in_alpha(subject, case):
-    """This law needs no reference implementation. It holds for every convention in which the scale depends on alpha."""
+    """This law needs no reference implementation. It holds for every convention in which the scale depends on alpha. A layer
+    that merges in inference mode may know alpha there alone."""
     more = case.replace(alpha=4 * case.config.alpha)
     assume(exact_in_any_order(more))
-    once, four = (wide(prepared(subject, c).forward(c.x)) - c.truth.base for c in (case, more))
-    return expect_equal(four, 4 * once, "LoRA part at four times the alpha, against four times the part")
+    for training in (False, True):
+        once, four = (wide(prepared(subject, c, training).forward(c.x)) - c.truth.base for c in (case, more))
+        mode = "training" if training else "inference"
+        what = f"LoRA part in {mode} mode at four times the alpha, against four times the part"
+        expect_equal(four, 4 * once, what)
 
 
 @requirement(

@@ -40,7 +40,7 @@ def test_the_levels_of_the_specification():
         "FILE-17", "FILE-20", "FILE-21",
         "INPUT-04", "INPUT-05", "INPUT-06", "INPUT-07", "INPUT-08", "INPUT-09", "INPUT-10",
         "TORCH-02", "TORCH-06", "TORCH-24", "TORCH-25", "TORCH-28", "TORCH-31", "TORCH-32", "TORCH-38",
-        "TORCH-39", "TORCH-40", "TORCH-41", "TORCH-42", "TORCH-54", "TORCH-55", "TORCH-56",
+        "TORCH-39", "TORCH-40", "TORCH-41", "TORCH-42", "TORCH-54", "TORCH-55", "TORCH-56", "TORCH-63",
     }
 
 
