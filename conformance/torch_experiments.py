@@ -728,11 +728,13 @@ def unfrozen(module: nn.Module, call: Through, base: dict[str, Own], x: Tensor, 
 
 
 def restrided(module: nn.Module) -> Facts:
-    """Each matrix of the module gets the same numbers, which lie in memory column by column."""
+    """Each matrix of the module gets the same numbers, which lie in memory column by column, and each vector has gaps."""
     own = [*module.parameters(), *module.buffers()]
     for tensor in own:
         if tensor.dim() == 2:
             tensor.data = tensor.data.t().contiguous().t()
+        elif tensor.dim() == 1:
+            tensor.data = torch.stack([tensor.data, torch.ones_like(tensor)], 1)[:, 0]
     return {"matrices": sum(tensor.dim() == 2 for tensor in own)}
 
 
@@ -876,6 +878,58 @@ def wrapped_forward(module: nn.Module, call: Through, kept: dict[str, Any], x: T
     return {"y": y, "passes": kept["passes"] - before}
 
 
+def copy_kept(module: nn.Module, kept: dict[str, Any]) -> Facts:
+    """A deep copy of the module is kept."""
+    kept["copy"] = copy.deepcopy(module)
+    return {}
+
+
+def pass_of_the_copy(call: Through, kept: dict[str, Any], x: Tensor) -> Facts:
+    return {"y": now(call(kept["copy"], x))}
+
+
+def state_again(module: nn.Module) -> Facts:
+    """The module loads its own state_dict."""
+    module.load_state_dict(module.state_dict())
+    return {"trains": trains(module)}
+
+
+def base_thawed(base: dict[str, Own]) -> Facts:
+    """W and b are made to train."""
+    for own in base.values():
+        own.requires_grad_(True)
+    return {}
+
+
+def data_negated(A: Own) -> Facts:
+    """A is negated through A.data, which counts as no change."""
+    A.data.neg_()
+    return {}
+
+
+def compiled_kept(module: nn.Module, call: Through, kept: dict[str, Any], x: Tensor) -> Facts:
+    """A compiled pass, and the compiled module is kept. A compiler that refuses the module says nothing about it."""
+    torch.compiler.reset()
+    try:
+        kept["compiled"] = torch.compile(Called(module, call), backend="eager")
+        return {"y": now(kept["compiled"](x))}
+    except Exception as error:
+        raise Impossible(f"torch.compile: {type(error).__name__}") from None
+
+
+def compiled_again(kept: dict[str, Any], x: Tensor) -> Facts:
+    return {"y": now(kept["compiled"](x))}
+
+
+def in_a_thread(module: nn.Module, call: Through, x: Tensor) -> Facts:
+    """A pass in another thread."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(now(call(module, x))))
+    thread.start()
+    thread.join()
+    return {"y": found[0]} if found else {}
+
+
 def shared(module: nn.Module, A: Own, B: Own) -> Facts:
     """A deep copy of a model that holds the module, and A and B once more beside it."""
     other = copy.deepcopy(nn.ModuleDict({"layer": module, "A": nn.ParameterList([A]), "B": nn.ParameterList([B])}))
@@ -986,4 +1040,5 @@ EXPERIMENTS = (
     loaded, reparametrised, per_sample, wrapped_hook, twice_the_same, asked_for, unfrozen, restrided, without_dropout,
     pushed_forward, mapped, part_loaded, state_kept, loaded_then, started_anew, refilled, overwritten, overwritten_under, amid,
     interrupted, bucketed, flattened, base_negated, wrapped_forward, shared, state_in_a_model,
+    copy_kept, pass_of_the_copy, state_again, base_thawed, data_negated, compiled_kept, compiled_again, in_a_thread,
 )

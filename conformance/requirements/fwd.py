@@ -24,6 +24,7 @@ GROUP = Group("FWD", "Forward", order=10, profile="inference", asks="forward")
 FORMULA = "y = x Wᵀ + b + scale · (x A) B"
 FAR, FAR_ROWS = 12_293, 65_539  # in or out, and rows: primes, more than other cases have, and than a grid of CUDA has blocks
 # Large products in float32 may be made of products of 16 bits, which loses bits.
+MANY_ROWS = {"rows": FAR_ROWS, "in": 17, "out": 19, "rank": 16, "content": "many bits", "format": "float32"}
 MANY_BITS = {"rows": 67, "in": 2_053, "out": 97, "content": "many bits", "format": "float32"}
 SOURCES = (f"{PAPER}, §4.1 eq. 3", f"{PEFT}, Linear.forward", f"{LORALIB}, Linear.forward")
 
@@ -330,6 +331,7 @@ def far_sizes(subject, case):
     kind = {"format": case.config.dtype, "bias": case.config.bias} | ({} if scale is None else {"scale": str(Fraction(scale))})
     specials = ({}, {"merged": True}, {"mode": "inference"})
     lives = [{size: far} | special for size, far in (("rows", FAR_ROWS), ("in", FAR), ("out", FAR)) for special in specials]
+    lives += [MANY_ROWS] if scale is None else []
     cases = [(levels, life.prepared(levels, case.config.seed)) for levels in (PLAIN | kind | levels for levels in lives)]
     for name in ("x", "A") if scale is None else ():
         for special in specials:

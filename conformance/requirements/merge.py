@@ -204,16 +204,17 @@ def training_after_unmerge(subject, case):
 def setting_while_merged(subject, case):
     """If unmerge subtracts the new delta from a weight that holds the old one, W keeps the difference for ever. This can happen
     whenever a checkpoint is loaded into a merged model."""
-    new = case.with_other_factors
-    assume(exact_in_any_order(new) and not np.array_equal(wide(new.truth.merged), wide(case.truth.merged)))
-    layer = prepared(subject, case, training=True)
-    merge(layer)
-    if refuses(layer.set_adapter, {name: array.copy() for name, array in new.adapter.items()}):
-        new = case
-        expect_equal(layer.forward(case.x), case.truth.y, "y after set_adapter was refused")
-    refuses(layer.unmerge)  # setting may have unmerged it
-    expect_equal(layer.weight(), case.W, "W after merge, set_adapter and unmerge")
-    expect_equal(layer.forward(case.x), new.truth.y, "y after merge, set_adapter and unmerge")
+    other = case.with_other_factors
+    assume(exact_in_any_order(other) and not np.array_equal(wide(other.truth.merged), wide(case.truth.merged)))
+    for old, words in ((case, "merge"), (case.replace(B=0 * case.B), "a merge with a B of zeros")):
+        new, layer = other, prepared(subject, old, training=True)
+        merge(layer)
+        if refuses(layer.set_adapter, {name: array.copy() for name, array in new.adapter.items()}):
+            new = old
+            expect_equal(layer.forward(case.x), old.truth.y, f"y after {words}, and a set_adapter that was refused")
+        refuses(layer.unmerge)  # setting may have unmerged it
+        expect_equal(layer.weight(), case.W, f"W after {words}, set_adapter and unmerge")
+        expect_equal(layer.forward(case.x), new.truth.y, f"y after {words}, set_adapter and unmerge")
 
 
 @requirement(

@@ -115,6 +115,10 @@ def deep_copies(subject, case):
         tried(layer, "replaced")
         layer.unmerge()
         expect_equal(layer.forward(case.x), y, "y of the copy of a merged layer, after it was unmerged")
+    layer = prepared(subject, case, training=True)
+    tried(layer, "copy_kept")
+    if merged_too(layer):
+        tried(layer, "pass_of_the_copy", x=case.x).equal("y", y, "y of a copy, after the layer itself was merged")
 
 
 @requirement(
@@ -259,6 +263,27 @@ def flags_survive(subject, case):
         for words, before, after in events(layer, tried(layer, "hold", x=case.x, frozen=name)):
             got, want = after.names("trains"), before.names("trains")
             expect(got == want, f"what trains {words}, with {name or 'no factor'} frozen", got, want)
+        after = tried(layer, "state_again")
+        expect(after.names("trains") == want, "what trains after its own state_dict was loaded", after.names("trains"), want)
+        if name:
+            frozen_while_merged(subject, case, name, want)
+    layer = prepared(subject, case, training=True)
+    tried(layer, "base_thawed")
+    for words, before, after in events(layer, tried(layer, "hold", x=case.x)):
+        got, want = after.names("trains"), before.names("trains")
+        if words != "while merged":  # a step would be lost then, so the layer may freeze W for that time
+            expect(got == want, f"what trains {words}, after W and b were made to train", got, want)
+
+
+def frozen_while_merged(subject, case: Case, name: str, want: list[str]) -> None:
+    layer = prepared(subject, case, training=True)
+    with suppress(Unsupported):
+        merge(layer, training=True)
+        layer.factor_needs_grad(name, False)
+        layer.unmerge()
+        set_mode(layer, True)
+        got = tried(layer, "hold", x=case.x).names("trains")
+        expect(got == want, f"what trains after unmerge, with {name} frozen while the layer was merged", got, want)
 
 
 @requirement(

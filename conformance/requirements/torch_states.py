@@ -105,6 +105,11 @@ def thawed_base(subject, case):
     for name, gradient in (("W", dy.T @ x), ("b", dy.sum(0))):
         if f"d {name}" in facts:
             facts.equal(f"d {name}", gradient, f"d{name} of a {name} that was made to train")
+    layer = prepared(subject, case, training=True)
+    facts = tried(layer, "unfrozen", x=x[0].astype(case.dtype), dy=dy[0].astype(case.dtype))
+    for name, gradient in (("W", np.outer(dy[0], x[0])), ("b", dy[0])):
+        if f"d {name}" in facts:
+            facts.equal(f"d {name}", gradient, f"d{name} of a {name} that was made to train, for an x of one dimension")
     with suppress(Unsupported):  # dropout acts on the LoRA part alone
         facts = tried(prepared(subject, case.replace(dropout=0.5), training=True), "unfrozen", x=case.x, dy=case.dy)
         for name, gradient in (("W", dy.T @ x), ("b", dy.sum(0))):
@@ -277,6 +282,15 @@ def compiled_states(subject, case):
     set_mode(layer, True)
     if merged_too(layer):
         tried(layer, "compiled_pass", x=case.x).equal("y", layer.forward(case.x), "y of a compiled pass of a merged layer")
+        layer = prepared(subject, case, training=True)
+        tried(layer, "compiled_kept", x=case.x)
+        merge(layer, training=True)
+        facts = tried(layer, "compiled_again", x=case.x)
+        facts.equal("y", layer.forward(case.x), "y of a pass that was compiled before the layer was merged")
+        with suppress(Unsupported):
+            layer.unmerge()
+            set_mode(layer, True)
+            tried(layer, "compiled_again", x=case.x).equal("y", y, "y of a compiled pass after merge and unmerge")
 
 
 @requirement(
@@ -405,6 +419,10 @@ def interrupted_passes(subject, case):
     for name in ("y", "y under no_grad"):
         facts = tried(layer, "interrupted", x=case.x, dy=case.dy)
         facts.equal(name, want["y"], f"{name}, in inference mode, with a pass of −x in another thread")
+    tried(layer, "in_a_thread", x=case.x).equal("y", want["y"], "y of another thread, in inference mode")
+    set_mode(layer, True)
+    if merged_too(layer):
+        tried(layer, "in_a_thread", x=case.x).equal("y", layer.forward(case.x), "y of another thread, of a merged layer")
 
 
 @requirement(
@@ -446,6 +464,14 @@ def one_vector(subject, case):
             layer.unmerge()
             set_mode(layer, True)
             expect_equal(layer.forward(case.x), want["y"], "y after −A in one vector was merged and unmerged")
+            layer = prepared(subject, case, training=True)
+            merge(layer, training=True)
+            layer.unmerge()
+            set_mode(layer, True)
+            tried(layer, "data_negated")
+            merge(layer, training=True)
+            y = layer.forward(case.x)
+            expect_equal(y, merged.forward(case.x), "y after merge, unmerge, A.data ← −A and a second merge")
 
 
 @requirement(
