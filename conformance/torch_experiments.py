@@ -863,8 +863,7 @@ def base_negated(base: dict[str, Own]) -> Facts:
 
 
 def wrapped_forward(module: nn.Module, call: Through, kept: dict[str, Any], x: Tensor) -> Facts:
-    """Something that a library puts at module.forward counts the passes. The number and y of a pass; the first time it is put
-    there."""
+    """How many passes one call makes through what a library has put at module.forward, and y. The first call puts it there."""
     if "passes" not in kept:
         kept["passes"], forward = 0, module.forward
 
@@ -885,6 +884,7 @@ def copy_kept(module: nn.Module, kept: dict[str, Any]) -> Facts:
 
 
 def pass_of_the_copy(call: Through, kept: dict[str, Any], x: Tensor) -> Facts:
+    """A pass of the copy that is kept."""
     return {"y": now(call(kept["copy"], x))}
 
 
@@ -918,6 +918,7 @@ def compiled_kept(module: nn.Module, call: Through, kept: dict[str, Any], x: Ten
 
 
 def compiled_again(kept: dict[str, Any], x: Tensor) -> Facts:
+    """A pass of the compiled module that is kept."""
     return {"y": now(kept["compiled"](x))}
 
 

@@ -252,7 +252,7 @@ def parameters_stay_when_loaded(subject, case):
 
 @requirement(
     "TORCH-07",
-    "requires_grad flags MUST survive changes of mode and merges, also that of a factor which the user has frozen.",
+    "requires_grad flags MUST survive changes of mode, merges and load_state_dict, also those that the user has set.",
     formula="flags after = flags before", sources=(f"{AUTOGRAD}: Setting requires_grad",), needs=f"{NEEDS} train",
     faults="64 65", cases=any_size(), examples=0.5,
 )
@@ -276,6 +276,7 @@ def flags_survive(subject, case):
 
 
 def frozen_while_merged(subject, case: Case, name: str, want: list[str]) -> None:
+    """A merge that keeps the flags, and an unmerge that brings them back, undo what was frozen in between."""
     layer = prepared(subject, case, training=True)
     with suppress(Unsupported):
         merge(layer, training=True)

@@ -181,8 +181,8 @@ def autocast_changes_numbers_alone(subject, case):
 
 @requirement(
     "TORCH-49",
-    "W, A and B MUST be read and merged by their strides, however they lie in memory.",
-    formula="W, A, B stored column by column ⇒ the same y, dA, dB, W + scale · (A B)ᵀ",
+    "W, b, A and B MUST be read and merged by their strides, however they lie in memory.",
+    formula="W, A, B stored column by column, b with gaps ⇒ the same y, dA, dB, W + scale · (A B)ᵀ",
     sources=("PyTorch documentation, Tensor Views: contiguous",), needs=NEEDS, cases=any_size(), examples=0.25,
 )
 def weights_of_any_layout(subject, case):
@@ -193,7 +193,7 @@ def weights_of_any_layout(subject, case):
     for where in ("in grad mode", "under no_grad"):
         facts = tried(layer, "within", x=case.x, where=where)
         for name in ("y", "y in inference mode"):
-            facts.equal(name, want["y"], f"{name} {where}, of W, A and B that lie column by column")
+            facts.equal(name, want["y"], f"{name} {where}, of W, A and B that lie column by column, and a b with gaps")
         set_mode(layer, True)
     layer.forward(case.x)
     found = layer.backward(case.dy)
@@ -214,8 +214,8 @@ def weights_of_any_layout(subject, case):
 
 @requirement(
     "TORCH-50",
-    "If the rate of each nn.Dropout in the layer is set to 0, or it is replaced, and dropout stops, no factor MUST make up for "
-    "it any more; after a compiled pass it MUST stop as without one.",
+    "If dropout stops because the rate of each nn.Dropout in the layer is set to 0, no factor MUST make up for it any more. It "
+    "MUST stop in the same way after a compiled pass, and if each nn.Dropout is replaced.",
     formula="p ← 0, nothing is dropped ⇒ y = x Wᵀ + b + scale · (x A) B in training mode",
     sources=("TRL, disable_dropout_in_model: module.p = 0 for each nn.Dropout",), needs=NEEDS, optional=True, cases=any_size(),
     examples=0.25,
@@ -270,7 +270,8 @@ def other_derivatives(subject, case):
 
 @requirement(
     "TORCH-52",
-    "A compiled pass of a layer in inference mode, or of a merged one, MUST give what a plain pass gives.",
+    "A compiled pass of a layer in inference mode, or of a merged one, MUST give what a plain pass gives, also if it was "
+    "compiled before the merge.",
     formula="compile(module)(x) = module(x)", sources=("PyTorch documentation, torch.compile: the same results as eager mode",),
     needs=NEEDS, optional=True, cases=exact(only=("float32",)), examples=0.05,
 )
@@ -416,8 +417,8 @@ def interrupted_passes(subject, case):
         facts.equal(name, want["y"], f"{name}, with a pass of −x in another thread")
     facts.gradients(want, "of a pass with one of −x in another thread")
     set_mode(layer, False)
+    facts = tried(layer, "interrupted", x=case.x, dy=case.dy)
     for name in ("y", "y under no_grad"):
-        facts = tried(layer, "interrupted", x=case.x, dy=case.dy)
         facts.equal(name, want["y"], f"{name}, in inference mode, with a pass of −x in another thread")
     tried(layer, "in_a_thread", x=case.x).equal("y", want["y"], "y of another thread, in inference mode")
     set_mode(layer, True)
@@ -486,11 +487,11 @@ def weights_between_merges(subject, case):
     other = case.replace(W=-case.W)
     assume(exact_in_any_order(other))
     layer = prepared(subject, case, training=True)
-    for _ in range(2):
+    for first in (True, False):
         merge(layer, training=True)
         layer.unmerge()
         set_mode(layer, True)
-        if _ == 0:
+        if first:
             tried(layer, "base_negated")
     expect_equal(layer.forward(case.x), plain(subject, other)["y"], "y of −W, which was written between two merges")
 

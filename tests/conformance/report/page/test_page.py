@@ -145,6 +145,13 @@ def test_what_has_no_place_without_a_run_is_refused(tmp_path):
         documents.read([str(tmp_path / "mutate"), str(tmp_path / "exchange")])
 
 
+@pytest.mark.parametrize("brief", [True, False])
+def test_it_says_whether_the_self_test_was_brief(brief):
+    found = made_reports.small()
+    found.others["selftest"] = {**found.others["selftest"], "brief": brief}
+    assert ("This was a brief run" in page(found).words) is brief
+
+
 def test_the_history_of_a_subject():
     text = " ".join(Parsed(write.site(view(made_reports.small()))["subjects/good.py-Layer.html"]).words.split())
     assert "no longer failing 1.0 2026-11-30 0.3.0 conformant 20/20 G00-08 0.9 2026-01-01 0.3.0 nonconformant 19/20" in text
