@@ -146,17 +146,18 @@ def test_a_reader_that_leaves_out_rslora_is_found(made, probe):
 
 
 def test_an_exchange_in_a_batch_is_found(made, probe):
-    """Alone every request is right. When several are in flight, some get the adapter of another."""
-    fake, lock, flying = Fake(made.llama, made.adapters), threading.Lock(), []
+    """Alone every request is right. In a mixed batch, a request gets the adapter of one that waits."""
+    fake, flight, waiting = Fake(made.llama, made.adapters), threading.Condition(), []
 
     def chosen(asked: dict) -> Weights:
-        with lock:
-            flying.append(asked["model"])
-        time.sleep(0.01)
-        with lock:
-            first = flying[0]
-            flying.remove(asked["model"])
-        return fake.choose(asked | {"model": first})
+        with flight:
+            if asked["model"] == "other":  # asked in the mixed batch alone
+                waiting.append("other")
+                flight.wait_for(lambda: not waiting, 5)
+                return fake.choose(asked)
+            taken = waiting.pop() if waiting else asked["model"]
+            flight.notify_all()
+            return fake.choose(asked | {"model": taken})
 
     fake.chosen = chosen
     found = probe(fake)
