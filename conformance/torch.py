@@ -254,7 +254,7 @@ class TorchLayer(Layer):
         for parameter in self.module.parameters():
             parameter.grad = None
         device = self.tensor("W").device
-        if experiment == "replaced":  # a deep copy must not hold a graph
+        if experiment in ("replaced", "handled"):  # a deep copy must not hold a graph
             self._x, self._y, self._lent, self._kept = None, None, None, {}
         known = {"layer": self, "module": self.module, "call": self.through, "kept": self._kept, "around": self.around,
                  "base": base} | factors

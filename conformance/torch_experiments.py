@@ -924,11 +924,86 @@ def compiled_again(kept: dict[str, Any], x: Tensor) -> Facts:
 
 def in_a_thread(module: nn.Module, call: Through, x: Tensor) -> Facts:
     """A pass in another thread."""
-    found = []
-    thread = threading.Thread(target=lambda: found.append(now(call(module, x))))
+    return {"y": now(threaded(call, module, x))}
+
+
+def handled(module: nn.Module, call: Through, x: Tensor, how: str) -> Facts:
+    """What programs do with a layer between two steps. No number of it changes."""
+    model = nn.ModuleDict({"layer": module})
+    own = list(module.parameters())
+    if how == "served":
+        with torch.inference_mode():
+            call(module, -x)
+    elif how in ("reloaded", "assigned"):
+        state = {key: value.clone() if isinstance(value, Tensor) else value for key, value in model.state_dict().items()}
+        assigned = {"assign": True} if how == "assigned" else {}
+        try:
+            model.load_state_dict(state, **assigned)
+        except Exception as error:
+            if assigned:
+                raise Impossible(f"load_state_dict(assign=True): {type(error).__name__}") from None
+            raise
+    elif how == "converted":
+        formats = {tensor.dtype for tensor in (*own, *module.buffers()) if tensor.is_floating_point()}
+        if len(formats) > 1:
+            raise Impossible("a conversion and its undoing, in several number formats")
+        model.double()
+        model.to(formats.pop())
+    elif how == "swapped":  # as averages of weights and sharded training do it
+        for parameter in own:
+            before = parameter.data
+            parameter.data = before.clone()
+            if not before.is_inference():
+                before.fill_(torch.nan)
+    return {}
+
+
+def threaded(call: Through, module: nn.Module, x: Tensor) -> Tensor:
+    """y of a pass in another thread, in the same grad mode."""
+    found, graded = [], torch.is_grad_enabled()
+
+    def run() -> None:
+        try:
+            with torch.set_grad_enabled(graded):
+                found.append(call(module, x))
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    return {"y": found[0]} if found else {}
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
+
+
+def under_checkpoint(call: Through, module: nn.Module, x: Tensor) -> Tensor:
+    return checkpoint(call, module, x, use_reentrant=False)
+
+
+def by_functional_call(call: Through, module: nn.Module, x: Tensor) -> Tensor:
+    """y by torch.func.functional_call, with copies of the Parameters and buffers. Meanwhile those of the module are negated."""
+    model = Called(module, call)
+    own = {name: tensor for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_floating_point()}
+    given = {name: tensor.clone() for name, tensor in own.items()}
+    for tensor in own.values():
+        negate(tensor)
+    try:
+        return torch.func.functional_call(model, given, (x,))
+    finally:
+        for tensor in own.values():
+            negate(tensor)
+
+
+def passes_go(layer: Any, way: str) -> Facts:
+    """From now on each pass of the layer goes this way: threaded, under_checkpoint or by_functional_call."""
+    call, chosen = layer.through, {"threaded": threaded, "under_checkpoint": under_checkpoint,
+                                   "by_functional_call": by_functional_call}[way]
+    if way == "by_functional_call" and isinstance(layer.module, torch.jit.ScriptModule):
+        raise Impossible("functional_call of a module of TorchScript")
+    layer.through = lambda module, x: chosen(call, module, x)
+    layer.way = way
+    return {}
 
 
 def shared(module: nn.Module, A: Own, B: Own) -> Facts:
@@ -1041,5 +1116,6 @@ EXPERIMENTS = (
     loaded, reparametrised, per_sample, wrapped_hook, twice_the_same, asked_for, unfrozen, restrided, without_dropout,
     pushed_forward, mapped, part_loaded, state_kept, loaded_then, started_anew, refilled, overwritten, overwritten_under, amid,
     interrupted, bucketed, flattened, base_negated, wrapped_forward, shared, state_in_a_model,
-    copy_kept, pass_of_the_copy, state_again, base_thawed, data_negated, compiled_kept, compiled_again, in_a_thread,
+    copy_kept, pass_of_the_copy, state_again, base_thawed, data_negated, compiled_kept, compiled_again, in_a_thread, handled,
+    passes_go,
 )

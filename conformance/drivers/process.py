@@ -418,6 +418,7 @@ class ProcessSubject(Subject):
             raise ProtocolError(f"its methods are {str(methods)[:80]}, expected a list of names")
         self.name, self.version = str(about.get("name", ""))[:WORDS], str(about.get("version", ""))[:WORDS]
         self.scale, self.alpha = self.fixed = about.get("scale"), about.get("alpha")
+        self.square = about.get("square") is True
         self.freezes, self.scale_argument = (str(about.get(name, ""))[:WORDS] for name in ("freezes", "scale_argument"))
         self.models, self.methods = about.get("models") is True, tuple(methods)
         self.loaders = about.get("loaders") is True

@@ -159,6 +159,10 @@ class ModuleSubject(Subject):
         return self._fixed[1]
 
     @property
+    def square(self) -> bool:
+        return isinstance(self._found, Found) and self._found.plan.square
+
+    @property
     def scale_argument(self) -> str:
         return self._found.direct if isinstance(self._found, Found) else ""
 

@@ -505,3 +505,24 @@ class FourWorkersOfThreeThousandRows(Honest):
         y = super().lora(x)
         y[4 * 3072 :] = 0
         return y
+
+
+@mutant(kills="FWD-09")
+class OnePowerForAllRows(Honest):
+    """In float16 the rows are divided by one power of two, that of the largest number, so that the small rows are lost."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        if self.config.dtype != "float16" or not x.size or not np.isfinite(x).all():
+            return super().lora(x)
+        power = max(0, int(np.frexp(np.abs(x).max())[1]))
+        return np.ldexp(super().lora(self.up(np.ldexp(x, -power).astype(np.float16))), power)
+
+
+@mutant("53", kills="FWD-20")
+class At65535Blocks(Honest):
+    """Each row is a block, and there are 65535 blocks at most. Rows beyond them get no LoRA part."""
+
+    def lora(self, x: np.ndarray) -> np.ndarray:
+        part = super().lora(x)
+        part[65535:] = 0
+        return part

@@ -459,3 +459,26 @@ class SmallBNeedsNoMerge(Honest):
     def delta_weight(self) -> np.ndarray:
         delta = super().delta_weight()
         return 0 * delta if np.allclose(self.up(self.B), 0) else delta
+
+
+@mutant(kills="MERGE-11")
+class NoProductWasKept(Honest):
+    """A merge keeps the product, but none that is zero. An unmerge then takes out the product of that time."""
+
+    product_then: np.ndarray | None = None
+
+    def merge(self) -> None:
+        delta = self.delta_weight()
+        self.product_then = delta if delta.any() else None
+        super().merge()
+
+    def set_adapter(self, arrays: Arrays) -> None:
+        kept, self.kept = self.kept, None
+        super().set_adapter(arrays)
+        self.kept = kept
+
+    def unmerge(self) -> None:
+        merged = self.W
+        super().unmerge()
+        if self.product_then is None:
+            self.W = self.rounded(self.up(merged) - self.delta_weight())

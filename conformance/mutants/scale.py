@@ -167,3 +167,11 @@ class ScaleHasAFloor(Honest):
     def scale_of(self, config: LayerConfig) -> float:
         scale = super().scale_of(config)
         return 0.01 if 0 < scale < 0.01 else scale
+
+
+@mutant(kills="SCALE-05")
+class AlphaCountsInInference(Honest):
+    """Alpha counts in inference mode alone. While it trains the layer has a scale of 1."""
+
+    def scaled(self, array: np.ndarray) -> np.ndarray:
+        return self.up(array) if self.training and not self.merged else super().scaled(array)

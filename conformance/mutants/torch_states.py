@@ -420,3 +420,135 @@ class CopiesFactorsByItself(Copied):
 
     def change(self) -> None:
         self.A, self.B = (nn.Parameter(own.detach().clone()) for own in (self.A, self.B))
+
+
+@mutant(kills="TORCH-13")
+@layer_of
+class NoGraphInInference(LoRA):
+    """In inference mode no graph is kept, also in grad mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
+            return super().forward(x)
+
+
+@mutant("126", kills="TORCH-14")
+@layer_of
+class AutocastThroughFloat16(LoRA):
+    """Under autocast the LoRA part is computed in float16, also where autocast is to bfloat16."""
+
+    def lora(self, x: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled("cpu"):
+            return super().lora(x)
+        with torch.autocast("cpu", torch.float16):
+            return super().lora(x).to(torch.get_autocast_dtype("cpu"))
+
+
+@mutant("129", kills="TORCH-19")
+@layer_of
+class MergesInItsFirstDtype(LoRA):
+    """The product of a merge is computed in the dtype that the layer had when it was built."""
+
+    def __init__(self, linear: nn.Linear, *arguments: Any):
+        super().__init__(linear, *arguments)
+        self.first = linear.weight.dtype
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        exact = self.A.data
+        self.A.data = exact.to(self.first).to(exact.dtype)
+        super().merge()
+        self.A.data = exact
+
+
+@mutant("57", kills="TORCH-07")
+@layer_of
+class LoadsThaw(LoRA):
+    """After a load both factors train."""
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self.A.requires_grad_()
+        self.B.requires_grad_()
+
+
+@mutant("57", kills="TORCH-07")
+@layer_of
+class UnmergeBringsFlagsBack(LoRA):
+    """An unmerge brings back what trained when the layer was merged."""
+
+    def merge(self) -> None:
+        super().merge()
+        self.trained = [parameter.requires_grad for parameter in self.parameters()]
+
+    def unmerge(self) -> None:
+        super().unmerge()
+        for parameter, trained in zip(self.parameters(), self.trained, strict=True):
+            parameter.requires_grad_(trained)
+
+
+@mutant(kills="TORCH-21")
+@layer_of
+class CountsPasses(LoRA):
+    """A merge is refused while a pass runs. A pass that a checkpoint ends early counts as one that runs for good."""
+
+    running = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.running += 1
+        y = super().forward(x)
+        self.running -= 1
+        return y
+
+    def merge(self) -> None:
+        if self.running:
+            raise RuntimeError("merge: a pass is running")
+        super().merge()
+
+
+class DyByHand(torch.autograd.Function):
+    """y + b, with the gradient of b by hand."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, b: Tensor) -> Tensor:
+        return y + b
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return dy, dy.sum(tuple(range(dy.dim() - 1)))  # of a vector: an empty tuple, which stands for all
+
+
+@mutant(kills="TORCH-45")
+@layer_of
+class BiasOfAVector(LoRA):
+    """The gradient of a bias that trains is summed over all dimensions but the last, and for a vector over that one, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        b = self.linear.bias
+        return y if b is None or not b.requires_grad else DyByHand.apply(y - b.detach(), b)  # pyright: ignore[reportReturnType]
+
+
+@mutant(kills="TORCH-49")
+@layer_of
+class BiasWithoutGaps(LoRA):
+    """The bias is laid over the rows by strides of 0 and 1, whatever its own stride is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b = self.linear.bias
+        y = super().forward(x)
+        return y if b is None else y - b.detach() + b.detach().as_strided(y.shape, (0,) * (y.dim() - 1) + (1,))
+
+
+@mutant(kills="TORCH-52")
+@layer_of
+class MergedIsAConstant(LoRA):
+    """Whether the layer is merged goes into a compiled pass as a constant."""
+
+    @torch.compiler.assume_constant_result
+    def merged(self) -> bool:
+        return self.kept is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return y if self.merged() else y + self.lora(x)

@@ -22,6 +22,7 @@ from conformance.torch import TorchLayer
 
 USUAL = {"bias": True, "dtype": torch.float32, "device": "cpu"}  # defaults, where a signature has none or None
 NO_GRAD = "with torch.no_grad():"
+THROUGH = "through = lambda module, x: module(x)"
 
 
 class Unsayable(Exception):
@@ -106,6 +107,7 @@ class _Writer:
         self.wanted: dict[str, bool] = {}  # by layer, whether x asks for a gradient
         self.training: dict[str, bool] = {}  # by layer, its mode
         self.passes: dict[str, Call] = {}  # by layer, its last forward pass
+        self.ways: dict[str, str] = {}  # by layer, the function through which its passes go
         self.defined: set[str] = set()  # functions of experiments, and the dicts for what they keep
 
     def lines(self, call: Call) -> list[str]:
@@ -166,11 +168,13 @@ class _Writer:
         lines = []
         if differentiated or call.changed:
             lines, given = [f"{x} = {given}"], x
+        way = self.ways.get(call.layer)
+        passed = f"{way}(through, {call.layer}, {given})" if way else f"{call.layer}({given})"
         if not call.shown:
-            lines.append(f"{y} = {call.layer}({given})")
+            lines.append(f"{y} = {passed}")
         else:
             shape = (*call.args[0].shape[:-1], config.out_features)
-            lines += self.printed(call, f"{call.layer}({given})", call.answer, shape)
+            lines += self.printed(call, passed, call.answer, shape)
         return lines + [f"print({x}.tolist())"] * (call.changed and call.shown)
 
     def backward(self, call: Call) -> list[str]:
@@ -221,16 +225,18 @@ class _Writer:
         needed = torch_experiments.needed(name)
         if type(call.target).through is not TorchLayer.through or "around" in needed:
             raise Unsayable(name)
-        kept = f"kept_{call.layer}"
-        words = {"module": call.layer, "call": "through", "kept": kept}
+        if name == "passes_go":
+            way = self.ways[call.layer] = given["way"]
+            return [*self.defining(way), *self.once("through", THROUGH)]
+        kept, way = f"kept_{call.layer}", self.ways.get(call.layer)
+        through = f"lambda module, x: {way}(through, module, x)" if way else "through"
+        words = {"module": call.layer, "call": through, "kept": kept}
         words |= {factor: _attributes(call.layer, call.target.paths[factor]) for factor in "AB"}
         base = {name: _attributes(call.layer, path) for name, path in call.target.paths.items() if name in "Wb"}
         words["base"] = f"{{{', '.join(f'{name!r}: {text}' for name, text in base.items())}}}"
         lines = self.defining(name)
-        for word, text in (("through", "through = lambda module, x: module(x)"), (kept, f"{kept} = {{}}")):
-            if word in [words.get(key) for key in needed] and word not in self.defined:
-                self.defined.add(word)
-                lines.append(text)
+        for key, word, text in (("call", "through", THROUGH), ("kept", kept, f"{kept} = {{}}")):
+            lines += self.once(word, text) if key in needed else []
         if call.layer in self.passes:
             lines.append(f"for parameter in {call.layer}.parameters(): parameter.grad = None")
         place = device_of(self.configs[call.layer])
@@ -238,6 +244,12 @@ class _Writer:
                 for key, value in given.items()}
         arguments = [words[key] for key in needed if key in words] + [f"{key}={text}" for key, text in said.items()]
         return [*lines, f"print({name}({', '.join(arguments)}))"]
+
+    def once(self, word: str, text: str) -> list[str]:
+        """The line that defines the word, if there is none yet."""
+        lines = [] if word in self.defined else [text]
+        self.defined.add(word)
+        return lines
 
     def replaced(self, call: Call) -> list[str]:
         """A deep copy takes the name of the layer. In the first one there is NaN from now on."""

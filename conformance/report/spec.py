@@ -86,7 +86,10 @@ fills up a sum, and oneDNN does not keep the NaN from that row (uxlfoundation/on
 a layer (`conformance/requirements/helpers/life.py`): it is built, gets its factors as `history` says, is merged or not, computes
 forwards and backwards, and all answers and all state are compared. In inference mode a torch module makes the same pass under
 no_grad, too, as a layer that serves. Where only x needs a gradient, the frozen factors are replaced by others, and then made to
-train again. What is wrong counts as a failure of the requirement that
+train again. Where it is *handled*, torch does something with the module after each step: it is copied (by deepcopy), reloaded
+or assigned (its state_dict is loaded, the second time with assign=True), converted to float64 and back, swapped (each .data becomes
+a copy), or serves (a pass under inference_mode); or each pass goes through another thread, a checkpoint or functional_call. What is
+wrong counts as a failure of the requirement that
 it breaks. The report gives the plainest case that still fails: every factor that is not needed is at its plain level, and every
 size that is needed is the smallest one.
 

@@ -19,6 +19,7 @@ from conformance.requirements import groups, profiles
 from conformance.run.causes import Cause
 from conformance.run.examine import Outcome
 from conformance.run.verdict import FAILING, Report, plain
+from conformance.truth.space import FACTORS, word
 
 GROUP_COLUMN, SUBJECT_COLUMN = 28, 13  # widths that the table of groups needs, about
 CONVENTIONS_PER_TABLE = 2
@@ -210,6 +211,10 @@ def _told(cause: Cause) -> str:
 def _of_the_space(swept: dict) -> str:
     """What the sweep rests on, in one sentence, with the levels that the subject does not offer."""
     names = {name for name in swept["declined"] if name.rpartition(" ")[0]}
+    for factor in FACTORS:
+        others = {f"{factor.name} {word(level)}" for level in factor.levels if level != factor.plain}
+        if len(others) > 1 and others <= names:
+            names = names - others | {f"any other {factor.name} than {word(factor.plain)}"}
     return of_the_space(swept) + (f"; not offered: {', '.join(sorted(names))}" if names else "")
 
 

@@ -43,6 +43,7 @@ class Requirement:
     own_profile: str  # "" means the profile of its group
     optional: bool  # binds only subjects that offer the feature; a profile does not need it
     examples: float  # share of the number of cases that a run is asked for
+    costly: bool  # whether a case takes so long that a failure is neither made smaller nor explained
 
     @property
     def level(self) -> str:
@@ -73,11 +74,12 @@ class Requirement:
 def requirement(
     id: str, sentence: str, *, cases, needs: str, formula: str = "", sources: tuple[str, ...] = (),
     faults: str = "", profile: str = "", optional: bool = False, examples: float = 1.0,
+    costly: bool = False,
 ) -> Callable[[Check], Requirement]:
     """Makes a Requirement from a property. `needs` are method names and `faults` BUG numbers, separated by spaces."""
     reports = tuple(f"BUG-{number}" for number in faults.split())
     return lambda check: Requirement(
-        id, sentence, check, cases, tuple(needs.split()), formula, sources, reports, profile, optional, examples
+        id, sentence, check, cases, tuple(needs.split()), formula, sources, reports, profile, optional, examples, costly
     )
 
 

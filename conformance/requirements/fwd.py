@@ -322,7 +322,7 @@ def large_sizes(subject, case):
 @requirement(
     "FWD-20",
     "More than ten thousand rows, inputs or outputs MUST be computed like few: forwards, backwards and merged.",
-    formula=FORMULA, sources=SOURCES, needs="set_adapter forward", faults="53", cases=exact(), examples=0.05,
+    formula=FORMULA, sources=SOURCES, needs="set_adapter forward", faults="53", cases=exact(), examples=0.05, costly=True,
 )
 def far_sizes(subject, case):
     """Work is divided among a fixed number of workers, or into blocks that were never more than a few. Batches of tokens and

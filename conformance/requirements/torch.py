@@ -433,19 +433,23 @@ def x_stays(subject, case):
 
 @requirement(
     "TORCH-13",
-    "Grad mode, no_grad and inference_mode MUST give the same output, and no_grad and inference_mode MUST keep no graph.",
-    formula="y under no_grad = y; y.requires_grad = False", sources=(f"{AUTOGRAD}: Locally disabling gradient computation",),
+    "Grad mode, no_grad and inference_mode MUST give the same output. The last two MUST keep no graph, and grad mode MUST keep "
+    "one, also after eval().",
+    formula="y under no_grad = y, y.requires_grad = False; in grad mode it is True",
+    sources=(f"{AUTOGRAD}: Locally disabling gradient computation; Evaluation Mode (nn.Module.eval())",),
     needs=NEEDS, cases=any_size(), examples=0.5,
 )
 def modes_agree(subject, case):
     """A layer may take another way when nobody wants a gradient, and reuse memory there. So each pass comes after one of more
-    rows that are NaN. A graph that is kept all the same holds every activation."""
+    rows that are NaN. A graph that is kept all the same holds every activation. eval() has no say in that: prompts that train
+    before the layer, and analyses of a model, take the gradient of x in inference mode."""
     for (words, layer), (_, other) in zip(states(subject, case), states(subject, case), strict=True):
         facts, y = tried(layer, "in_modes", x=case.x), other.forward(case.x)  # of a layer that has seen no NaN
         for name in MODES:
             facts.equal(f"y in {name}", y, f"y in {name}, {words}")
         for name in ("no_grad", "inference_mode"):
             expect(facts[f"graph in {name}"] is False, f"y.requires_grad in {name}, {words}", facts[f"graph in {name}"], False)
+        expect(facts["graph in grad mode"] is True, f"y.requires_grad in grad mode, {words}", facts["graph in grad mode"], True)
 
 
 MODES = ("grad mode", "grad mode, dx not wanted", "no_grad", "inference_mode")
@@ -471,7 +475,7 @@ def states(subject, case: Case):
 )
 def under_autocast(subject, case):
     """Mixed-precision training runs a float32 layer under autocast, and a layer in half precision, too. Products that a layer
-    computes itself may then meet in two dtypes."""
+    computes itself may then meet in two dtypes. bfloat16 holds numbers that are too large for float16."""
     want = plain(subject, case)
     for dtype in ("bfloat16", "float16") if case.config.dtype == "float32" else (case.config.dtype,):
         assume(exact_in_any_order(case.replace(dtype=dtype)))
@@ -484,6 +488,12 @@ def under_autocast(subject, case):
         facts = tried(prepared(subject, case, training=True), "autocast", x=case.x, dy=case.dy, dtype=dtype, half=True)
         facts.equal("y", want["y"], f"y {words}, with x in {dtype}")
         facts.gradients(want, f"{words}, with x in {dtype}")
+        if dtype == "bfloat16":
+            large = case.replace(x=case.x * case.dtype.type(2**20), b=None if case.b is None else np.zeros_like(case.b))
+            facts = tried(prepared(subject, large, training=True), "autocast", x=large.x, dy=large.dy, dtype=dtype)
+            known = plain(subject, large)
+            facts.equal("y", known["y"], f"y {words}, with large numbers in x")
+            facts.gradients(known, f"{words}, with large numbers in x")
 
 
 @requirement(
@@ -649,6 +659,12 @@ def has_all_digits(subject: Subject, case: Case) -> None:
     b = 0.0 if case.b is None else case.b.astype(np.float64)
     want = (case.truth.y - b) * longer + b
     expect_equal(layer.forward(case.x.astype(np.float64) * longer), want, "y after double(), of numbers that only float64 has")
+    layer.set_adapter({"A": case.A.astype(np.float64) * longer, "B": case.B.astype(np.float64)})
+    if merged_too(layer):
+        base = case.x.astype(np.float64) @ case.W.astype(np.float64).T + b
+        want = (case.truth.y - base) * longer + base
+        y = layer.forward(case.x.astype(np.float64))
+        expect_equal(y, want, "y after double() and a merge of numbers that only float64 has")
 
 
 @requirement(

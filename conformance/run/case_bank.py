@@ -90,9 +90,10 @@ def _drawn(strategy, count: int, seed: int) -> list[AnyCase]:
 
 
 def fitted(case: AnyCase, subject: Subject) -> AnyCase:
-    """The case with the scale or the alpha that the subject has, if it is fixed: see Subject.scale."""
+    """The case with the scale or the alpha that the subject has, if it is fixed, and square if the subject is: see Subject."""
     if not isinstance(case, Case):
         return case
+    case = case.squared if getattr(subject, "square", False) else case
     return case.fitted(getattr(subject, "scale", None), getattr(subject, "alpha", None))
 
 

@@ -109,6 +109,7 @@ def examine(requirement: Requirement, subject: Subject, spec: str, *, examples: 
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             every = kinds if dtypes else frozenset(kind for kind in ALL_KINDS if kind[0] in asked)
+            explain &= not requirement.costly
             search = _Search(requirement, subject, spec, kinds, every, device, explain, started + seconds, compensation)
             search.run(examples, seed)
             outcome = search.outcome(command(spec, requirement.id, seed, device, asked))

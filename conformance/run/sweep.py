@@ -33,6 +33,7 @@ CAUSES = 6  # failures that one part makes plain; further ones are most likely t
 OTHER_NUMBERS = (10_001, 10_002)  # cases with other entries that are tried while a failure is made plain: a few hide it
 PATIENCE = 3  # a part has this many times the limit of one requirement: it has about a hundred cases, and machines can be slow
 SHARE, PLAIN_SHARE = 0.7, 0.9  # of the time that a part has: for its cases, and until the last failure has to be plain
+OF_SQUARES = ("in", "out", "alike")  # what a square case changes
 KINDS = tuple((dtype, bias) for bias in (True, False) for dtype in ("float32", "float64", "float16", "bfloat16"))
 # The levels that need a method of Layer. For `build` it is tried which of them the subject does not offer.
 NEEDED = {
@@ -42,6 +43,7 @@ NEEDED = {
     "save": (("history", "loaded"),), "load": (("history", "loaded"),),
     "backward": (("history", "stepped"), ("calls", "accumulated")), "step": (("history", "stepped"),),
     "zero_grad": (("history", "stepped"),), "input_needs_grad": tuple(("needs", level) for level in life.WITHOUT_X),
+    "as_module": tuple(("handled", level) for level in BY_NAME["handled"].levels[1:]),
     "factor_needs_grad": tuple(("needs", level) for level, names in life.NEEDLESS.items() if names),
 }
 
@@ -91,6 +93,7 @@ class Sweeper:
                  until: float = float("inf"), exact: bool = True, plain_until: float = float("inf")):
         self.subject, self.kinds, self.seed, self.device = subject, kinds, seed, device
         self.until, self.plain_until, self.exact, self.found = until, plain_until, exact, Sweep()
+        self.square = getattr(subject, "square", False)
         self.wide_rank = True  # whether it offers ranks above in or out
         self.lacking: set[tuple[str, Level]] = set()  # levels that the subject does not offer
         fixed = [getattr(subject, name, None) for name in ("scale", "alpha")]
@@ -157,9 +160,9 @@ class Sweeper:
                     return None, levels
                 continue
             self.found.lived += 1
-            for name, level in wanted.items():
-                if levels[name] != level:
-                    self.found.declined[f"{name} {word(level)}"] += 1
+            changed = [f"{name} {word(level)}" for name, level in wanted.items() if levels[name] != level
+                       and not (self.square and name in OF_SQUARES)]
+            self.found.declined.update(changed + ["in other than out"] * (self.square and wanted["in"] != wanted["out"]))
             return broken, levels
 
     def _lacking(self, pairs: list[tuple[str, Level]], levels: Levels, number: int) -> Iterator[tuple[str, Level]]:
@@ -189,6 +192,9 @@ class Sweeper:
             near = [k for k in KINDS if k in self.kinds and (k[0] == kind[0] or k[1] == kind[1])]
             dtype, bias = (near or [k for k in KINDS if k in self.kinds])[0]
             levels = levels | {"format": dtype, "bias": bias}
+        if self.square:
+            size = _most(levels)
+            levels = levels | {"in": size, "out": size, "alike": levels["alike"] if levels["alike"] == "in = out" else "none"}
         if not self.wide_rank and int(levels["rank"]) > _most(levels):
             levels = levels | {"rank": max(size for size in BY_NAME["rank"].levels if int(size) <= _most(levels))}
         if self.alpha is not None:

@@ -29,7 +29,7 @@ from conformance.requirements import all_requirements
 from conformance.run import case_bank
 from conformance.run.examine import offered
 from conformance.run.planted.effects import EFFECTS, NAMED
-from conformance.run.planted.observed import Seen, can_be_seen
+from conformance.run.planted.observed import SEEN_AT, Seen, can_be_seen
 from conformance.run.planted.triggers import Fault, Planted, When
 from conformance.run.selftest import one_thread
 from conformance.run.sweep import Sweeper
@@ -39,6 +39,7 @@ from conformance.truth.case import DTYPES
 from conformance.truth.space import FACTORS, Column, Level, Levels, size_near
 
 TILES = (8, 16, 32, 64, 128)
+DRAWN = tuple(factor for factor in FACTORS if factor.name in SEEN_AT["backward"])  # those that calls show
 CASES = 8  # of each ordinary requirement, for a fault that the array does not show
 ENOUGH = {1: 1.0, 2: 1.0, 3: 0.99}  # the share of faults that must be killed, by the number of levels of the trigger
 # Honest builds that sum in different orders, scale at different places, and keep and merge their state in different ways.
@@ -143,7 +144,7 @@ def drawn(count: int, seed: int, lives: dict[str, Lived]) -> list[Fault]:
 
 def _draw(rng: np.random.Generator, strength: int, lives: Lived) -> Fault | None:
     """A fault of this build, or None if these levels do not go together, or nothing can show with them."""
-    factors = [FACTORS[place] for place in sorted(rng.choice(len(FACTORS), strength, replace=False))]
+    factors = [DRAWN[place] for place in sorted(rng.choice(len(DRAWN), strength, replace=False))]
     levels: Levels = {factor.name: factor.levels[rng.integers(len(factor.levels))] for factor in factors}
     if not all(lives.offers(name, level) for name, level in levels.items()) or not can_be_seen(levels):
         return None

@@ -109,6 +109,16 @@ class Case:
         return changed
 
     @property
+    def squared(self) -> "Case":
+        """The case without the last inputs, or the last outputs, so that there are as many of both."""
+        n = min(self.config.in_features, self.config.out_features)
+        changed = self.replace(
+            in_features=n, out_features=n, W=self.W[:n, :n].copy(), b=None if self.b is None else self.b[:n].copy(),
+            A=self.A[:n].copy(), B=self.B[:, :n].copy(), x=self.x[..., :n].copy(), dy=self.dy[..., :n].copy())
+        others = tuple(other._replace(A=other.A[:n].copy(), B=other.B[:, :n].copy()) for other in self.others)
+        return replace(changed, others=others)
+
+    @property
     def with_other_factors(self) -> "Case":
         """The case with another adapter of the same shapes."""
         return self.replace(A=np.flip(self.A).astype(self.dtype), B=np.flip(self.B).astype(self.dtype))

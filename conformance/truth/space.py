@@ -80,6 +80,9 @@ FACTORS = (
     Factor("history", ("set", "stepped", "loaded", "unmerged", "cycled", "set again"), "what happened to the layer before"),
     Factor("calls", ("once", "two before backward", "accumulated", "other mode before backward", "other shape first",
                      "x changed in place"), "the calls around the one that is judged"),
+    Factor("handled", ("plainly", "copied", "reloaded", "assigned", "converted", "swapped", "served", "threaded",
+                       "checkpointed", "functional"),
+           "what torch does with the module between the steps, or how each pass goes"),
     Factor("content", ("few bits", "many bits", "NaN", "infinity", "zeros", "tiny", "huge", "tiny dy"), "the numbers"),
 )
 PLAIN: Levels = {factor.name: factor.plain for factor in FACTORS}
@@ -119,6 +122,8 @@ RULES = (
     Rule(("leading", "rows"), lambda leading, rows: leading != 0 or rows == 1, "x without leading dimension is one row"),
     Rule(("mode", "rate"), lambda mode, rate: {"training": rate == 0, "dropout": rate > 0}.get(mode, True),
          "that is what these modes mean"),
+    Rule(("handled", "calls"), lambda handled, calls: (handled, calls) != ("checkpointed", "other mode before backward"),
+         "the second pass of a checkpoint is in the mode that the layer has then"),
     Rule(("content", "scale"), lambda content, scale: content != "many bits" or scale != "9/4",
          "the product of two numbers of many bits is rounded"),
 )

@@ -19,10 +19,13 @@ from conformance.record.trace import Traced
 from conformance.requirements import all_requirements
 from conformance.requirements.torch import Facts
 from conformance.run import case_bank, examine
+from conformance.run.examine import ALL_KINDS
+from conformance.run.sweep import Sweeper
 from conformance.subject import Unsupported
 from conformance.torch import TorchLayer
 from conformance.torch_experiments import EXPERIMENTS
 from conformance.truth.compare import Mismatch
+from conformance.truth.space import BY_NAME, PLAIN
 
 MODULES = Path(__file__).parent / "modules.py"
 REQUIREMENTS = {r.id: r for r in all_requirements() if r.group == "TORCH"}
@@ -63,6 +66,8 @@ def test_every_experiment_is_asked_for():
     subject = load("lora_torch")
     for requirement in REQUIREMENTS.values():
         assert checked(requirement, lambda: Asked(subject)) is not None
+    for level in BY_NAME["handled"].levels:
+        assert not Sweeper(Asked(subject), ALL_KINDS, 0).one(PLAIN | {"handled": level}, 0).failures
     assert asked == {function.__name__ for function in EXPERIMENTS}
 
 

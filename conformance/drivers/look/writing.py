@@ -80,13 +80,13 @@ def _text_of(call: str) -> str:
 
 
 def _fixed(found: Found) -> str:
-    """The line that says which scale or alpha is fixed."""
-    number = found.rule.removeprefix("always ").removesuffix(" / rank")
+    """The lines that say which scale or alpha is fixed, and that in and out are equal."""
+    number, square = found.rule.removeprefix("always ").removesuffix(" / rank"), "\n    square = True" * found.plan.square
     if found.rule.startswith("always "):
-        return f"\n    scale = {number}"
+        return f"\n    scale = {number}{square}"
     if found.direct:
-        return f"\n    scale_argument = {found.direct!r}"
-    return f"\n    alpha = {number}" if found.rule.endswith(" / rank") and number != "alpha" else ""
+        return f"\n    scale_argument = {found.direct!r}{square}"
+    return (f"\n    alpha = {number}" if found.rule.endswith(" / rank") and number != "alpha" else "") + square
 
 
 def named(name: str) -> str:

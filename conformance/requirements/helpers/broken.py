@@ -4,12 +4,16 @@ from conformance.truth.space import PLAIN, Levels
 
 HALF = ("float16", "bfloat16")
 TILE = 16  # sizes above it count as large
+HANDLED = {"copied": "TORCH-01", "reloaded": "TORCH-03", "assigned": "TORCH-37", "converted": "TORCH-19", "swapped": "TORCH-16",
+           "served": "TORCH-13", "threaded": "TORCH-59", "checkpointed": "TORCH-21", "functional": "TORCH-20"}
 
 
 def breaks(kind: str, levels: Levels) -> str:
     """The id of the requirement that a wrong answer of this kind breaks. The levels are those of the smallest case that fails:
     each that is not plain is needed for the failure."""
     special = {name for name, level in levels.items() if level != PLAIN[name]}
+    if "handled" in special:
+        return HANDLED[str(levels["handled"])]
     if kind == "y":
         return _of_y(levels, special)
     if kind in ("dx", "dA", "dB"):

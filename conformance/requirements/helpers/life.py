@@ -31,6 +31,10 @@ NEEDLESS = {"all": "", "not x": "", "not A": "A", "not B": "B", "only x": "AB", 
 WITHOUT_X = ("not x", "only A", "only B", "nothing")  # where x needs none
 
 
+# The levels of `handled` that say how each pass goes, and the function of conformance/torch_experiments.py that makes it.
+WAYS = {"threaded": "threaded", "checkpointed": "under_checkpoint", "functional": "by_functional_call"}
+
+
 class Broken(Exception):
     """An answer was wrong: `failure` is a Mismatch, or a SubjectError where the subject gave none. `kind` says what was asked:
     y, y without a graph, y with dropout, one mask, dropout in inference, dx, dA, dB, W, A, B, x, dy, state, or the format of y
@@ -108,9 +112,10 @@ def live(subject: Subject, levels: Levels, case: Case, drops_x: bool = False, th
     entries of x, so that the gradient of x shows the mask. If `thorough`, a layer that will be merged, or not be differentiated
     for all, makes the same passes before that: a merge hides dropout and the gradients of A and B."""
     true = lattice.truth(case)
-    layer = _built(subject, case)
+    layer = _started(_built(subject, case), levels)
     with asked("state"):
         layer = _with_history(subject, layer, levels, case)
+        _handle(layer, levels, case)
     before = levels | {"merged": False, "needs": "all"}
     if thorough and levels != before and not _lacks(layer.zero_grad):
         _passes(layer, before, case, true, drops_x)
@@ -123,9 +128,20 @@ def live(subject: Subject, levels: Levels, case: Case, drops_x: bool = False, th
     if levels["merged"]:
         with asked("W"):
             _merge(layer, levels["mode"] != "inference")
+        with asked("state"):
+            _handle(layer, levels, case, merged=True)
     _passes(layer, levels, case, true, drops_x)
     if levels["needs"] == "only x" and not levels["merged"] and not _lacks(layer.zero_grad):
         _thawed(layer, levels, case, drops_x)
+
+
+def _handle(layer: Layer, levels: Levels, case: Case, merged: bool = False) -> None:
+    """Does with the layer what the case says that torch does with the module."""
+    how = str(levels["handled"])
+    if how == "copied":
+        layer.as_module("replaced", {})
+    elif how not in ("plainly", *WAYS) and not (merged and how in ("reloaded", "assigned")):  # a load may be refused then
+        layer.as_module("handled", {"x": case.x, "how": how})
 
 
 def _thawed(layer: Layer, levels: Levels, case: Case, drops_x: bool) -> None:
@@ -191,6 +207,13 @@ def _built(subject: Subject, case: Case) -> Layer:
     return layer
 
 
+def _started(layer: Layer, levels: Levels) -> Layer:
+    """The layer, whose passes go from now on as the case says."""
+    if levels["handled"] in WAYS:
+        layer.as_module("passes_go", {"way": WAYS[str(levels["handled"])]})
+    return layer
+
+
 def _set(layer: Layer, A: np.ndarray, B: np.ndarray) -> None:
     layer.set_adapter({"A": A.copy(), "B": B.copy()})
 
@@ -203,7 +226,7 @@ def _with_history(subject: Subject, layer: Layer, levels: Levels, case: Case) ->
     elif history == "loaded":
         _set(layer, case.A, case.B)
         with saved(layer) as directory:
-            layer = _built(subject, case.replace(seed=case.config.seed + 1))
+            layer = _started(_built(subject, case.replace(seed=case.config.seed + 1)), levels)
             layer.load(directory)
     elif history == "set again":
         _set(layer, np.flip(case.A), np.flip(case.B))
@@ -218,6 +241,7 @@ def _with_history(subject: Subject, layer: Layer, levels: Levels, case: Case) ->
             with asked("y"):
                 layer.forward(case.x)
             _go(layer, False, merged=True)
+        _handle(layer, levels, case, merged=True)
         _unmerge(layer)
     return layer
 

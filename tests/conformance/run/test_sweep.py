@@ -3,12 +3,16 @@
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from thorough import THOROUGH
+from torch import nn
+from torch.nn import functional
 
 from conformance.mutants.honest import Honest
 from conformance.report.evidence import of_the_space
@@ -16,10 +20,11 @@ from conformance.requirements import all_requirements
 from conformance.requirements.helpers.broken import breaks
 from conformance.requirements.helpers.inputs import EXPONENT
 from conformance.requirements.helpers.life import live, prepared
-from conformance.run.examine import ALL_KINDS
+from conformance.run.examine import ALL_KINDS, examine
 from conformance.run.sweep import PARTS, Sweeper, given
 from conformance.run.verdict import Report
 from conformance.subject import Subject, Unsupported
+from conformance.torch import TorchLayer
 from conformance.truth import covering
 from conformance.truth.space import BY_NAME, PLAIN
 
@@ -109,8 +114,142 @@ def swept(layer, part=0, parts=4, kinds=ALL_KINDS, **options):
 
 def test_an_honest_layer_is_not_failed():
     found = swept(Honest, parts=PARTED)
-    assert not found.failures and not found.left and not found.declined
+    assert not found.failures and not found.left
+    assert all(words.startswith("handled ") or "as_module" in words for words in found.declined), found.declined
     assert found.lived == len(covering.array(0)[::PARTED])
+
+
+class InTorch(Of):
+    """A subject with these modules, without dropout and with standard scaling."""
+
+    def build(self, config, weight, bias):
+        if config.dropout or config.scaling != "standard" or config.rank < 1:
+            raise Unsupported("dropout, rslora")
+        module = self.layer(config.in_features, config.out_features, config.rank, config.alpha, bias is not None,
+                            getattr(torch, config.dtype))
+        layer = TorchLayer(module, W="weight", b=None if bias is None else "bias", A="A", B="B")
+        layer.set_base(weight, bias)
+        return layer
+
+
+KINDS_IN_TORCH = frozenset(kind for kind in ALL_KINDS if kind[0] in ("float32", "float64"))
+
+
+def one(wrong, levels):
+    with np.errstate(all="ignore"):
+        return Sweeper(InTorch(wrong), KINDS_IN_TORCH, 0).one(levels, 0)
+
+
+class Handled(nn.Module):
+    """A right layer. Those below are wrong after two things together."""
+
+    def __init__(self, in_features, out_features, rank, alpha, bias=True, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=dtype), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype), requires_grad=False) if bias else None
+        self.A = nn.Parameter(torch.randn(in_features, rank, dtype=dtype))
+        self.B = nn.Parameter(torch.zeros(rank, out_features, dtype=dtype))
+        self.scale, self.kept = alpha / rank, None
+
+    def forward(self, x):
+        y = functional.linear(x, self.weight, self.bias)
+        return y if self.merged() else y + x @ self.A @ self.B * self.scale
+
+    def merged(self):
+        return self.kept is not None
+
+    def merge(self):
+        self.kept = self.weight.detach().clone()
+        self.weight.data = self.kept + (self.A @ self.B * self.scale).detach().t()
+
+    def unmerge(self):
+        self.weight.data, self.kept = self.kept, None
+
+
+class CopiedAndMerged(Handled):
+    """A copy does not know that it is merged."""
+
+    def __getstate__(self):
+        return vars(self) | {"kept": None}
+
+
+class ConvertedAndUnmerged(Handled):
+    """The weight that a merge keeps is not converted, and is taken anew where it does not fit: from the merged one."""
+
+    def unmerge(self):
+        self.weight.data = self.kept if self.seen == self.conversions else self.weight.data
+        self.kept = None
+
+    seen = conversions = 0
+
+    def merge(self):
+        super().merge()
+        self.seen = self.conversions
+
+    def _apply(self, *args):
+        self.conversions += 1
+        return super()._apply(*args)
+
+
+class ThreadedAndMerged(Handled):
+    """Each thread has its own idea of what is merged."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.by_thread = threading.local()
+
+    def merged(self):
+        return super().merged() and getattr(self.by_thread, "merged", False)
+
+    def merge(self):
+        super().merge()
+        self.by_thread.merged = True
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "by_thread"}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.by_thread = threading.local()
+        self.by_thread.merged = self.kept is not None
+
+
+class SwappedAndLoaded(Handled):
+    """After a load the factors are read from the memory in which they lay then."""
+
+    views = None
+
+    def load_state_dict(self, *args, **options):
+        found = super().load_state_dict(*args, **options)
+        self.views = self.A.data, self.B.data
+        return found
+
+    def merge(self):
+        if self.views is not None:
+            with torch.no_grad():
+                self.A.copy_(self.views[0])
+        super().merge()
+
+
+@pytest.mark.parametrize(("wrong", "id", "needed"), [
+    (CopiedAndMerged, "TORCH-01", {"handled": "copied", "merged": True}),
+    (ConvertedAndUnmerged, "TORCH-19", {"handled": "converted", "history": "unmerged"}),
+    (ThreadedAndMerged, "TORCH-59", {"handled": "threaded", "merged": True}),
+    (SwappedAndLoaded, "TORCH-16", {"handled": "swapped", "history": "loaded", "merged": True}),
+])
+def test_what_torch_does_with_the_module_is_tried_in_every_state(wrong, id, needed):
+    """Each is right after any one thing alone. The array has what it needs together, and the sweep finds that."""
+    assert not one(Handled, PLAIN | needed).failures
+    for name, level in needed.items():
+        assert not one(wrong, PLAIN | {name: level}).failures
+    assert list(one(wrong, PLAIN | needed).failures) == [id]
+    known = {"history": "set", "merged": False} | needed
+    rows = [row for row in covering.array(0, False) if all(row[name] == level for name, level in known.items())]
+    sweeper = Sweeper(InTorch(wrong), KINDS_IN_TORCH, 0, exact=False)
+    with np.errstate(all="ignore"):
+        broken, levels = sweeper.outcome(rows[0], 0, set())
+        failure = sweeper.made_plain(broken, levels, 0)
+    assert failure.id == id and {name: level for name, level in failure.levels.items() if level != PLAIN[name]} == needed
 
 
 def test_cases_without_time_are_told_apart_from_those_left_out_after_failures():
@@ -177,6 +316,43 @@ def test_a_fixed_scale_is_the_scale_of_every_case():
     with np.errstate(all="ignore"):
         found = Sweeper(subject, ALL_KINDS, 0).part(3)
     assert not found.failures and found.lived
+
+
+def test_a_subject_whose_in_and_out_are_equal_gets_square_cases():
+    class Square(Honest):
+        def __init__(self, config, weight, bias):
+            if config.in_features != config.out_features:
+                raise Unsupported("in other than out")
+            super().__init__(config, weight, bias)
+
+    subject = Of(Square)
+    subject.square = True
+    with np.errstate(all="ignore"):
+        sweeper = Sweeper(subject, ALL_KINDS, 0)
+        found = sweeper.part(0, PARTED)
+        assert not found.failures and found.lived == len(covering.array(0)[::PARTED])
+        assert "in other than out" in found.declined and not any(words.startswith("in 1") for words in found.declined)
+        assert all(sweeper.offered(levels)["in"] == sweeper.offered(levels)["out"] for levels in covering.array(0)[::40])
+        wanted = [r for r in all_requirements() if r.id in ("FWD-01", "FWD-07", "GRAD-02", "MERGE-01", "INIT-02", "STATE-01")]
+        for requirement in wanted:
+            outcome = examine(requirement, subject, "square", examples=8, seed=0)
+            assert outcome.status == "pass" and outcome.examples >= 8 * requirement.examples, outcome
+        subject.square = False
+        assert examine(wanted[0], subject, "square", examples=8, seed=0).status == "unsupported"
+
+
+def test_a_failure_of_a_costly_requirement_is_neither_made_smaller_nor_explained():
+    """The cases of FWD-20 have ten thousand rows and more. A search would take half a minute."""
+    class Counted(AlwaysWrong):
+        built = 0
+
+        def __init__(self, config, weight, bias):
+            super().__init__(config, weight, bias)
+            Counted.built += 1
+
+    (costly,) = [r for r in all_requirements() if r.costly]
+    outcome = examine(costly, Of(Counted), "of", examples=24, seed=0)
+    assert (outcome.status, outcome.diagnosis) == ("fail", None) and Counted.built < 4
 
 
 def test_a_sweep_without_time_says_what_it_left():

@@ -8,9 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conformance.truth.case import BITS, DTYPES, exact_in_any_order, last_bit, shows_the_lora_part
-from conformance.truth.strategies import EXACT_SCALES, exact, rounding
+from conformance.truth.strategies import EXACT_SCALES, exact, rounding, several
 
 CASES = {dtype: exact()((dtype,)) for dtype in DTYPES}
+
+
+@settings(max_examples=40)
+@given(case=several()(tuple(DTYPES)))
+def test_a_square_case_is_the_case_without_its_last_inputs_or_outputs(case):
+    square = case.squared
+    n = square.config.in_features
+    assert n == square.config.out_features == min(case.config.in_features, case.config.out_features)
+    assert square.W.shape == (n, n) and square.A.shape == (n, case.config.rank) and exact_in_any_order(square)
+    assert square.x.shape == (*case.x.shape[:-1], n) and square.dy.shape == (*case.dy.shape[:-1], n)
+    if n == case.config.in_features:  # outputs were left out
+        np.testing.assert_array_equal(square.truth.y, case.truth.y[..., :n])
+        for name in case.names:
+            np.testing.assert_array_equal(square.alone(name).truth.y, case.alone(name).truth.y[..., :n])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
