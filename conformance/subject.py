@@ -174,6 +174,7 @@ class Subject:
     scale: float | None = None
     # The fixed alpha of an implementation that takes none, and whose scale is this number / rank. Every case then has it.
     alpha: float | None = None
+    rank: int | None = None  # the only rank that it offers, if there is one; every case then has it
     square: bool = False  # whether it offers in_features equal to out_features alone; every case then has them equal
     scale_argument: str = ""  # the argument that is the scale itself, if there is one in the place of alpha
     freezes: str = ""  # the function, filter or wrapper that freezes W and b, if the layer itself does not

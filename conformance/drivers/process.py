@@ -414,11 +414,14 @@ class ProcessSubject(Subject):
             fixed = about.get(name)
             if fixed is not None and not (type(fixed) in (int, float) and math.isfinite(fixed)):
                 raise ProtocolError(f"its {name} is {str(fixed)[:80]}, expected a finite number or none")
+        rank = about.get("rank")
+        if rank is not None and not (type(rank) is int and rank > 0):
+            raise ProtocolError(f"its rank is {str(rank)[:80]}, expected a positive whole number or none")
         if not isinstance(methods, tuple | list) or not all(isinstance(method, str) for method in methods):
             raise ProtocolError(f"its methods are {str(methods)[:80]}, expected a list of names")
         self.name, self.version = str(about.get("name", ""))[:WORDS], str(about.get("version", ""))[:WORDS]
         self.scale, self.alpha = self.fixed = about.get("scale"), about.get("alpha")
-        self.square = about.get("square") is True
+        self.square, self.rank = about.get("square") is True, about.get("rank")
         self.freezes, self.scale_argument = (str(about.get(name, ""))[:WORDS] for name in ("freezes", "scale_argument"))
         self.models, self.methods = about.get("models") is True, tuple(methods)
         self.loaders = about.get("loaders") is True

@@ -105,7 +105,7 @@ def parameters(kind: type, method: str, args: tuple) -> dict[str, Any]:
 def about(subject: Subject) -> dict:
     """What a process says about its subject. A subject that is no Subject by class may lack some of it."""
     own = {name: getattr(subject, name, getattr(Subject, name)) for name in (
-        "name", "version", "scale", "alpha", "square", "scale_argument", "freezes", "methods")}
+        "name", "version", "scale", "alpha", "rank", "square", "scale_argument", "freezes", "methods")}
     more = {"compensates": dict(subject.compensates)} if getattr(subject, "compensates", {}) else {}
     return own | {"methods": list(own["methods"]), "models": offers_models(subject), "loaders": offers_loaders(subject)} | more
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ from torch import Tensor, nn
 
 from conformance.drivers.look.arguments import beside
 from conformance.drivers.look.arrays import with_dimensions
-from conformance.drivers.look.methods import MODES, Methods, called, found_methods, small_numbers, switches_of_merging
+from conformance.drivers.look.methods import (
+    MODES,
+    Methods,
+    adds_its_part,
+    called,
+    found_methods,
+    small_numbers,
+    switches_of_merging,
+)
 from conformance.drivers.look.recognised import Found
 from conformance.drivers.look.refused import NotRecognised
 from conformance.drivers.look.settled import ROOT, call_freezer, recognised
@@ -159,6 +168,10 @@ class ModuleSubject(Subject):
         return self._fixed[1]
 
     @property
+    def rank(self) -> int | None:
+        return self._found.rank if isinstance(self._found, Found) else None
+
+    @property
     def square(self) -> bool:
         return isinstance(self._found, Found) and self._found.plan.square
 
@@ -248,8 +261,9 @@ class ModuleSubject(Subject):
             call_freezer(self.cls, layer.module, found.freezer)
         elif not self.is_raw:
             for name in set(found.base_trains) & set(layer.paths):
-                if layer.tensor(name).is_leaf:  # what a module computes is no parameter of it
-                    layer.tensor(name).requires_grad_(False)
+                stored = attrgetter(layer.paths[name])(layer.module)
+                if stored.is_leaf:  # what a module computes is no parameter of it
+                    stored.requires_grad_(False)
 
     @cached_property
     def merging(self) -> Methods:
@@ -260,7 +274,7 @@ class ModuleSubject(Subject):
             self.found.plan = replace(plan, literals=plan.literals | {name: True})
             with suppress(Exception):
                 switched = found_methods(self.numbered, beside(self.cls))
-                if switched.merge:
+                if switched.merge and adds_its_part(self.numbered()):  # and was not made merged for good
                     return switched
         self.found.plan = plan
         return methods

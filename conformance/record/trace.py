@@ -53,7 +53,7 @@ class Traced(Subject):
         self._subject, self._record = subject, record
         self.name, self.scale = getattr(subject, "name", ""), getattr(subject, "scale", None)
         self.alpha, self.scale_argument = getattr(subject, "alpha", None), getattr(subject, "scale_argument", "")
-        self.square = getattr(subject, "square", False)
+        self.square, self.rank = getattr(subject, "square", False), getattr(subject, "rank", None)
         self.freezes, self.methods = getattr(subject, "freezes", ""), tuple(getattr(subject, "methods", Subject.methods))
         self._layers: dict[str, Layer | None] = {}
         self.calls: list[tuple[Call, tuple]] = []  # with the arguments themselves, to see whether they change

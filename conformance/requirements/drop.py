@@ -102,6 +102,8 @@ def none_in_inference(subject, case):
     layer.train(False)
     expect_equal(layer.forward(case.x), case.truth.y, "y in inference mode")
     with suppress(Unsupported):
+        if np.array_equal(wide(layer.weight()), wide(case.W)):
+            return  # it has not merged by itself
         inference = not refuses(layer.unmerge) and layer.as_module("part_modes", {})["modes"][:1] == ["the layer: False"]
         if inference:  # some layers unmerge by going to training mode
             expect_equal(layer.forward(case.x), case.truth.y, "y in inference mode, after unmerge")

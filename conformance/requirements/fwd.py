@@ -93,6 +93,8 @@ def many_leading_dimensions(subject, case):
 )
 def rank_one(subject, case):
     """With a dimension of 1, code that broadcasts where it should multiply matrices does not fail with an error."""
+    if case.config.rank != 1:  # the only one that there is
+        raise Unsupported("a rank of 1")
     return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y")
 
 
@@ -106,6 +108,8 @@ def rank_one(subject, case):
 )
 def rank_above_both_sizes(subject, case):
     """Such a rank is useless for training, but well defined. Clipping it is a silent change of the configuration."""
+    if case.config.rank <= min(case.config.in_features, case.config.out_features):
+        raise Unsupported("a rank above in and out")
     if refuses(fresh, subject, case):
         return 0.0
     layer = prepared(subject, case, training=True)
@@ -304,6 +308,8 @@ def powers_of_two_move(subject, case):
 )
 def all_sizes_equal(subject, case):
     """Here a matrix and its transpose have the same shape. Code that transposes depending on the shape goes wrong."""
+    if case.config.rank != case.config.in_features:
+        raise Unsupported("a rank that is in and out")
     return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y")
 
 

@@ -85,8 +85,9 @@ def random_factor_has_full_rank(subject, case):
     tells A from B by their shapes takes one for the other where in, out and rank are the same number."""
     n_in, n_out, rank = case.config.in_features, case.config.out_features, case.config.rank
     for sizes in ((n_in, n_out, rank), (rank, n_out, rank), (n_in, rank, rank), (rank, rank, rank), (n_in, n_out, 2 * n_in)):
-        shaped = case.replace(in_features=sizes[0], out_features=sizes[1], rank=sizes[2], W=case.W[: sizes[1], : sizes[0]],
-                              b=None if case.b is None else case.b[: sizes[1]])
+        alpha, b = case.config.alpha / rank * sizes[2], None if case.b is None else case.b[: sizes[1]]
+        shaped = case.replace(in_features=sizes[0], out_features=sizes[1], rank=sizes[2], alpha=alpha, b=b,
+                              W=case.W[: sizes[1], : sizes[0]])
         if sizes[2] > sizes[0] and refuses(fresh, subject, shaped):
             continue
         factor = random_factor(fresh(subject, shaped)).astype(np.float64)

@@ -90,10 +90,12 @@ def _drawn(strategy, count: int, seed: int) -> list[AnyCase]:
 
 
 def fitted(case: AnyCase, subject: Subject) -> AnyCase:
-    """The case with the scale or the alpha that the subject has, if it is fixed, and square if the subject is: see Subject."""
+    """The case with the scale, the alpha or the rank that the subject has, if it is fixed, and square if the subject is: see
+    Subject."""
     if not isinstance(case, Case):
         return case
     case = case.squared if getattr(subject, "square", False) else case
+    case = case.of_rank(rank) if (rank := getattr(subject, "rank", None)) else case
     return case.fitted(getattr(subject, "scale", None), getattr(subject, "alpha", None))
 
 

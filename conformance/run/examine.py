@@ -349,7 +349,8 @@ def _built(subject: Subject, dtype: str, bias: bool, device: str, rng: np.random
     W, b = (rng.standard_normal(shape).astype(DTYPES[dtype]) for shape in ((n_out, n_in), n_out))
     alpha = getattr(subject, "scale", None) or 2.0
     try:
-        subject.build(LayerConfig(n_in, n_out, 1, alpha, bias=bias, dtype=dtype, device=device), W, b if bias else None)
+        config = LayerConfig(n_in, n_out, getattr(subject, "rank", None) or 1, alpha, bias=bias, dtype=dtype, device=device)
+        subject.build(config, W, b if bias else None)
     except (Exception, SystemExit) as error:
         return error
     return None

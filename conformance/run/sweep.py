@@ -93,7 +93,7 @@ class Sweeper:
                  until: float = float("inf"), exact: bool = True, plain_until: float = float("inf")):
         self.subject, self.kinds, self.seed, self.device = subject, kinds, seed, device
         self.until, self.plain_until, self.exact, self.found = until, plain_until, exact, Sweep()
-        self.square = getattr(subject, "square", False)
+        self.square, self.rank = getattr(subject, "square", False), getattr(subject, "rank", None)
         self.wide_rank = True  # whether it offers ranks above in or out
         self.lacking: set[tuple[str, Level]] = set()  # levels that the subject does not offer
         fixed = [getattr(subject, name, None) for name in ("scale", "alpha")]
@@ -160,9 +160,12 @@ class Sweeper:
                     return None, levels
                 continue
             self.found.lived += 1
-            changed = [f"{name} {word(level)}" for name, level in wanted.items() if levels[name] != level
-                       and not (self.square and name in OF_SQUARES)]
-            self.found.declined.update(changed + ["in other than out"] * (self.square and wanted["in"] != wanted["out"]))
+            silent = (OF_SQUARES if self.square else ()) + (() if self.rank is None else ("rank", "alike"))
+            told = (name for name in wanted if levels[name] != wanted[name] and name not in silent)
+            changed = [f"{name} {word(wanted[name])}" for name in told]
+            changed += ["in other than out"] * (self.square and wanted["in"] != wanted["out"])
+            changed += [f"a rank other than {self.rank}"] * (self.rank not in (None, wanted["rank"]))
+            self.found.declined.update(changed)
             return broken, levels
 
     def _lacking(self, pairs: list[tuple[str, Level]], levels: Levels, number: int) -> Iterator[tuple[str, Level]]:
@@ -195,11 +198,16 @@ class Sweeper:
         if self.square:
             size = _most(levels)
             levels = levels | {"in": size, "out": size, "alike": levels["alike"] if levels["alike"] == "in = out" else "none"}
+        if self.rank is not None:
+            equal = str(levels["alike"]).endswith("= rank")
+            levels = levels | {"rank": self.rank, "alike": "none" if equal else levels["alike"]}
         if not self.wide_rank and int(levels["rank"]) > _most(levels):
             levels = levels | {"rank": max(size for size in BY_NAME["rank"].levels if int(size) <= _most(levels))}
-        if self.alpha is not None:
+        if self.alpha is not None and self.rank is None:
             rank = 2 ** (int(levels["rank"]).bit_length() - 1)  # 1 / rank is exact for such a rank
             levels = levels | {"rank": rank, "scale": str(self.alpha / rank), "scaling": "standard"}
+        if self.alpha is not None and self.rank is not None:
+            levels = levels | {"scale": str(self.alpha / self.rank), "scaling": "standard"}
         if self.scale is not None:
             levels = levels | {"scale": str(self.scale), "scaling": "standard"}
         return levels

@@ -118,6 +118,21 @@ class Case:
         others = tuple(other._replace(A=other.A[:n].copy(), B=other.B[:, :n].copy()) for other in self.others)
         return replace(changed, others=others)
 
+    def of_rank(self, rank: int) -> "Case":
+        """The case with so many ranks and the same scale. Further ones have a row of B that is zero. Raises Unsupported if an
+        exact case would not be exact any more."""
+        have = self.config.rank
+        if rank == have:
+            return self
+        A = np.take(self.A, np.arange(rank) % have, axis=1) if have else np.zeros((len(self.A), rank), self.A.dtype)
+        B = np.zeros((rank, self.B.shape[1]), self.B.dtype)
+        B[:have] = self.B[:rank]
+        alpha = self.scale * (rank**0.5 if self.config.scaling == "rslora" else rank)
+        changed = self.replace(rank=rank, alpha=alpha, A=A, B=B)
+        if exact_in_any_order(self) and not exact_in_any_order(changed):
+            raise Unsupported(f"a case that is exact at rank {rank}")
+        return changed
+
     @property
     def with_other_factors(self) -> "Case":
         """The case with another adapter of the same shapes."""

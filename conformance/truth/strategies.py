@@ -209,9 +209,9 @@ def sized(in_features: int, out_features: int, rank: int, alpha: float, *, only:
         if dtype is None:
             raise Unsupported(" or ".join(only))
 
-        def case(seed: int) -> Case:
+        def case(seed: int, bias: bool) -> Case:
             rng = np.random.default_rng(seed)
-            made = LayerConfig(in_features, out_features, rank, alpha, dtype=dtype, seed=seed, **config)
+            made = LayerConfig(in_features, out_features, rank, alpha, dtype=dtype, seed=seed, **{"bias": bias} | config)
             return Case(
                 made,
                 W=normals(rng, (out_features, in_features), in_features**-0.5, dtype),
@@ -222,6 +222,6 @@ def sized(in_features: int, out_features: int, rank: int, alpha: float, *, only:
                 dy=normals(rng, (4, out_features), 1.0, dtype),
             )
 
-        return st.integers(0, 2**31 - 1).map(case)
+        return st.builds(case, st.integers(0, 2**31 - 1), st.booleans())
 
     return of

@@ -22,7 +22,7 @@ FIXED: dict[str, Any] = {"false": False, "zero": 0.0, "true": True, "one": 1.0, 
 SHOWN = {"linear": "nn.Linear(in, out)", "weight": "W", "turned weight": "W (in, out)", "convolution": "a Conv1D of GPT-2",
          "model": "a model", "false": "False", "true": "True", "zero": "0", "one": "1", "single": "1", "multiplier": "1",
          "name": "a name", "targets": "the name of the layer", "switches": "[True]", "down": "nn.Linear(in, rank)",
-         "up": "nn.Linear(rank, out)", "width": "in = out", "sizes": "(in, out)", "none": "None"}
+         "up": "nn.Linear(rank, out)", "width": "in = out", "sizes": "(in, out)", "turned sizes": "(out, in)", "none": "None"}
 
 
 class Conv1D(nn.Module):
@@ -224,7 +224,8 @@ def known_values(config: LayerConfig, linear: nn.Linear, model: nn.Module | None
         "alpha": config.alpha, "bias": config.bias, "dropout": config.dropout, "dtype": getattr(torch, config.dtype),
         "device": torch.device(config.device), "scaling": config.scaling, "rslora": config.scaling == "rslora",
         "seed": config.seed, "linear": linear, "weight": linear.weight, "b": linear.bias, "model": model,
-        "sizes": (config.in_features, config.out_features), "x": linear.weight.new_ones(2, config.in_features),
+        "sizes": (config.in_features, config.out_features),
+        "turned sizes": (config.out_features, config.in_features), "x": linear.weight.new_ones(2, config.in_features),
         "turned weight": nn.Parameter(linear.weight.detach().t().clone(), requires_grad=linear.weight.requires_grad),
         "targets": [getattr(model, "place", PLACE)], "switches": [True],
         "down": lambda: _factor(config.in_features, config.rank, linear),

@@ -15,11 +15,10 @@ import numpy as np
 from torch import nn
 
 from conformance.drivers.look.arguments import Plan
-from conformance.drivers.look.names import harmless
+from conformance.drivers.look.names import MERGES, harmless
 from conformance.drivers.look.plans import signature
 from conformance.torch import TorchLayer
 
-MERGES = ("merge", "fuse", "fold", "bake", "absorb")
 UNDOES = ("unmerge", "unfuse", "unfold", "unbake", "demerge", "defuse", "un_merge", "un_fuse", "restore")
 MODES = ("eval()", "train()")
 NO_ACTION = ("is_", "can_", "set_", "get_", "should_", "_is", "__", "test")  # how other names begin
@@ -61,6 +60,9 @@ def found_methods(make: Callable[[], TorchLayer], beside: dict[str, Any]) -> Met
             away = _replaces(make().module, call, beside)
             said = "puts another module in the place of the layer" if away else "changes nothing"
             notes += [f"{call} {said}"] if call not in MODES else []
+            continue
+        if call.endswith("(module)") and _replaces(make().module, call, beside):
+            notes.append(f"{call} puts another module in the place of the layer")
             continue
         for back in (*_named(layer.module, beside, UNDOES, ()), MODES[1]):
             with suppress(Exception):
@@ -130,6 +132,15 @@ def _state(layer: TorchLayer) -> tuple[bytes, ...]:
     flags = sorted((f"{path}.{name}", value) for path, part in parts for name, value in vars(part).items()
                    if isinstance(value, bool | int | float) and name != "training")
     return layer.weight().tobytes(), repr(flags).encode()
+
+
+def adds_its_part(layer: TorchLayer) -> bool:
+    """Whether B moves y in training mode."""
+    layer.train(True)
+    x = np.ones((2, 3, layer.weight().shape[1]), layer.weight().dtype)
+    before, B = layer.forward(x), layer.adapter()["B"]
+    layer.set_adapter({"A": layer.adapter()["A"], "B": -B})
+    return not np.array_equal(before, layer.forward(x))
 
 
 def small_numbers(layer: TorchLayer) -> None:

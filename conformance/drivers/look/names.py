@@ -57,6 +57,7 @@ ONCE = {*SIZES, *AROUND, "width", "rank", "alpha", "b", "down", "up"}  # what no
 # What a name says for sure.
 SURE = {*SIZES, "rank", "alpha", "bias", "dropout", "rslora", "dtype", "device", "seed", "name", "targets", "switches"}
 
+MERGES = ("merge", "fuse", "fold", "bake", "absorb")  # parts of the names of what merges
 # Parts of the names of methods and functions that switch a layer on, or make it ready.
 _ON = """enable activate active on hook apply inject patch attach switch set use add register init setup prepare build create
          install start select turn configure wrap update bind connect make reset"""

@@ -11,20 +11,21 @@ from torch import nn
 
 from conformance.drivers.look.arguments import Plan
 from conformance.drivers.look.configurations import holds_a_rank, kind_for
-from conformance.drivers.look.names import AROUND, ONCE, PARTS, ROLES, SURE, role_of, whole
+from conformance.drivers.look.names import AROUND, MERGES, ONCE, PARTS, ROLES, SURE, role_of, whole
 
 MOST = 400  # plans that are tried for one class
 PART_PLANS = 3  # and for the class of a LoRA part that it is given
 # What an argument that no name explains may stand for, by its annotation.
 ANYTHING = ("linear", "in", "out", "rank", "alpha", "width", "part", "model", "weight", "configuration", "single", "one",
-            "name", "false", "true", "convolution", "turned weight", "targets", "down", "up", "sizes", "none")
+            "name", "false", "true", "convolution", "turned weight", "targets", "down", "up", "sizes", "turned sizes", "none")
 BY_KIND = {
     "bool": ("false", "true"), "str": ("name",), "int": ("rank", "in", "out", "alpha", "single", "width"),
     "float": ("alpha", "zero", "one", "rank"), "Linear": ("linear", "down", "up", "convolution"),
     "Conv1D": ("convolution", "linear"),
     "Module": ("linear", "part", "model", "convolution", "down", "up"),
     "Tensor": ("weight", "b", "turned weight"), "Parameter": ("weight", "b", "turned weight"),
-    "tuple": ("sizes", "targets"), "Tuple": ("sizes", "targets"), "Size": ("sizes",), "dict": ("configuration",),
+    "tuple": ("sizes", "turned sizes", "targets"), "Tuple": ("sizes", "turned sizes", "targets"),
+    "Size": ("turned sizes", "sizes"), "dict": ("configuration",),
     "Dict": ("configuration",), "list": ("targets",), "List": ("targets",), "Iterable": ("targets",),
     "Sequence": ("targets",),
 }
@@ -193,6 +194,8 @@ def likely(argument: inspect.Parameter) -> list[str]:
         return ["", role] if default is None else [""]
     if role is not None and not needed and role != "weight":
         return [role, *[""] * (role in AROUND)]
+    if role == "weight" and default is None:
+        return ["", "weight", "turned weight"]
     if not needed:
         return [""]
     if role is not None and role in SURE:
@@ -201,7 +204,9 @@ def likely(argument: inspect.Parameter) -> list[str]:
         return ["configuration"]
     if _own_module(argument.annotation):
         return ["part", "linear", "convolution"]
-    first = [] if role is None else [role]
+    if role is None and not kind and any(word in argument.name.lower() for word in MERGES):
+        return ["false", "true"]
+    first = [] if role is None else ["sizes", "turned sizes"] if role == "sizes" else [role]
     return list(dict.fromkeys([*first, *BY_KIND.get(kind, ANYTHING)]))
 
 

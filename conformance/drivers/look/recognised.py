@@ -156,7 +156,8 @@ class Search:
                 if one is not None:
                     seen = set(one.places.seen)
                     more = self.best is None or seen > set(self.seen) or as_good and seen == set(self.seen)
-                    lost = self.best is not None and "b" in self.best.places.paths and "b" not in one.places.paths
+                    lost = self.best is not None and bool(self.seen) and "b" in self.best.places.paths
+                    lost = lost and "b" not in one.places.paths
                     if more and not lost:
                         self.best = one
                     return more and not lost

@@ -22,7 +22,7 @@ VALUES = {  # of each role, in the text of a subject
     "device": "config.device", "scaling": "config.scaling", "rslora": 'config.scaling == "rslora"', "seed": "config.seed",
     "false": "False", "true": "True", "zero": "0.0", "one": "1.0", "single": "1", "multiplier": "1.0", "name": '"default"',
     "none": "None", "switches": "[True]", "model": "model", "convolution": "Conv1D(linear)",
-    "sizes": "(config.in_features, config.out_features)",
+    "sizes": "(config.in_features, config.out_features)", "turned sizes": "(config.out_features, config.in_features)",
     "down": "nn.Linear(config.in_features, config.rank, bias=False)",
     "up": "nn.Linear(config.rank, config.out_features, bias=False)",
 }
@@ -59,7 +59,8 @@ def subject(found: Found, methods: Methods, name: str, place: str) -> str:
         ("config.dropout", plan.offers("dropout") or dropouts(found.module(found.probe))),
         ('config.scaling != "standard"', plan.offers("scaling") or plan.offers("rslora") or found.rule == ROOT),
         ("config.bias", True in found.bias), ("not config.bias", False in found.bias),
-        ("config.in_features != config.out_features", not plan.square)) if not offered]
+        ("config.in_features != config.out_features", not plan.square),
+        (f"config.rank != {found.rank}", found.rank is None)) if not offered]
     declined += [f'config.dtype == "{dtype}"' for dtype in found.formats or {}]
     refusal = f"        if {' or '.join(declined)}:\n            raise Unsupported('this configuration')\n" if declined else ""
     told = [f"    def {method}(self):\n        {_text_of(call)}"
@@ -80,13 +81,16 @@ def _text_of(call: str) -> str:
 
 
 def _fixed(found: Found) -> str:
-    """The lines that say which scale or alpha is fixed, and that in and out are equal."""
-    number, square = found.rule.removeprefix("always ").removesuffix(" / rank"), "\n    square = True" * found.plan.square
+    """The lines that say what is fixed: the scale or alpha, the rank, and that in and out are equal."""
+    number, lines = found.rule.removeprefix("always ").removesuffix(" / rank"), []
     if found.rule.startswith("always "):
-        return f"\n    scale = {number}{square}"
-    if found.direct:
-        return f"\n    scale_argument = {found.direct!r}{square}"
-    return (f"\n    alpha = {number}" if found.rule.endswith(" / rank") and number != "alpha" else "") + square
+        lines.append(f"scale = {number}")
+    elif found.direct:
+        lines.append(f"scale_argument = {found.direct!r}")
+    elif found.rule.endswith(" / rank") and number != "alpha":
+        lines.append(f"alpha = {number}")
+    lines += [f"rank = {found.rank}"] * (found.rank is not None) + ["square = True"] * found.plan.square
+    return "".join(f"\n    {line}" for line in lines)
 
 
 def named(name: str) -> str:

@@ -813,6 +813,103 @@ class CalledLinear(nn.Module):
         return self.linear(x) + self.scale * (x @ (self.A @ self.B))
 
 
+RANK_OF_ALL = 4
+
+
+class RankOfTheFile(nn.Module):
+    """The rank and the scale are constants of the file."""
+
+    def __init__(self, linear, in_features, out_features):
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        self.A, self.B = _factors(in_features, out_features, RANK_OF_ALL)
+
+    def forward(self, x):
+        return self.linear(x) + x @ self.A @ self.B * 2 / RANK_OF_ALL
+
+
+class FoldedInAModel(nn.Module):
+    """A function folds all layers of a model, and puts an nn.Linear in the place of each."""
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        self.A, self.B = _factors(linear.in_features, linear.out_features, rank)
+        self.scale = alpha / rank
+
+    def forward(self, x):
+        return self.linear(x) + self.scale * (x @ self.A @ self.B)
+
+
+def fold_all(module: nn.Module):
+    """Folds the layers of a model."""
+    for path, part in list(module.named_modules()):
+        if isinstance(part, FoldedInAModel):
+            part.linear.weight.data += part.scale * (part.A @ part.B).T
+            setattr(module.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], part.linear)
+
+
+class MergedFromTheStart(nn.Module):
+    """An argument makes it a layer that is merged for good."""
+
+    def __init__(self, in_features, out_features, rank, alpha, merge=False):
+        super().__init__()
+        self.linear, self.merge, self.scale = nn.Linear(in_features, out_features).requires_grad_(False), merge, alpha / rank
+        self.A, self.B = _factors(in_features, out_features, rank)
+        if merge:
+            self.merge_weight()
+
+    def merge_weight(self):
+        if self.merge:
+            self.linear.weight.data += self.scale * (self.A @ self.B).T
+
+    def unmerge_weight(self):
+        self.linear.weight.data -= self.scale * (self.A @ self.B).T
+
+    def forward(self, x):
+        return self.linear(x) if self.merge else self.linear(x) + self.scale * (x @ self.A @ self.B)
+
+
+class AsksWhetherToMerge(nn.Module):
+    """An argument without annotation and default says whether the product comes first."""
+
+    def __init__(self, in_features, out_features, merge, rank=4, alpha=8.0):
+        super().__init__()
+        self.linear, self.merge, self.scale = nn.Linear(in_features, out_features).requires_grad_(False), merge, alpha / rank
+        self.A, self.B = _factors(in_features, out_features, rank)
+
+    def forward(self, x):
+        if not self.merge:
+            raise NotImplementedError
+        return F.linear(x, self.linear.weight + self.scale * (self.A @ self.B).T, self.linear.bias)
+
+
+class DeltaOfAShape(nn.Module):
+    """A parametrisation of the weight, which gets its shape."""
+
+    def __init__(self, weight_shape, r=4, alpha=8):
+        super().__init__()
+        out_features, in_features = weight_shape
+        self.scaling = alpha / r
+        self.lora_A = nn.Parameter(torch.randn(r, in_features))
+        self.lora_B = nn.Parameter(torch.zeros(out_features, r))
+
+    def forward(self, W):
+        return W + self.scaling * (self.lora_B @ self.lora_A)
+
+
+class WeightOrNothing(nn.Module):
+    """The weight is optional, by its default, and needed all the same."""
+
+    def __init__(self, in_features, out_features, r, weight=None):
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.A, self.B = _factors(in_features, out_features, r)
+
+    def forward(self, x):
+        return F.linear(x, self.weight) + 2 * (x @ self.A @ self.B)
+
+
 # ---- no single LoRA layer
 
 
@@ -924,6 +1021,13 @@ READY = (
     Layer("Between", "linear", "linear.weight", "A", "B", "linear.bias"),
     Layer("SquareBranch", "part", "base.weight", "lora.down.weight", "lora.up.weight", "base.bias", "AB", scale="always 1"),
     Layer("CalledLinear", "linear", "linear.weight", "A", "B", "linear.bias", "W"),
+    Layer("RankOfTheFile", "linear", "linear.weight", "A", "B", "linear.bias", scale="always 0.5"),
+    Layer("FoldedInAModel", "linear", "linear.weight", "A", "B", "linear.bias"),
+    Layer("MergedFromTheStart", "sizes", "linear.weight", "A", "B", "linear.bias"),
+    Layer("AsksWhetherToMerge", "sizes", "linear.weight", "A", "B", "linear.bias"),
+    Layer("DeltaOfAShape", "parametrization", "parametrizations.weight.original", "parametrizations.weight.0.lora_A",
+          "parametrizations.weight.0.lora_B", "bias", "AB", trains=("W", "b")),
+    Layer("WeightOrNothing", "weight", "weight", "A", "B", None, scale="always 2"),
     Layer("NeedsAGate", "linear", "linear.weight", "A", "B", "linear.bias"),
     Layer("Prepared", "linear", "inner.weight", "A", "B", "inner.bias"),
 )

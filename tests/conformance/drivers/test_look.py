@@ -83,16 +83,16 @@ def test_what_is_written_down_computes_the_same(layer, tmp_path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     subject = getattr(module, said["subject_name"])()
-    scale = subject.scale or (subject.alpha or 8.0) / 4
-    try:
-        n_in = 7
-        subject.build(LayerConfig(7, 5, 4, 4 * scale), np.zeros((5, 7), np.float32), np.ones(5, np.float32))
-    except Unsupported:
-        assert layer.name == "SquareBranch"
+    scale, bias = subject.scale or (subject.alpha or 8.0) / 4, layer.b is not None
+    b, n_in = np.ones(5, np.float32) if bias else None, 7
+    assert (subject.square, subject.rank) == (layer.name == "SquareBranch", 4 if layer.name == "RankOfTheFile" else None)
+    if subject.square:
+        with pytest.raises(Unsupported):
+            subject.build(LayerConfig(7, 5, 4, 4 * scale), np.zeros((5, 7), np.float32), b)
         n_in = 5
     W, A, B = (np.arange(rows * columns).reshape(rows, columns).astype(np.float32) - 9
                for rows, columns in ((5, n_in), (n_in, 4), (4, 5)))
-    written = subject.build(LayerConfig(n_in, 5, 4, 4 * scale), W, np.ones(5, np.float32))
+    written = subject.build(LayerConfig(n_in, 5, 4, 4 * scale, bias), W, b)
     written.set_adapter({"A": A, "B": B})
     x = np.eye(n_in, dtype=np.float32)[(None,) * {"ImageTokens": 2, "BatchFirst": 1}.get(layer.name, 0)]
-    np.testing.assert_array_equal(written.forward(x).reshape(n_in, 5), W.T + 1 + scale * (A @ B))
+    np.testing.assert_array_equal(written.forward(x).reshape(n_in, 5), W.T + bias + scale * (A @ B))

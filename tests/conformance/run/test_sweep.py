@@ -20,7 +20,7 @@ from conformance.requirements import all_requirements
 from conformance.requirements.helpers.broken import breaks
 from conformance.requirements.helpers.inputs import EXPONENT
 from conformance.requirements.helpers.life import live, prepared
-from conformance.run.examine import ALL_KINDS, examine
+from conformance.run.examine import ALL_KINDS, examine, offered
 from conformance.run.sweep import PARTS, Sweeper, given
 from conformance.run.verdict import Report
 from conformance.subject import Subject, Unsupported
@@ -339,6 +339,26 @@ def test_a_subject_whose_in_and_out_are_equal_gets_square_cases():
             assert outcome.status == "pass" and outcome.examples >= 8 * requirement.examples, outcome
         subject.square = False
         assert examine(wanted[0], subject, "square", examples=8, seed=0).status == "unsupported"
+
+
+def test_a_subject_of_one_rank_gets_cases_of_that_rank():
+    class OfRank8(Honest):
+        def __init__(self, config, weight, bias):
+            if config.rank != 8:
+                raise Unsupported(f"rank {config.rank}")
+            super().__init__(config, weight, bias)
+
+    subject = Of(OfRank8)
+    subject.rank = 8
+    with np.errstate(all="ignore"):
+        found = Sweeper(subject, ALL_KINDS, 0).part(0, PARTED)
+        assert not found.failures and found.lived > 0.9 * len(covering.array(0)[::PARTED])
+        assert "a rank other than 8" in found.declined and not any(words.startswith("rank ") for words in found.declined)
+        ids = ("FWD-01", "FWD-06", "FWD-18", "GRAD-02", "MERGE-01", "INIT-04", "STATE-01")
+        wanted = [r for r in all_requirements() if r.id in ids]
+        status = {r.id: examine(r, subject, "rank", examples=8, seed=0).status for r in wanted}
+    assert status == dict.fromkeys(status, "pass") | {"FWD-06": "unsupported", "FWD-18": "unsupported"}
+    assert offered(subject, ("float32",)) == {("float32", True), ("float32", False)}
 
 
 def test_a_failure_of_a_costly_requirement_is_neither_made_smaller_nor_explained():

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conformance.subject import Unsupported
 from conformance.truth.case import BITS, DTYPES, exact_in_any_order, last_bit, shows_the_lora_part
 from conformance.truth.strategies import EXACT_SCALES, exact, rounding, several
 
@@ -25,6 +26,20 @@ def test_a_square_case_is_the_case_without_its_last_inputs_or_outputs(case):
         np.testing.assert_array_equal(square.truth.y, case.truth.y[..., :n])
         for name in case.names:
             np.testing.assert_array_equal(square.alone(name).truth.y, case.alone(name).truth.y[..., :n])
+
+
+@settings(max_examples=60)
+@given(case=exact()(("float32",)), rank=st.sampled_from((1, 2, 4, 8)))
+def test_a_case_of_another_rank_has_the_same_scale(case, rank):
+    try:
+        changed = case.of_rank(rank)
+    except Unsupported:
+        return
+    assert changed.config.rank == rank and changed.scale == case.scale and exact_in_any_order(changed)
+    assert changed.A.shape == (case.config.in_features, rank) and changed.B.shape == (rank, case.config.out_features)
+    if rank >= case.config.rank:
+        np.testing.assert_array_equal(changed.truth.y, case.truth.y)
+        assert case.config.rank == rank or changed.truth.dB[case.config.rank :].any() == case.truth.dB.any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
