@@ -7,6 +7,7 @@ honest layer is right bit for bit. Rounding cases hold normal draws, scaled as i
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -211,7 +212,8 @@ def sized(in_features: int, out_features: int, rank: int, alpha: float, *, only:
 
         def case(seed: int, bias: bool) -> Case:
             rng = np.random.default_rng(seed)
-            made = LayerConfig(in_features, out_features, rank, alpha, dtype=dtype, seed=seed, **{"bias": bias} | config)
+            options: dict[str, Any] = {"bias": bias} | config
+            made = LayerConfig(in_features, out_features, rank, alpha, dtype=dtype, seed=seed, **options)
             return Case(
                 made,
                 W=normals(rng, (out_features, in_features), in_features**-0.5, dtype),
