@@ -246,7 +246,7 @@ class TorchLayer(Layer):
         """Gradients are cleared first. Facts that are tensors become arrays, in the layout of conformance/subject.py."""
         if type(self).forward is not TorchLayer.forward and type(self).through is TorchLayer.through:
             raise Unsupported(f"{type(self).__name__} has a forward() of its own, and no through()")
-        if experiment == "hooked" and type(self).through is not TorchLayer.through:
+        if experiment in ("hooked", "copied_with_a_hook") and type(self).through is not TorchLayer.through:
             raise Unsupported("hooks on a module that is not called itself")
         needed = torch_experiments.needed(experiment)
         factors = {name: self._parameter(name) for name in "AB" if name in needed}

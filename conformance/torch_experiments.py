@@ -107,6 +107,15 @@ def copied(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, how: str
     return facts
 
 
+def copied_with_a_hook(module: nn.Module, call: Through, x: Tensor) -> Facts:
+    """y of a deep copy of the module, which has a forward hook that negates y."""
+    handle = module.register_forward_hook(lambda module, args, y: -y)
+    try:
+        return {"y": now(call(copy.deepcopy(module), x))}
+    finally:
+        handle.remove()
+
+
 def replaced(layer: Any) -> Facts:
     """From now on a deep copy of the module stands in its place, with whatever the layer has noted beside it. The first module
     holds NaN, so that the copy shows it if it still uses that."""
@@ -739,8 +748,8 @@ def restrided(module: nn.Module) -> Facts:
 
 
 def without_dropout(module: nn.Module, call: Through, x: Tensor, how: str) -> Facts:
-    """y in training mode, after the rate of each nn.Dropout in the module was set to 0, perhaps after a compiled pass, or after
-    an nn.Dropout(0) was put in the place of each."""
+    """y in training mode, after the rate of each nn.Dropout in the module was set to 0, perhaps after a compiled pass, or each
+    went to inference mode, or an nn.Dropout(0) was put in the place of each."""
     parts = [(part, name) for part in module.modules() for name, child in part.named_children()
              if isinstance(child, nn.Dropout)]
     if not parts:
@@ -757,6 +766,8 @@ def without_dropout(module: nn.Module, call: Through, x: Tensor, how: str) -> Fa
     for part, name in parts:
         if how == "replaced":
             setattr(part, name, nn.Dropout(0.0))
+        elif how == "in inference mode":
+            getattr(part, name).eval()
         else:
             getattr(part, name).p = 0.0
     return {"y": now(passed(module, x))}
@@ -1117,5 +1128,5 @@ EXPERIMENTS = (
     pushed_forward, mapped, part_loaded, state_kept, loaded_then, started_anew, refilled, overwritten, overwritten_under, amid,
     interrupted, bucketed, flattened, base_negated, wrapped_forward, shared, state_in_a_model,
     copy_kept, pass_of_the_copy, state_again, base_thawed, data_negated, compiled_kept, compiled_again, in_a_thread, handled,
-    passes_go,
+    passes_go, copied_with_a_hook,
 )

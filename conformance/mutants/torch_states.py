@@ -552,3 +552,22 @@ class MergedIsAConstant(LoRA):
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x)
         return y if self.merged() else y + self.lora(x)
+
+
+@mutant("147", kills="TORCH-01")
+@layer_of
+class CopiesWithoutHooks(Copied):
+    """A deep copy has no hooks."""
+
+    def change(self) -> None:
+        self._forward_hooks.clear()
+
+
+@mutant("71", kills="TORCH-50")
+@layer_of
+class RateOfOneModeOfAnother(LoRA):
+    """The rate is that of the nn.Dropout, and the mode that of the layer."""
+
+    def lora(self, x: Tensor) -> Tensor:
+        dropped = nn.functional.dropout(x, self.dropout.p, self.training)
+        return self.scale * (dropped @ self.A @ self.B)

@@ -107,7 +107,7 @@ def merged_too(layer: Layer) -> bool:
 )
 def deep_copies(subject, case):
     """A copy that shares a factor, or that computes with the factors of the first layer, trains together with it. A copy of a
-    merged layer can be unmerged like the first."""
+    merged layer can be unmerged like the first, and what a hook does belongs to what a layer computes."""
     check_copies(subject, case, "deepcopy")
     y, layer = plain(subject, case)["y"], prepared(subject, case, training=True)
     with suppress(Unsupported):
@@ -115,6 +115,9 @@ def deep_copies(subject, case):
         tried(layer, "replaced")
         layer.unmerge()
         expect_equal(layer.forward(case.x), y, "y of the copy of a merged layer, after it was unmerged")
+    with suppress(Unsupported):
+        facts = tried(prepared(subject, case, training=True), "copied_with_a_hook", x=case.x)
+        facts.equal("y", -y, "y of the copy of a layer with a forward hook, which negates y")
     layer = prepared(subject, case, training=True)
     tried(layer, "copy_kept")
     if merged_too(layer):

@@ -215,7 +215,7 @@ def weights_of_any_layout(subject, case):
 @requirement(
     "TORCH-50",
     "If dropout stops because the rate of each nn.Dropout in the layer is set to 0, no factor MUST make up for it any more. It "
-    "MUST stop in the same way after a compiled pass, and if each nn.Dropout is replaced.",
+    "MUST stop in the same way after a compiled pass, and if each nn.Dropout is replaced or goes to inference mode.",
     formula="p ← 0, nothing is dropped ⇒ y = x Wᵀ + b + scale · (x A) B in training mode",
     sources=("TRL, disable_dropout_in_model: module.p = 0 for each nn.Dropout",), needs=NEEDS, optional=True, cases=any_size(),
     examples=0.25,
@@ -231,11 +231,13 @@ def dropout_can_be_turned_off(subject, case):
         with suppress(Unsupported):
             facts = tried(prepared(subject, dropped, training=True), "without_dropout", x=case.x, how="compiled")
             facts.equal("y", want, "y of a compiled layer, after the rate of each nn.Dropout was set to 0")
-        layer = prepared(subject, dropped, training=True)
-        with suppress(Unsupported):
-            tried(layer, "without_dropout", x=case.x, how="replaced")
-            for _ in range(repetitions(0.5)):
-                expect_equal(layer.forward(case.x), want, "y in training mode, after an nn.Dropout(0) took the place of each")
+        for how, words in (("replaced", "an nn.Dropout(0) took the place of each"),
+                           ("in inference mode", "each nn.Dropout alone went to inference mode")):
+            layer = prepared(subject, dropped, training=True)
+            with suppress(Unsupported):
+                tried(layer, "without_dropout", x=case.x, how=how)
+                for _ in range(repetitions(0.5)):
+                    expect_equal(layer.forward(case.x), want, f"y in training mode, after {words}")
 
 
 @requirement(
