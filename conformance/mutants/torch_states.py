@@ -571,3 +571,15 @@ class RateOfOneModeOfAnother(LoRA):
     def lora(self, x: Tensor) -> Tensor:
         dropped = nn.functional.dropout(x, self.dropout.p, self.training)
         return self.scale * (dropped @ self.A @ self.B)
+
+
+@mutant("126", kills="TORCH-14")
+@layer_of
+class AutocastConvertsForGood(LoRA):
+    """Under autocast the factors themselves are converted."""
+
+    def lora(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            self.to(torch.get_autocast_dtype("cpu"))
+            x = x.to(self.A.dtype)
+        return super().lora(x)

@@ -471,19 +471,27 @@ def states(subject, case: Case):
 
 @requirement(
     "TORCH-14",
-    "Under autocast the output MUST be right, in the dtype of autocast or of the layer, and the gradients MUST be right.",
+    "Under autocast the output MUST be right, in the dtype of autocast or of the layer, the gradients MUST be right, and A and "
+    "B MUST stay as they are.",
     formula="dtype(y) ∈ {autocast, layer}; small integers are exact",
     sources=("PyTorch documentation, torch.amp: Autocast Op Reference, linear and matmul",), needs=NEEDS, faults="126 127 128",
     optional=True, cases=exact(only=("float32", "float16", "bfloat16"), small=True), examples=0.5,
 )
 def under_autocast(subject, case):
     """Mixed-precision training runs a float32 layer under autocast, and a layer in half precision, too. Products that a layer
-    computes itself may then meet in two dtypes. bfloat16 holds numbers that are too large for float16."""
+    computes itself may then meet in two dtypes. bfloat16 holds numbers that are too large for float16. A
+    factor that is converted itself loses the steps of the optimiser."""
     want = plain(subject, case)
     for dtype in ("bfloat16", "float16") if case.config.dtype == "float32" else (case.config.dtype,):
         assume(exact_in_any_order(case.replace(dtype=dtype)))
-        facts = tried(prepared(subject, case, training=True), "autocast", x=case.x, dy=case.dy, dtype=dtype)
+        layer = prepared(subject, case, training=True)
+        before = layer.adapter()
+        facts = tried(layer, "autocast", x=case.x, dy=case.dy, dtype=dtype)
         words = f"of a {case.config.dtype} layer under autocast to {dtype}"
+        for name, factor in layer.adapter().items():
+            kept = before[name].dtype
+            expect(factor.dtype == kept, f"dtype of {name} after a pass {words}", factor.dtype, kept)
+            expect_equal(factor, before[name], f"{name} after a pass {words}")
         facts.equal("y", want["y"], f"y {words}")
         got, known = facts["y"].dtype, (DTYPES[dtype], case.dtype)
         expect(got in known, f"dtype of y {words}", got, " or ".join(dict.fromkeys(map(str, known))))
