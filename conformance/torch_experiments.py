@@ -1073,41 +1073,84 @@ def amid(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor
 
 
 def interrupted(module: nn.Module, call: Through, A: Own, B: Own, x: Tensor, dy: Tensor) -> Facts:
-    """y and gradients of passes of x. At one call of torch in each, every call in turn, another thread makes a pass of −x. The
-    first y that differs from a y without interruption is given, or else the last."""
-    def other() -> None:
-        with torch.no_grad():
-            call(module, -x)
+    """y and gradients of passes of x. At one call of torch in each, every call in turn, another thread begins a pass of −x. It
+    makes it whole, or waits at one of its own calls, every call in turn, until the first pass is over. The first answer that
+    differs from one without interruption is given, or else the last."""
+    PATIENCE = 1  # s that a thread waits for another one; a layer may let one pass wait for another
 
-    class Interruption(torch.overrides.TorchFunctionMode):
-        at, calls = 0, 0
+    class Stops(torch.overrides.TorchFunctionMode):
+        """Does something before one call of torch."""
+
+        def __init__(self, at: int, there: Callable[[], Any]):
+            super().__init__()
+            self.at, self.there, self.calls = at, there, 0
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             self.calls += 1
             if self.calls == self.at:
-                thread = threading.Thread(target=other)
-                thread.start()
-                thread.join()
+                self.there()
             return func(*args, **(kwargs or {}))
 
-    facts = {}
+    class Other:
+        """The pass of the other thread. It waits at the call of this number, if there is one, until `go` is set."""
+
+        def __init__(self, at: int):
+            self.at, self.reached, self.go, self.late = at, threading.Event(), threading.Event(), False
+            self.y: Any = None
+            self.thread = threading.Thread(target=self.run)
+
+        def run(self) -> None:
+            try:
+                with torch.no_grad(), Stops(self.at, self.stop):
+                    self.y = now(call(module, -x))
+            except Exception as error:
+                self.y = error
+            finally:
+                self.reached.set()
+
+        def stop(self) -> None:
+            self.reached.set()
+            self.late |= not self.go.wait(PATIENCE)
+
+        def begin(self) -> None:
+            self.thread.start()
+            self.late |= not self.reached.wait(PATIENCE)
+
+        def end(self) -> None:
+            self.go.set()
+            if self.thread.ident is not None:
+                self.thread.join()
+
+    alone = Other(0)
+    alone.run()
+    facts: Facts = {"other y": alone.y}
     for name, grad in (("y", True), ("y under no_grad", False)):
-        at, calls = 0, 1
-        while at <= calls:
+        at, stop, calls, late = 0, 0, 1, False
+        while at <= calls and not late:
             for own in (A, B):
                 own.grad = None
-            mode, given = Interruption(), leaf(x)
-            mode.at = at
-            with torch.set_grad_enabled(grad), mode:
-                y = call(module, given)
+            other, given = Other(stop), leaf(x)
+            mode = Stops(at, other.begin)
+            with torch.set_grad_enabled(grad):
+                try:
+                    with mode:
+                        y = call(module, given)
+                finally:
+                    other.end()
+            if isinstance(other.y, Exception):
+                raise other.y
             first = now(y) if at == 0 else facts[f"first {name}"]
             facts |= {f"first {name}": first, name: now(y)}
             if grad and y.requires_grad:
                 y.backward(dy)
                 facts |= gradients_of(x=given, A=A, B=B)
+            if other.y is not None and not torch.equal(other.y, alone.y):
+                return facts | {"other y": other.y, "y under no_grad": now(y)}
             if not torch.equal(first, now(y)):
                 return facts | {"y under no_grad": now(y)}
-            at, calls = at + 1, mode.calls
+            stop, late = stop + 1, other.late
+            if at == 0 or stop > mode.calls:
+                at, stop, calls = at + 1, 0, mode.calls
     return facts
 
 

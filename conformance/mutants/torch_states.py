@@ -583,3 +583,19 @@ class AutocastConvertsForGood(LoRA):
             self.to(torch.get_autocast_dtype("cpu"))
             x = x.to(self.A.dtype)
         return super().lora(x)
+
+
+@mutant("123", kills="TORCH-59")
+@layer_of
+class WaitsOnAStack(LoRA):
+    """x waits on a stack of the layer while the base is computed. Passes of two threads that overlap exchange it."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.stack: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.stack.append(x)
+        y = self.linear(x)
+        x = self.stack.pop()
+        return y if self.kept is not None else y + self.lora(x)

@@ -405,21 +405,25 @@ def settings_of_torch(subject, case):
 
 @requirement(
     "TORCH-59",
-    "A pass during which another thread makes a pass MUST give what it gives alone.",
-    formula="y of x, with a pass of −x in another thread between any two operations = y of x",
+    "Passes of several threads at once MUST each give what they give alone.",
+    formula="y of x, while another thread begins a pass of −x between any two operations, and ends it before or after = y of x",
     sources=("PyTorch documentation, CPU threading and TorchScript inference: threads run a model's forward pass",),
     needs=NEEDS, faults="123", cases=any_size(), examples=0.1,
 )
 def interrupted_passes(subject, case):
     """A server runs one module in many threads. What a pass leaves on the module for its own later steps is then that of
-    another pass. Here the other thread runs while each call of torch in turn waits for it."""
+    another pass. Here the other thread runs while each call of torch in turn waits for it. It makes its pass whole, or waits in
+    turn at one of its own calls."""
     want, layer = plain(subject, case), prepared(subject, case, training=True)
+    opposite = plain(subject, case.replace(x=-case.x))["y"]
     facts = tried(layer, "interrupted", x=case.x, dy=case.dy)
     for name in ("y", "y under no_grad"):
         facts.equal(name, want["y"], f"{name}, with a pass of −x in another thread")
     facts.gradients(want, "of a pass with one of −x in another thread")
+    facts.equal("other y", opposite, "y of the other thread")
     set_mode(layer, False)
     facts = tried(layer, "interrupted", x=case.x, dy=case.dy)
+    facts.equal("other y", opposite, "y of the other thread, in inference mode")
     for name in ("y", "y under no_grad"):
         facts.equal(name, want["y"], f"{name}, in inference mode, with a pass of −x in another thread")
     tried(layer, "in_a_thread", x=case.x).equal("y", want["y"], "y of another thread, in inference mode")
