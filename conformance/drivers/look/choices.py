@@ -36,6 +36,12 @@ def chosen(plan: Plan) -> Iterator[Plan]:
                 yield replace(plan, literals=plan.literals | {argument.name: argument.default()})
 
 
+def without_fields(plan: Plan) -> Iterator[Plan]:
+    """The plan, with None for a field of a configuration that was added as False."""
+    for name in [name for name, value in plan.fields.items() if value is False and plan.kind is None]:
+        yield replace(plan, fields=plan.fields | {name: None})
+
+
 def _compared(call: Callable[..., Any]) -> dict[str, list[str]]:
     """The words that the code compares a name with, in ==, in `in`, in a match statement, or as keys of a dict: name → words.
     Those of an attribute, such as self.mode, are under its name."""

@@ -43,6 +43,9 @@ class Configuration:
     def __contains__(self, name: str) -> bool:
         return hasattr(self, name)
 
+    def keys(self) -> set[str]:
+        return {"rank", "alpha", *self._fields}
+
     def get(self, name: str, default: Any = None) -> Any:
         return getattr(self, name, default)
 

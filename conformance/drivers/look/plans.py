@@ -11,7 +11,7 @@ from torch import nn
 
 from conformance.drivers.look.arguments import Plan
 from conformance.drivers.look.configurations import holds_a_rank, kind_for
-from conformance.drivers.look.names import AROUND, MERGES, ONCE, PARTS, ROLES, SURE, role_of, whole
+from conformance.drivers.look.names import AROUND, MERGES, ONCE, PARTS, ROLES, SIZES, SURE, role_of, whole
 
 MOST = 400  # plans that are tried for one class
 PART_PLANS = 3  # and for the class of a LoRA part that it is given
@@ -115,6 +115,8 @@ def signature(call: Callable[..., Any]) -> tuple[list[inspect.Parameter], tuple[
     if base is None:
         return named, ()
     more = [p for p in signature(base)[0] if p.name not in {q.name for q in named}]
+    if any(role_of(q.name) in AROUND or _kind(q) == "Linear" for q in named):  # the sizes are those of the layer
+        more = [p for p in more if role_of(p.name) not in SIZES]
     if inspect.Parameter.VAR_KEYWORD in passed_on:
         return [*more, *named], ()
     more = [p for p in more if p.default is p.empty]

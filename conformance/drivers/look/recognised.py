@@ -14,7 +14,7 @@ from torch import nn
 from conformance.drivers.look import arrays, building
 from conformance.drivers.look.arguments import PLACE, Plan
 from conformance.drivers.look.arrays import SEEN, SIZES, Places
-from conformance.drivers.look.choices import chosen
+from conformance.drivers.look.choices import chosen, without_fields
 from conformance.drivers.look.names import ROLES
 from conformance.drivers.look.plans import plans, turned
 from conformance.drivers.look.refused import NotRecognised, fused, reason
@@ -118,7 +118,10 @@ class Search:
 
     @property
     def needs_float32(self) -> bool:
-        """Whether something failed because two number formats met."""
+        """Whether something failed because two number formats met, or because the code checks the format where it adds the
+        LoRA part."""
+        if self.best is not None and self.seen and "B moves y" not in self.seen:
+            return True
         errors = [*self.tried, str(self.best.places.error) if self.best else ""]
         return any(word in error for error in errors for word in ("dtype", "Double", "Float"))
 
@@ -138,9 +141,10 @@ class Search:
             yield from chosen(plan)
         if not self.seen or not plan.offers("rank"):
             yield from completed(plan)
-        with suppress(Exception):
-            made = plan.built(self.probe_of(plan), nn.Linear(*SIZES[:2], dtype=getattr(torch, self.probe.dtype)))
-            yield from switched(plan, made)
+        for one in (plan, *without_fields(plan)):
+            with suppress(Exception):
+                made = one.built(self.probe_of(one), nn.Linear(*SIZES[:2], dtype=getattr(torch, self.probe.dtype)))
+                yield from switched(one, made)
 
     def probe_of(self, plan: Plan) -> LayerConfig:
         return replace(self.probe, out_features=SIZES[0]) if plan.square else self.probe
@@ -171,8 +175,9 @@ class Search:
         """What is found with the plan. A name that its configuration lacks is added to it, as False, then as 1."""
         one, said = _looked(plan, config, place)
         for _ in range(FIELDS):
-            lacking = re.search(r"no class has no (\w+)|^KeyError: '(\w+)'", said) if plan.around == "configuration" else None
-            if one is not None or lacking is None or plan.kind is not None:
+            lacking = re.search(r"no class has no (\w+)|^KeyError: '(\w+)'", said)
+            known = "configuration" not in plan.roles.values() or plan.kind is not None
+            if one is not None or lacking is None or known:
                 break
             name = lacking[1] or lacking[2]
             plan = replace(plan, fields=plan.fields | {name: False})

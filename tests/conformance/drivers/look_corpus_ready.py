@@ -910,6 +910,38 @@ class WeightOrNothing(nn.Module):
         return F.linear(x, self.weight) + 2 * (x @ self.A @ self.B)
 
 
+class AsksForKeys(nn.Module):
+    """A dict says what is wanted. Its keys are looked through, and one of them tells only None from a choice."""
+
+    def __init__(self, base_module: nn.Linear, lora_config: dict):
+        super().__init__()
+        self.base, self.bits, self.on = base_module.requires_grad_(False), lora_config["bits"], False
+        if set(lora_config.keys()) & {"gate"}:
+            raise NotImplementedError
+        self.A, self.B = _factors(base_module.in_features, base_module.out_features, lora_config["rank"])
+        self.scale = lora_config["alpha"] / lora_config["rank"]
+
+    def enable(self):
+        self.on = True
+
+    def forward(self, x):
+        part = self.scale * (x @ self.A @ self.B)
+        return self.base(x) + self.on * (part if self.bits is None else part.round())
+
+
+class MoreForTheBase(nn.Linear):
+    """The layer takes a linear layer, and further arguments for its base class, which has its sizes."""
+
+    def __init__(self, layer: nn.Linear, r: int = 0, lora_alpha: int = 1, **kwargs):
+        super().__init__(layer.in_features, layer.out_features, **kwargs)
+        self.weight, self.bias, self.scale = layer.weight, layer.bias, lora_alpha / r
+        self.requires_grad_(False)
+        self.A, self.B = _factors(layer.in_features, layer.out_features, r)
+
+    def forward(self, x):
+        return super().forward(x) + self.scale * (x @ self.A @ self.B)
+
+
 # ---- no single LoRA layer
 
 
@@ -1028,6 +1060,8 @@ READY = (
     Layer("DeltaOfAShape", "parametrization", "parametrizations.weight.original", "parametrizations.weight.0.lora_A",
           "parametrizations.weight.0.lora_B", "bias", "AB", trains=("W", "b")),
     Layer("WeightOrNothing", "weight", "weight", "A", "B", None, scale="always 2"),
+    Layer("AsksForKeys", "linear", "base.weight", "A", "B", "base.bias"),
+    Layer("MoreForTheBase", "linear", "weight", "A", "B", "bias"),
     Layer("NeedsAGate", "linear", "linear.weight", "A", "B", "linear.bias"),
     Layer("Prepared", "linear", "inner.weight", "A", "B", "inner.bias"),
 )
