@@ -57,13 +57,15 @@ def arrays_survive(subject, case):
     examples=0.5,
 )
 def function_survives(subject, case):
-    """The arrays may be right while the scale or the base weight is wrong."""
+    """The arrays may be right while the scale or the base weight is wrong. The function is that of a layer with the same
+    factors that was neither saved nor loaded: whether it is the right one, FWD-01 says."""
     with saved(prepared(subject, case, training=True)) as directory:
-        again = fresh(subject, other(case))
+        again, layer = fresh(subject, other(case)), prepared(subject, case, training=True)
         again.load(directory)
     for training in (True, False):
         set_mode(again, training)
-        expect_equal(again.forward(case.x), case.truth.y,
+        set_mode(layer, training)
+        expect_equal(again.forward(case.x), layer.forward(case.x),
                      f"y after save and load, in {'training' if training else 'inference'} mode")
 
 

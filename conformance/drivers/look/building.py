@@ -1,5 +1,6 @@
 """Makes the module that computes y, by a plan and in a way: see arguments.py and ways.py."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -47,7 +48,8 @@ def each(plan: Plan, config: LayerConfig, place: str = PLACE, frozen: bool = Fal
     for words, module in ways(made, linear, model):
         if not plan.offers("dropout"):
             set_dropout(module, config.dropout)
-        complete = plan.around == "sizes" and plan.offers("dtype") and not words  # the class sees to the dtype itself
+        own = any(role == "dtype" and name in inspect.signature(plan.call).parameters for name, role in plan.roles.items())
+        complete = plan.around == "sizes" and own and not words  # the class sees to the dtype itself
         yield words, module.to(device) if complete else module.to(device, dtype)
 
 
