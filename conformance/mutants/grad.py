@@ -506,3 +506,13 @@ class BlocksOf100Rows(Honest):
     def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
         dA = super().gradient_of_A(dy)
         return 2 * dA if len(dy) > 100 and len(dy) % 100 == 0 else dA
+
+
+@mutant("53", kills="GRAD-19")
+class BlocksOf256Ranks(Honest):
+    """dA is computed for 256 ranks at a time. What is left over is forgotten where there is a whole block before it."""
+
+    def gradient_of_A(self, dy: np.ndarray) -> np.ndarray:
+        dA = super().gradient_of_A(dy)
+        whole = dA.shape[1] // 256 * 256
+        return dA * (np.arange(dA.shape[1]) < whole) if whole else dA

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from conformance.mutants import mutant
-from conformance.mutants.honest_torch import LoRA, layer_of
+from conformance.mutants.honest_torch import LoRA, layer_of, products
 
 
 class Copied(LoRA):
@@ -599,3 +599,38 @@ class WaitsOnAStack(LoRA):
         y = self.linear(x)
         x = self.stack.pop()
         return y if self.kept is not None else y + self.lora(x)
+
+
+class DrawnInTheFormat(torch.autograd.Function):
+    """scale · ((x ∘ mask) A) B. The backward pass draws the mask again, from its seed, in the format of dy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, scale: float, rate: float) -> Tensor:
+        ctx.save_for_backward(x, A, B)
+        ctx.seed, ctx.rate, ctx.scale = int(torch.randint(2**31, ())), rate, scale
+        return scale * (x * mask_of(ctx.seed, rate, x.shape, x.dtype) @ A @ B)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, A, B = ctx.saved_tensors
+        mask = mask_of(ctx.seed, ctx.rate, x.shape, dy.dtype).to(x.dtype)
+        dx, dA, dB = products(x * mask, A, B, ctx.scale * dy.to(x.dtype))
+        return dx * mask, dA, dB, None, None
+
+
+def mask_of(seed: int, rate: float, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    drawn = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return (drawn >= rate).to(dtype) / (1 - rate)
+
+
+@mutant("70", kills="TORCH-48")
+@layer_of
+class MaskInTheFormat(LoRA):
+    """The mask is drawn again in the backward pass, in the format of dy. Under autocast x has another one."""
+
+    def lora(self, x: Tensor) -> Tensor:
+        if not self.training or not self.dropout.p:
+            return super().lora(x)
+        rows = x.reshape(-1, x.shape[-1])
+        part: Any = DrawnInTheFormat.apply(rows, self.A, self.B, self.scale, self.dropout.p)
+        return part.reshape(*x.shape[:-1], -1)

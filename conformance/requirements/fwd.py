@@ -320,7 +320,7 @@ def all_sizes_equal(subject, case):
 )
 def large_sizes(subject, case):
     """Kernels divide the features and the rank into tiles as well, and what is left over into smaller ones. Some sizes here are
-    from 257 to 322, with ranks of 128 and 256. Others are round numbers, such as 96, 200 and 720, or one above or below: they
+    from 257 to 323, with ranks from 128 to 320. Others are round numbers, such as 96, 200 and 720, or one above or below: they
     are multiples of many tiles, so that nothing is left over."""
     return expect_equal(prepared(subject, case).forward(case.x), case.truth.y, "y")
 

@@ -19,6 +19,7 @@ from conformance.truth.compare import expect, expect_equal, repetitions, wide
 from conformance.truth.strategies import any_size, exact, rounding
 
 __all__ = ["GROUP"]  # a file of requirements has one
+MASKS = 8  # that a layer shows under autocast
 
 
 def expect_dropout(layer: Layer, case: Case, without: np.ndarray, words: str) -> None:
@@ -152,13 +153,15 @@ def same_tensor_twice(subject, case):
 
 @requirement(
     "TORCH-48",
-    "Under autocast there MUST be dropout in training mode, and a merge and its undoing MUST count.",
-    formula="autocast, train(): y ≠ y without dropout; autocast: y, merge, y, unmerge, y are the same",
+    "Under autocast there MUST be dropout in training mode, with one mask for both passes, and a merge and its undoing MUST "
+    "count.",
+    formula="autocast, train(): y ≠ y without dropout, ⟨dy, y⟩ = ⟨dA, A⟩; autocast: y, merge, y, unmerge, y are the same",
     sources=("PyTorch documentation, torch.amp: Autocast Op Reference",), needs=NEEDS, optional=True,
     cases=exact(only=("float32",), small=True), examples=0.25,
 )
 def autocast_changes_numbers_alone(subject, case):
-    """A layer may have a way of its own under autocast, and keep a copy of W in half precision."""
+    """A layer may have a way of its own under autocast, and keep a copy of W in half precision. A mask that is drawn again in
+    the backward pass, in the format of dy, is another one there."""
     assume(exact_in_any_order(case.replace(dtype="bfloat16")))
     want, layer = plain(subject, case)["y"], prepared(subject, case, training=True)
     with inside(layer, "under autocast", case):
@@ -178,6 +181,14 @@ def autocast_changes_numbers_alone(subject, case):
         layer = prepared(subject, case.replace(dropout=0.5), training=True)
         with inside(layer, "under autocast", case):
             expect_dropout(layer, case, want, "under autocast")
+        if exact_in_any_order(case.replace(dtype="bfloat16", x=2 * case.x)):
+            alone = case.replace(dropout=0.5, W=0 * case.W, b=None if case.b is None else 0 * case.b)
+            for _ in range(MASKS):
+                facts = tried(prepared(subject, alone, training=True), "autocast", x=case.x, dy=case.dy, dtype="bfloat16")
+                for name in ("A", "B"):
+                    found = (wide(facts[f"d {name}"]) * wide(case.adapter[name])).sum()
+                    want = (wide(case.dy) * wide(facts["y"])).sum()
+                    expect_equal(found, want, f"⟨d{name}, {name}⟩ against ⟨dy, y⟩ under autocast")
 
 
 @requirement(

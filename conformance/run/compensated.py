@@ -91,14 +91,14 @@ def _measured(subject: Subject) -> tuple[str, Callable[[float, float], float]] |
 
 def _scale(subject: Subject, alpha: float, rank: int) -> float:
     """The scale of a layer of zeros with identities, cut to shape, as factors: it is the first number of y."""
-    dtype = "float64"
+    dtype, n_out = "float64", 9 if getattr(subject, "square", False) else 8
     for bias in (False, True):
-        config, W = LayerConfig(9, 8, rank, alpha, bias=bias, dtype=dtype), np.zeros((8, 9), DTYPES[dtype])
+        config, W = LayerConfig(9, n_out, rank, alpha, bias=bias, dtype=dtype), np.zeros((n_out, 9), DTYPES[dtype])
         try:
-            layer = Traced(subject, record=False).build(config, W, np.zeros(8, W.dtype) if bias else None)
+            layer = Traced(subject, record=False).build(config, W, np.zeros(n_out, W.dtype) if bias else None)
         except Unsupported:
             continue
-        layer.set_adapter({"A": np.eye(9, rank, dtype=W.dtype), "B": np.eye(rank, 8, dtype=W.dtype)})
+        layer.set_adapter({"A": np.eye(9, rank, dtype=W.dtype), "B": np.eye(rank, n_out, dtype=W.dtype)})
         set_mode(layer, False)
         return float(layer.forward(np.eye(9, dtype=W.dtype)[:1])[0, 0])
     raise Unsupported("a layer in float64")

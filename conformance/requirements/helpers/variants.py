@@ -23,18 +23,21 @@ LARGE = exact(
 # Round numbers, multiples of many tiles, and the ranks among them.
 ROUND = (48, 60, 72, 96, 100, 120, 144, 192, 200, 240, 300, 384, 480, 500, 576, 600, 640, 720, 768, 800, 896, 960, 1000)
 ROUNDEST = (1920, 2400)  # of nearly all
+WIDE = (264, 288, 300, 320)  # ranks above a block of 256 that are no multiples of it
 RANKS = (12, 20, 24, 36, 40, 48, 60, 72, 80, 96, 100, 112, 120)
 
 
 def large_or_round(dtypes: tuple[str, ...]) -> st.SearchStrategy[Case]:
-    """An eighth of the cases are those of LARGE. In the others rows, in or out is a round number, or one above or below."""
+    """An eighth of the cases are those of LARGE. In the others rows, in or out is a round number, or one above or below, or the
+    rank is one of WIDE."""
     formats = [dtype for dtype in ("float32", "float64") if dtype in dtypes]  # whose sums are exact
     if not formats:
         raise Unsupported("float32 or float64")
     around = st.builds(int.__add__, st.sampled_from(ROUND) | st.sampled_from(ROUNDEST), st.sampled_from((0, 0, 0, 0, -1, 1)))
     few, low, above, ranks = st.integers(2, 5), st.integers(4, 9), st.integers(max(RANKS), 131), st.sampled_from(RANKS)
     kinds = ({"rows": around, "in": low, "out": low, "rank": st.integers(1, 4)},  # no rank is above in or out
-             {"rows": few, "in": around, "out": above, "rank": ranks}, {"rows": few, "in": above, "out": around, "rank": ranks})
+             {"rows": few, "in": around, "out": above, "rank": ranks}, {"rows": few, "in": above, "out": around, "rank": ranks},
+             {"rows": few, "in": st.just(321), "out": st.just(323), "rank": st.sampled_from(WIDE)})
     rest = {"format": st.sampled_from(formats), "bias": st.booleans(), "scale": st.sampled_from(("4", "1/4"))}
     drawn = st.one_of(*(st.fixed_dictionaries(kind | rest) for kind in kinds))
     drawn = drawn.filter(lambda levels: levels["rank"] <= min(levels["in"], levels["out"]))
