@@ -602,7 +602,7 @@ class WaitsOnAStack(LoRA):
 
 
 class DrawnInTheFormat(torch.autograd.Function):
-    """scale · ((x ∘ mask) A) B. The backward pass draws the mask again, from its seed, in the format of dy."""
+    """scale · ((x ∘ mask) A) B. The backward pass draws the mask again, in the format of dy, on which the numbers depend."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, scale: float, rate: float) -> Tensor:
@@ -619,7 +619,7 @@ class DrawnInTheFormat(torch.autograd.Function):
 
 
 def mask_of(seed: int, rate: float, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    drawn = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    drawn = torch.rand(shape, generator=torch.Generator().manual_seed(seed + dtype.itemsize))
     return (drawn >= rate).to(dtype) / (1 - rate)
 
 
