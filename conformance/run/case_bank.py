@@ -21,7 +21,7 @@ from conformance.files.case import FileCase
 from conformance.record.trace import SubjectError, Traced
 from conformance.requirements import Requirement
 from conformance.subject import Subject, Unsupported
-from conformance.truth.case import Case
+from conformance.truth.case import Case, shows_the_lora_part
 from conformance.truth.compare import Mismatch
 from conformance.truth.model_case import ModelCase
 
@@ -94,8 +94,11 @@ def fitted(case: AnyCase, subject: Subject) -> AnyCase:
     Subject."""
     if not isinstance(case, Case):
         return case
+    given = case
     case = case.squared if getattr(subject, "square", False) else case
-    case = case.of_rank(rank) if (rank := getattr(subject, "rank", None)) else case
+    case = case.of_rank(rank) if (rank := getattr(subject, "rank", None)) and case.config.rank else case
+    if case is not given and shows_the_lora_part(given) and not shows_the_lora_part(case):
+        raise Unsupported("a case that shows the LoRA part, of such sizes")
     return case.fitted(getattr(subject, "scale", None), getattr(subject, "alpha", None))
 
 

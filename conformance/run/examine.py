@@ -211,6 +211,9 @@ class _Search:
                 raise _Enough from None
             raise UnsatisfiedAssumption from None
         except (Mismatch, SubjectError) as failure:
+            if self._too_wide(case, failure):
+                self.unsupported.append("a rank above in or out")
+                raise UnsatisfiedAssumption from None
             if self.best is None:
                 now = time.perf_counter()
                 self.deadline = now + SHRINK_SHARE * (self.until - now)
@@ -218,6 +221,13 @@ class _Search:
             if self.best is None or case.size < self.best[0] and not broke:
                 self.best = (case.size, case, failure, traced)
             raise
+
+    def _too_wide(self, case: Case | ModelCase | FileCase, failure: Exception) -> bool:
+        """Whether the subject has refused to build a layer whose rank, the only one that it has, is above in or out."""
+        if not isinstance(case, Case) or getattr(self.subject, "rank", None) is None or not isinstance(failure, SubjectError):
+            return False
+        wide_rank = case.config.rank > min(case.config.in_features, case.config.out_features)
+        return wide_rank and failure.call == "build()" and not failure.broke
 
     def ask_for_other_kinds(self, seed: int) -> None:
         """Tries whether kinds of layers that were declined at the start, and are not asked for since, are offered by now."""
@@ -345,11 +355,12 @@ def offered(subject: Subject, dtypes: tuple[str, ...], device: str = "cpu") -> K
 def _built(subject: Subject, dtype: str, bias: bool, device: str, rng: np.random.Generator, sizes: tuple[int, ...]
            ) -> BaseException | None:
     """What building a layer of these sizes, in and out, and of random numbers raised, or None."""
-    n_in, n_out = map(int, sizes)
+    rank = getattr(subject, "rank", None)
+    n_in, n_out = (int(size) + (rank or 0) for size in sizes)  # some implementations refuse a rank above them
     W, b = (rng.standard_normal(shape).astype(DTYPES[dtype]) for shape in ((n_out, n_in), n_out))
-    alpha = getattr(subject, "scale", None) or 2.0
+    alpha = getattr(subject, "alpha", None) or (getattr(subject, "scale", None) or 2.0) * (rank or 1)
     try:
-        config = LayerConfig(n_in, n_out, getattr(subject, "rank", None) or 1, alpha, bias=bias, dtype=dtype, device=device)
+        config = LayerConfig(n_in, n_out, rank or 1, alpha, bias=bias, dtype=dtype, device=device)
         subject.build(config, W, b if bias else None)
     except (Exception, SystemExit) as error:
         return error

@@ -57,13 +57,14 @@ class Failure:
     passes: dict[str, Level]  # for a size that is needed, the next smaller one, with which it passes
     broken: Broken
     number: int
+    plain: Levels = field(default_factory=lambda: PLAIN)  # the plain levels, as far as the subject offers them
 
     @property
     def needed(self) -> str:
         """The levels that are not the plain ones, in words."""
         words = []
         for name, level in self.levels.items():
-            if level != PLAIN[name]:
+            if level != self.plain[name]:
                 less = f" (not {self.passes[name]})" if name in self.passes else ""
                 words.append(f"{name} {word(level)}{less}")
         return ", ".join(words)
@@ -110,8 +111,7 @@ class Sweeper:
             broken, levels = self.outcome(levels, at, done)
             if broken is None or self._explained(broken, levels):
                 continue
-            failure = self.made_plain(broken, levels, at) if explain else Failure(
-                breaks(broken.kind, levels), levels, {}, broken, at)
+            failure = self.made_plain(broken, levels, at) if explain else self._failure(levels, {}, broken, at)
             if time.perf_counter() > self.plain_until and self._failed_before(broken.kind):
                 self.found.left = self.found.late = len(rows) - place - 1
                 break  # its levels may not be needed, and would accuse another requirement
@@ -238,20 +238,28 @@ class Sweeper:
         """Lives one case."""
         broken, levels = self.outcome(levels, number, set())
         if broken is not None:
-            id = breaks(broken.kind, levels)
-            self.found.failures[id] = Failure(id, levels, {}, broken, number)
+            failure = self._failure(levels, {}, broken, number)
+            self.found.failures[failure.id] = failure
         return self.found
+
+    def _failure(self, levels: Levels, passes: dict[str, Level], broken: Broken, number: int) -> Failure:
+        """The failure of the case. What the subject has in the place of a plain level counts as that."""
+        plain = self.offered(PLAIN)
+        counted = {name: PLAIN[name] if level == plain[name] else level for name, level in levels.items()}
+        return Failure(breaks(broken.kind, counted), levels, passes, broken, number, plain)
 
     def made_plain(self, broken: Broken, levels: Levels, number: int) -> Failure:
         """The failure with every factor at its plain level, or at the smallest size, with which an answer of the same kind is
         still wrong."""
         passes: dict[str, Level] = {}
         if getattr(broken.failure, "broke", False):  # each further try would start a process
-            return Failure(breaks(broken.kind, levels), levels, passes, broken, number)
+            return self._failure(levels, passes, broken, number)
 
         def fails(candidate: Levels) -> bool:
-            nonlocal broken, number
-            if not possible(candidate) or self.offered(candidate) != candidate:
+            """Whether the case fails that has these levels, as far as they are offered. Then its levels are kept."""
+            nonlocal broken, number, levels
+            candidate = self.offered(candidate)
+            if not possible(candidate) or candidate == levels:
                 return False
             for other in (number, *OTHER_NUMBERS):
                 if time.perf_counter() > self.plain_until:
@@ -259,7 +267,7 @@ class Sweeper:
                 with suppress(Unsupported):
                     now = self.lived(candidate, other)
                     if now is not None and now.kind == broken.kind and not getattr(now.failure, "broke", False):
-                        broken, number = now, other
+                        broken, number, levels = now, other, candidate
                         return True
             return False
 
@@ -270,17 +278,15 @@ class Sweeper:
                 name, known = factor.name, levels[factor.name]
                 if known == factor.plain:
                     continue
-                if fails(candidate := _plainer(levels, name)):
-                    levels = candidate
-                elif factor.is_size:
+                if not fails(_plainer(levels, name)) and factor.is_size:
                     passes.pop(name, None)
                     between = [size for size in factor.levels if factor.size < int(size) < int(known)]
                     smaller = next((size for size in between if fails(levels | {name: size})), known)
-                    levels = levels | {name: smaller}
                     below = [size for size in factor.levels if factor.size <= int(size) < int(smaller)]
-                    if below and possible(levels | {name: below[-1]}):
+                    less = self.offered(levels | {name: below[-1]}) if below else levels
+                    if below and possible(less) and less[name] == below[-1]:
                         passes[name] = below[-1]
-        return Failure(breaks(broken.kind, levels), levels, passes, broken, number)
+        return self._failure(levels, passes, broken, number)
 
     def script(self, failure: Failure, spec: str) -> str | None:
         """The calls of the failure as a script, if it is short enough to be read."""

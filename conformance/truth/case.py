@@ -124,7 +124,7 @@ class Case:
         have = self.config.rank
         if rank == have:
             return self
-        A = np.take(self.A, np.arange(rank) % have, axis=1) if have else np.zeros((len(self.A), rank), self.A.dtype)
+        A = np.take(self.A, np.arange(rank) % have, axis=1)
         B = np.zeros((rank, self.B.shape[1]), self.B.dtype)
         B[:have] = self.B[:rank]
         alpha = self.scale * (rank**0.5 if self.config.scaling == "rslora" else rank)

@@ -69,6 +69,8 @@ def many_columns(case: Case) -> tuple[Case, tuple[int, int], np.ndarray]:
 def revealing(subject: Subject, case: Case) -> Layer:
     """A training-mode layer of the case's configuration, with W = 0, b = 0 and A = B = I."""
     eye = np.eye(case.config.in_features, dtype=case.dtype)
+    if case.config.rank != len(eye):  # it has one rank only
+        raise Unsupported("a rank that is in and out")
     case = case.replace(W=0 * eye, b=None if case.b is None else 0 * eye[0], A=eye, B=eye)
     layer = prepared(subject, case, training=True)
     layer.train(True)
