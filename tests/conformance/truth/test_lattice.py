@@ -20,12 +20,13 @@ from conformance.truth.space import FACTORS, Levels, possible, scale_of
 OPERANDS = tuple(AXES)
 SHAPES = ("rows", "in", "out", "rank")
 
+IN_NUMBERS = [factor for factor in FACTORS if factor.name != "handled"]  # what the numbers of a case depend on
 
 def random_levels(seed: int, largest: int = 1025, fixed: Levels | None = None) -> Levels:
     """Random levels that no rule forbids, whose scale is exact: with rank-stabilised scaling the rank is a square."""
     rng = np.random.default_rng(seed)
     while True:
-        levels: Levels = {f.name: f.levels[rng.integers(len(f.levels))] for f in FACTORS} | (fixed or {})
+        levels: Levels = {f.name: f.levels[rng.integers(len(f.levels))] for f in IN_NUMBERS} | (fixed or {})
         if possible(levels) and exact_scale(levels) and all(int(levels[name]) <= largest for name in SHAPES):
             return levels
 
