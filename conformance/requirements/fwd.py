@@ -316,7 +316,7 @@ def all_sizes_equal(subject, case):
 @requirement(
     "FWD-19",
     "Sizes and ranks larger than a tile MUST be computed like small ones.",
-    formula=FORMULA, sources=SOURCES, needs="set_adapter forward", faults="53", cases=large_or_round, examples=1.25,
+    formula=FORMULA, sources=SOURCES, needs="set_adapter forward", faults="53", cases=large_or_round, examples=1.75,
 )
 def large_sizes(subject, case):
     """Kernels divide the features and the rank into tiles as well, and what is left over into smaller ones. Some sizes here are

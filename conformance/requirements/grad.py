@@ -348,7 +348,7 @@ def layers_are_independent(subject, case):
 @requirement(
     "GRAD-19",
     "Gradients MUST be right for sizes and ranks larger than a tile.",
-    formula="dx, dA, dB as for small sizes", sources=SOURCES, needs=NEEDS, faults="53", cases=large_or_round, examples=1.25,
+    formula="dx, dA, dB as for small sizes", sources=SOURCES, needs=NEEDS, faults="53", cases=large_or_round, examples=1.75,
 )
 def gradients_of_large_sizes(subject, case):
     """The sizes of FWD-19. There are up to 2401 rows."""

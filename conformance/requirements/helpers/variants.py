@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from conformance.subject import Unsupported
 from conformance.truth import lattice
 from conformance.truth.case import Case, exact_in_any_order
-from conformance.truth.space import PLAIN
+from conformance.truth.space import PLAIN, Levels
 from conformance.truth.strategies import exact
 
 SQUARE = st.shared(st.integers(2, 4), key="side of a square layer")
@@ -28,21 +28,25 @@ RANKS = (12, 20, 24, 36, 40, 48, 60, 72, 80, 96, 100, 112, 120)
 
 
 def large_or_round(dtypes: tuple[str, ...]) -> st.SearchStrategy[Case]:
-    """An eighth of the cases are those of LARGE. In the others rows, in or out is a round number, or one above or below, or the
-    rank is one of WIDE."""
+    """A tenth of the cases are those of LARGE, and a tenth have a rank of WIDE. In the others rows, in or out is a round
+    number, or one above or below."""
     formats = [dtype for dtype in ("float32", "float64") if dtype in dtypes]  # whose sums are exact
     if not formats:
         raise Unsupported("float32 or float64")
     around = st.builds(int.__add__, st.sampled_from(ROUND) | st.sampled_from(ROUNDEST), st.sampled_from((0, 0, 0, 0, -1, 1)))
     few, low, above, ranks = st.integers(2, 5), st.integers(4, 9), st.integers(max(RANKS), 131), st.sampled_from(RANKS)
     kinds = ({"rows": around, "in": low, "out": low, "rank": st.integers(1, 4)},  # no rank is above in or out
-             {"rows": few, "in": around, "out": above, "rank": ranks}, {"rows": few, "in": above, "out": around, "rank": ranks},
-             {"rows": few, "in": st.just(321), "out": st.just(323), "rank": st.sampled_from(WIDE)})
+             {"rows": few, "in": around, "out": above, "rank": ranks}, {"rows": few, "in": above, "out": around, "rank": ranks})
+    wide = {"rows": few, "in": st.just(321), "out": st.just(323), "rank": st.sampled_from(WIDE)}
     rest = {"format": st.sampled_from(formats), "bias": st.booleans(), "scale": st.sampled_from(("4", "1/4"))}
     drawn = st.one_of(*(st.fixed_dictionaries(kind | rest) for kind in kinds))
     drawn = drawn.filter(lambda levels: levels["rank"] <= min(levels["in"], levels["out"]))
-    made = st.builds(lambda levels, seed: lattice.build(PLAIN | levels, seed), drawn, st.integers(0, 2**31))
-    return st.one_of(LARGE(dtypes), *(made.filter(exact_in_any_order),) * 7)
+
+    def made(levels: st.SearchStrategy[Levels]) -> st.SearchStrategy[Case]:
+        built = st.builds(lambda levels, seed: lattice.build(PLAIN | levels, seed), levels, st.integers(0, 2**31))
+        return built.filter(exact_in_any_order)
+
+    return st.one_of(LARGE(dtypes), made(st.fixed_dictionaries(wide | rest)), *(made(drawn),) * 8)
 
 
 def regauged(case):
