@@ -53,7 +53,7 @@ def printed(text: str) -> set[str]:
 @pytest.mark.parametrize(
     ("name", "id"),
     [
-        ("NotDivided", "SCALE-01"), ("NotDivided", "FWD-02"), ("NotDivided", "MERGE-01"), ("NotDivided", "STATE-02"),
+        ("NotDivided", "SCALE-01"), ("NotDivided", "FWD-02"), ("NotDivided", "MERGE-01"),
         ("MergesWithoutScale", "MERGE-01"), ("MergesWithoutScale", "MERGE-03"), ("MergesWithoutScale", "MERGE-04"),
         ("NothingReachesX", "GRAD-01"), ("NothingReachesX", "GRAD-04"),
         ("HalvesGradients", "GRAD-02"), ("HalvesGradients", "GRAD-07"), ("HalvesGradients", "GRAD-13"),
