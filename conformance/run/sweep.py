@@ -203,11 +203,9 @@ class Sweeper:
             levels = levels | {"rank": self.rank, "alike": "none" if equal else levels["alike"]}
         if not self.wide_rank and int(levels["rank"]) > _most(levels):
             levels = levels | {"rank": max(size for size in BY_NAME["rank"].levels if int(size) <= _most(levels))}
-        if self.alpha is not None and self.rank is None:
-            rank = 2 ** (int(levels["rank"]).bit_length() - 1)  # 1 / rank is exact for such a rank
+        if self.alpha is not None:
+            rank = self.rank or 2 ** (int(levels["rank"]).bit_length() - 1)  # 1 / rank is exact for such a rank
             levels = levels | {"rank": rank, "scale": str(self.alpha / rank), "scaling": "standard"}
-        if self.alpha is not None and self.rank is not None:
-            levels = levels | {"scale": str(self.alpha / self.rank), "scaling": "standard"}
         if self.scale is not None:
             levels = levels | {"scale": str(self.scale), "scaling": "standard"}
         return levels
@@ -278,7 +276,9 @@ class Sweeper:
                 name, known = factor.name, levels[factor.name]
                 if known == factor.plain:
                     continue
-                if not fails(_plainer(levels, name)) and factor.is_size:
+                plain = self.offered(PLAIN)
+                both = {size: plain[size] for size in ("in", "out")} if self.square and name in ("in", "out") else {}
+                if not fails(_plainer(levels, name) | both) and factor.is_size:
                     passes.pop(name, None)
                     between = [size for size in factor.levels if factor.size < int(size) < int(known)]
                     smaller = next((size for size in between if fails(levels | {name: size})), known)

@@ -354,11 +354,22 @@ def test_a_subject_of_one_rank_gets_cases_of_that_rank():
         found = Sweeper(subject, ALL_KINDS, 0).part(0, PARTED)
         assert not found.failures and found.lived > 0.9 * len(covering.array(0)[::PARTED])
         assert "a rank other than 8" in found.declined and not any(words.startswith("rank ") for words in found.declined)
-        ids = ("FWD-01", "FWD-06", "FWD-18", "GRAD-02", "MERGE-01", "INIT-04", "STATE-01")
+        ids = ("FWD-01", "FWD-06", "FWD-18", "GRAD-02", "MERGE-01", "INIT-04", "STATE-01", "DROP-01", "DROP-03", "DROP-07")
         wanted = [r for r in all_requirements() if r.id in ids]
         status = {r.id: examine(r, subject, "rank", examples=8, seed=0).status for r in wanted}
-    assert status == dict.fromkeys(status, "pass") | {"FWD-06": "unsupported", "FWD-18": "unsupported"}
+    assert status == dict.fromkeys(status, "pass") | dict.fromkeys(("FWD-06", "FWD-18", "DROP-03", "DROP-07"), "unsupported")
     assert offered(subject, ("float32",)) == {("float32", True), ("float32", False)}
+
+
+@pytest.mark.parametrize("fixed", [{"rank": 8}, {"square": True}, {"alpha": 4.0}])
+def test_what_a_subject_has_in_the_place_of_a_plain_level_is_not_needed(fixed):
+    """A layer that is always wrong breaks the formula, and not what is said of its rank, its sizes or its scale."""
+    subject = Of(AlwaysWrong)
+    vars(subject).update(fixed)
+    with np.errstate(all="ignore"):
+        found = Sweeper(subject, ALL_KINDS, 0).part(0, PARTED)
+    (failure,) = (failure for failure in found.failures.values() if failure.broken.kind == "y")
+    assert (failure.id, failure.needed, failure.passes) == ("FWD-01", "", {})
 
 
 def test_a_failure_of_a_costly_requirement_is_neither_made_smaller_nor_explained():
